@@ -1,0 +1,229 @@
+"""The data bottle: one self-contained tree of data and artefacts, in a folder or under an `s3://` prefix.
+
+A *key* is a relative POSIX path inside the bottle (`pictures/ab/ab12….jpg`). Every write is atomic: on a file
+system by a temporary name and a rename, on S3 because an object appears only once its upload is complete.
+Large files go through S3's managed transfer (parallel parts, retries).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from jobkit import settings
+from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.files import atomic_file
+
+
+class Bottle(Protocol):
+    """What a job may do with the bottle. `str(bottle)` is its root: a folder or an `s3://` address."""
+
+    def exists(self, key: str) -> bool:
+        """Whether `key` is a complete file."""
+
+    def read(self, key: str) -> bytes:
+        """Return the content of `key`; `DataRefused` if there is none."""
+
+    def write(self, key: str, content: bytes | str) -> None:
+        """Write `key` atomically (text as UTF-8)."""
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Yield the keys of the files under the folder `prefix`, in sorted order."""
+
+    def local(self, key: str) -> Path:
+        """Return a local file with the content of `key`, downloaded first where the bottle is remote. Read only."""
+
+    def put(self, key: str, source: Path) -> None:
+        """Copy the local file `source` to `key` atomically."""
+
+    def delete(self, key: str) -> None:
+        """Remove `key`; nothing happens if there is none."""
+
+
+def open_bottle(root: str | None = None) -> Bottle:
+    """Return the bottle at `root`, by default at the one that `NIGHTSHIFT_BOTTLE` names."""
+    root = root or settings.require(settings.BOTTLE)
+    parts = urlsplit(root)
+    if parts.scheme == "s3":
+        return S3Bottle(parts.netloc, parts.path)
+    if parts.scheme not in ("", "file"):
+        raise ConfigurationError(f"{root}: a bottle is a folder or s3://bucket/prefix, not {parts.scheme}://")
+    return FolderBottle(Path(parts.path))
+
+
+def checked_key(key: str) -> str:
+    """Return `key` if it is a clean relative path that stays inside the bottle."""
+    path = PurePosixPath(key)
+    if not key or path.is_absolute() or ".." in path.parts or "\\" in key or str(path) != key:
+        raise ConfigurationError(f"{key!r} is no bottle key: a relative POSIX path without '..', '//' or a trailing '/'")
+    return key
+
+
+def upload_directory(bottle: Bottle, source: Path, prefix: str) -> list[str]:
+    """Copy every file below `source` to `prefix/...`; return the keys. Names that start with a dot are left out."""
+    keys = []
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            keys.append(f"{prefix}/{relative.as_posix()}")
+            bottle.put(keys[-1], path)
+    return keys
+
+
+class FolderBottle:
+    """A bottle in a folder of the local file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def path(self, key: str) -> Path:
+        """Return where `key` lies."""
+        return self.root / checked_key(key)
+
+    def exists(self, key: str) -> bool:
+        """Whether `key` is a file."""
+        return self.path(key).is_file()
+
+    def read(self, key: str) -> bytes:
+        """Return the content of `key`."""
+        return self.local(key).read_bytes()
+
+    def write(self, key: str, content: bytes | str) -> None:
+        """Write `key` through a temporary file and a rename."""
+        with _out_of_space(), atomic_file(self.path(key)) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Yield the files below `prefix`; unfinished ones (their names start with a dot) are left out."""
+        for path in sorted(self.path(prefix).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(self.root).as_posix()
+
+    def local(self, key: str) -> Path:
+        """Return the file itself."""
+        path = self.path(key)
+        if not path.is_file():
+            raise DataRefused(f"{key} is not in the bottle {self}")
+        return path
+
+    def put(self, key: str, source: Path) -> None:
+        """Copy `source` to `key`."""
+        with _out_of_space(), atomic_file(self.path(key)) as temporary:
+            shutil.copyfile(source, temporary)
+
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        self.path(key).unlink(missing_ok=True)
+
+
+class S3Bottle:
+    """A bottle under a prefix of an S3 bucket.
+
+    boto3 finds endpoint and credentials in the usual places (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...).
+    `local` keeps downloads under `NIGHTSHIFT_CACHE` (default `~/.cache/nightshift`), named by key and ETag, so that a
+    changed object is fetched again and an unchanged one is not.
+    """
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        import boto3
+        from boto3.s3.transfer import TransferConfig
+        from botocore.config import Config
+
+        if not bucket:
+            raise ConfigurationError("an s3:// bottle needs a bucket: s3://bucket/prefix")
+        self.bucket, self.prefix = bucket, prefix.strip("/")
+        config = Config(retries={"max_attempts": 4, "mode": "standard"}, connect_timeout=10, read_timeout=60)
+        self.client: Any = boto3.client("s3", config=config)
+        self.transfer = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=2)
+        self.cache = Path(os.environ.get("NIGHTSHIFT_CACHE", "~/.cache/nightshift")).expanduser()
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{checked_key(key)}".lstrip("/")
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in ("404", "NoSuchKey"):
+                raise DataRefused(f"{key} is not in the bottle {self}") from error
+            if code in ("403", "AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+                raise ConfigurationError(f"{self} refused {key}: {error}") from error
+            raise TryAgainLater(f"{self} failed on {key}: {error}") from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise TryAgainLater(f"{self} failed on {key}: {error}") from error
+
+    def exists(self, key: str) -> bool:
+        """Whether the object exists."""
+        try:
+            with self._errors(key):
+                self.client.head_object(Bucket=self.bucket, Key=self._name(key))
+        except DataRefused:
+            return False
+        return True
+
+    def read(self, key: str) -> bytes:
+        """Return the object's content."""
+        with self._errors(key):
+            return bytes(self.client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"].read())
+
+    def write(self, key: str, content: bytes | str) -> None:
+        """Write the object in one request."""
+        data = content.encode() if isinstance(content, str) else content
+        with self._errors(key):
+            self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Yield the objects below `prefix`."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._name(prefix) + "/")
+        with self._errors(prefix):
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    yield entry["Key"].removeprefix(self.prefix).lstrip("/")
+
+    def local(self, key: str) -> Path:
+        """Download the object to the cache unless the cached copy has its ETag."""
+        with self._errors(key):
+            tag = self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ETag"].strip('"')
+            path = self.cache / self.bucket / tag / PurePosixPath(key).name
+            if not path.is_file():
+                with atomic_file(path) as temporary:
+                    self.client.download_file(self.bucket, self._name(key), str(temporary), Config=self.transfer)
+        return path
+
+    def put(self, key: str, source: Path) -> None:
+        """Upload `source`."""
+        with self._errors(key):
+            self.client.upload_file(str(source), self.bucket, self._name(key), Config=self.transfer)
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+        with self._errors(key):
+            self.client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+
+@contextmanager
+def _out_of_space() -> Iterator[None]:
+    import errno
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
+            raise TryAgainLater(f"the bottle's file system failed: {error}") from error
+        raise

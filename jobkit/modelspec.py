@@ -1,0 +1,108 @@
+"""What a model needs besides its weights: classes and preprocessing. It travels as `model.json` and in the ONNX file.
+
+Training writes it, and every later step (evaluation, verification, packaging, smoke tests, clients) prepares
+pictures by it, so that a model never sees inputs that differ from those it was validated on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobkit.errors import DataRefused
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SPEC_FILE = "model.json"
+
+
+class Preprocessing(BaseModel):
+    """How a picture becomes the model's input: decode, resize, pad, scale to 0..1, normalise, CHW float32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    height: int = Field(gt=0, description="pixels")
+    width: int = Field(gt=0, description="pixels")
+    channels: Literal[1, 3] = Field(3, description="3: RGB; 1: grey")
+    resize: Literal["letterbox", "stretch"] = Field(
+        "letterbox", description="letterbox: the longer side fits, the rest is padded evenly; stretch: both sides fit"
+    )
+    pad_value: int = Field(0, ge=0, le=255)
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
+
+
+class ModelSpec(BaseModel):
+    """A classifier's interface. Input `input`: float32 [N, C, H, W]; output `logits`: float32 [N, classes]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    architecture: str = Field(description="timm model name")
+    labels: list[str] = Field(description="class name of each output")
+    preprocessing: Preprocessing
+    snapshot_id: str | None = Field(None, description="what it was trained on; None outside a snapshot")
+
+
+def prepare(path: Path, how: Preprocessing) -> NDArray[np.float32]:
+    """Return the picture at `path` as float32 [C, H, W].
+
+    Raises:
+        DataRefused: the file is not a picture that can be decoded.
+    """
+    return normalise(read_picture(path, how), how)
+
+
+def read_picture(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
+    """Return the picture at `path` decoded, resized and padded as uint8 [H, W, C]."""
+    import cv2
+    import numpy as np
+
+    flag = cv2.IMREAD_COLOR if how.channels == 3 else cv2.IMREAD_GRAYSCALE
+    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
+    if decoded is None:
+        raise DataRefused(f"{path} is not a picture that can be decoded")
+    if how.channels == 3:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return fit(np.asarray(decoded, np.uint8), how)
+
+
+def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
+    """Resize and pad `picture` (uint8 [h, w] or [h, w, C]) to uint8 [H, W, C]."""
+    import cv2
+    import numpy as np
+
+    height, width = picture.shape[:2]
+    if how.resize == "stretch":
+        new_height, new_width = how.height, how.width
+    else:
+        scale = min(how.height / height, how.width / width)
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    if (new_height, new_width) != (height, width):
+        shrinks = new_height * new_width < height * width
+        picture = np.asarray(
+            cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8
+        )
+    top, left = (how.height - new_height) // 2, (how.width - new_width) // 2
+    if (new_height, new_width) != (how.height, how.width):
+        picture = np.asarray(
+            cv2.copyMakeBorder(
+                picture, top, how.height - new_height - top, left, how.width - new_width - left,
+                cv2.BORDER_CONSTANT, value=(how.pad_value,) * 3,
+            ),
+            np.uint8,
+        )
+    return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def normalise(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float32]:
+    """Return uint8 [H, W, C] as float32 [C, H, W]: `(value / 255 - mean) / std`."""
+    import numpy as np
+
+    mean, std = np.asarray(how.mean, np.float32), np.asarray(how.std, np.float32)
+    scaled = (picture.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))

@@ -1,0 +1,50 @@
+"""Where a job finds the systems around it: environment variables, which Airflow fills from its connections.
+
+A job reads only what it needs; a missing variable is a configuration error that names it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from jobkit.errors import ConfigurationError
+
+BOTTLE = "NIGHTSHIFT_BOTTLE"
+DATABASE_URL = "NIGHTSHIFT_DATABASE_URL"
+COLLECT_URL = "NIGHTSHIFT_COLLECT_URL"
+COLLECT_FILES_URL = "NIGHTSHIFT_COLLECT_FILES_URL"
+COLLECT_LOGIN = "NIGHTSHIFT_COLLECT_LOGIN"
+COLLECT_PASSWORD = "NIGHTSHIFT_COLLECT_PASSWORD"  # noqa: S105 - the variable's name, not a password
+STORAGE_URL = "NIGHTSHIFT_STORAGE_URL"
+STORAGE_TOKEN = "NIGHTSHIFT_STORAGE_TOKEN"  # noqa: S105
+TRITON_URL = "NIGHTSHIFT_TRITON_URL"
+MLFLOW_URI = "MLFLOW_TRACKING_URI"
+
+PURPOSE = {
+    BOTTLE: "the data bottle: a folder, or s3://bucket/prefix",
+    DATABASE_URL: "PostgreSQL of pipeline runs and people masks: postgresql://user:password@host:port/database",
+    COLLECT_URL: "base address of the collect API",
+    COLLECT_FILES_URL: "base address of the host that serves collect's picture files",
+    COLLECT_LOGIN: "login for the collect API",
+    COLLECT_PASSWORD: "password for the collect API",
+    STORAGE_URL: "base address of the model storage, say http://model-storage:8300",
+    STORAGE_TOKEN: "bearer token for the model storage",
+    TRITON_URL: "Triton's HTTP address, host:port",
+    MLFLOW_URI: "address of the MLflow server",
+}
+
+
+def require(name: str) -> str:
+    """Return the variable `name`.
+
+    Raises:
+        ConfigurationError: it is not set; the message says what it is for.
+    """
+    if value := os.environ.get(name, "").strip():
+        return value
+    raise ConfigurationError(f"the environment variable {name} is not set ({PURPOSE.get(name, 'see jobkit/settings.py')})")
+
+
+def optional(name: str) -> str | None:
+    """Return the variable `name`, or None where it is not set or empty."""
+    return os.environ.get(name, "").strip() or None

@@ -1,0 +1,249 @@
+"""MLflow tracking that never loses a run silently.
+
+The parent run is the DAG run, each job is a child run; runs are found by tags, so that a retry resumes its run and
+never starts a second one. Metrics are kept until the server has taken them: a job whose metrics cannot be delivered
+ends with `TryAgainLater`, never as a success without its numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jobkit import settings
+from jobkit.errors import ConfigurationError, TryAgainLater
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+logger = logging.getLogger("jobkit.tracking")
+
+PARENT_TAG = "mlflow.parentRunId"
+DAG_RUN_TAG = "nightshift.dag_run"
+TASK_TAG = "nightshift.task"
+
+
+class Labels(BaseModel):
+    """Which task instance of Airflow a job belongs to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+    try_number: int = 1
+
+    @property
+    def task(self) -> str:
+        """The task, with its index where it is mapped."""
+        return self.task_id if self.map_index < 0 else f"{self.task_id}[{self.map_index}]"
+
+    @classmethod
+    def from_environment(cls) -> Labels | None:
+        """Return the labels in `NIGHTSHIFT_LABELS`, or None for a job that was started by hand."""
+        text = os.environ.get("NIGHTSHIFT_LABELS")
+        if not text:
+            return None
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ConfigurationError(f"NIGHTSHIFT_LABELS is not valid: {error}") from error
+
+
+@contextmanager
+def server_errors(doing: str) -> Iterator[None]:
+    """Turn what MLflow and the network raise into `TryAgainLater`, or `ConfigurationError` where asking again is vain."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "BAD_REQUEST"):
+            raise ConfigurationError(f"MLflow refused {doing}: {error}") from error
+        raise TryAgainLater(f"MLflow failed {doing}: {error}") from error
+    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+        raise TryAgainLater(f"MLflow did not answer {doing}: {error}") from error
+
+
+def client() -> MlflowClient:
+    """Return a client for `MLFLOW_TRACKING_URI` that gives up after about ten seconds, not after minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=settings.require(settings.MLFLOW_URI))
+
+
+class Run:
+    """One MLflow run that a job writes to."""
+
+    def __init__(self, client_: MlflowClient, run_id: str, experiment_id: str, parent_id: str | None) -> None:
+        self.client, self.run_id, self.experiment_id, self.parent_id = client_, run_id, experiment_id, parent_id
+        self._pending: list[Metric] = []
+        self._last_flush = time.monotonic()
+
+    @property
+    def url(self) -> str:
+        """The run's page in the MLflow UI (`NIGHTSHIFT_MLFLOW_UI` where the browser uses another address)."""
+        base = settings.optional("NIGHTSHIFT_MLFLOW_UI") or settings.require(settings.MLFLOW_URI)
+        return f"{base.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    @classmethod
+    def start(cls, labels: Labels | None) -> Run:
+        """Find or make the run of this job, and say where it is on a log line."""
+        api = client()
+        with server_errors("starting the run"):
+            run = cls._by_hand(api) if labels is None else cls._child(api, labels)
+            api.update_run(run.run_id, status="RUNNING")
+        logger.info("MLflow run: %s", run.url, extra={"event": "tracking", "run_id": run.run_id, "url": run.url})
+        return run
+
+    @classmethod
+    def parent(cls, labels: Labels) -> Run:
+        """Find or make the run that stands for the DAG run."""
+        api = client()
+        with server_errors("finding the DAG run's run"):
+            experiment = _experiment(api, labels.dag_id)
+            run_id = _find_or_create(api, experiment, labels.run_id, {DAG_RUN_TAG: labels.run_id, TASK_TAG: ""})
+        return cls(api, run_id, experiment, None)
+
+    @classmethod
+    def _child(cls, api: MlflowClient, labels: Labels) -> Run:
+        parent = cls.parent(labels)
+        tags = {DAG_RUN_TAG: labels.run_id, TASK_TAG: labels.task, PARENT_TAG: parent.run_id}
+        run_id = _find_or_create(api, parent.experiment_id, labels.task, tags)
+        api.set_tag(run_id, "nightshift.try_number", str(labels.try_number))
+        return cls(api, run_id, parent.experiment_id, parent.run_id)
+
+    @classmethod
+    def _by_hand(cls, api: MlflowClient) -> Run:
+        experiment = _experiment(api, "by_hand")
+        resumed = os.environ.get("MLFLOW_RUN_ID")
+        return cls(api, resumed or api.create_run(experiment).info.run_id, experiment, None)
+
+    def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Log parameters, nested mappings as dotted names.
+
+        MLflow's parameters are immutable: a retry that logs another value would fail, so changed ones become tags.
+        """
+        from mlflow.entities import Param, RunTag
+
+        flat = dict(_flatten(values, prefix))
+        with server_errors("logging parameters"):
+            known = self.client.get_run(self.run_id).data.params
+            fresh = [Param(key, value[:6000]) for key, value in flat.items() if key not in known]
+            changed = [RunTag(f"retry.{k}", v[:5000]) for k, v in flat.items() if k in known and known[k] != v[:6000]]
+            for start in range(0, len(fresh), 100):
+                self.client.log_batch(self.run_id, params=fresh[start : start + 100])
+            if changed:
+                self.client.log_batch(self.run_id, tags=changed[:100])
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags on the run."""
+        from mlflow.entities import RunTag
+
+        with server_errors("setting tags"):
+            self.client.log_batch(self.run_id, tags=[RunTag(k, str(v)[:5000]) for k, v in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one step. A server that is away for a while does not stop the job: they are sent later."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._pending += [Metric(key, float(value), now, step) for key, value in values.items()]
+        if time.monotonic() - self._last_flush < 2.0:  # a request an epoch is plenty, one a batch is too many
+            return
+        try:
+            self.flush()
+        except TryAgainLater as error:
+            logger.warning("%s; %d values are kept and sent later", error, len(self._pending))
+
+    def flush(self) -> None:
+        """Send what is pending.
+
+        Raises:
+            TryAgainLater: the server did not take it; nothing is lost.
+        """
+        self._last_flush = time.monotonic()
+        with server_errors("logging metrics"):
+            while self._pending:
+                self.client.log_batch(self.run_id, metrics=self._pending[:1000])
+                del self._pending[:1000]
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Upload a file, or every file of a directory, to the run's artifacts."""
+        with server_errors(f"uploading {path.name}"):
+            if path.is_dir():
+                self.client.log_artifacts(self.run_id, str(path), folder)
+            else:
+                self.client.log_artifact(self.run_id, str(path), folder)
+
+    def dictionary(self, value: Mapping[str, Any], name: str) -> None:
+        """Upload `value` as the JSON artifact `name`."""
+        with server_errors(f"uploading {name}"):
+            self.client.log_text(self.run_id, json.dumps(value, indent=2, default=str), name)
+
+    def end(self, succeeded: bool) -> None:
+        """Send what is pending and end the run; a failed job's own error is never hidden by MLflow's."""
+        try:
+            self.flush()
+            with server_errors("ending the run"):
+                self.client.set_terminated(self.run_id, "FINISHED" if succeeded else "FAILED")
+        except (TryAgainLater, ConfigurationError):
+            if succeeded:
+                raise
+            logger.warning("MLflow could not be told that the run failed")
+
+
+def _experiment(api: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if found := api.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    try:
+        return str(api.create_experiment(name))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_ALREADY_EXISTS" and (found := api.get_experiment_by_name(name)):
+            return str(found.experiment_id)  # another job made it in between
+        raise
+
+
+def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+    """Return the oldest run with these tags, so that two jobs that make one at the same time agree on it."""
+    query = " and ".join(f"tags.`{key}` = '{value.replace(chr(39), '')}'" for key, value in tags.items() if value)
+    wanted_task = tags[TASK_TAG]
+
+    def oldest() -> str | None:
+        runs = api.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=500)
+        found = [r for r in runs if r.data.tags.get(TASK_TAG, "") == wanted_task]
+        return str(found[0].info.run_id) if found else None
+
+    if existing := oldest():
+        return existing
+    stored = {key: value for key, value in tags.items() if value}
+    created = str(api.create_run(experiment, run_name=name, tags=stored).info.run_id)
+    first = oldest() or created
+    if first != created:
+        api.delete_run(created)
+    return first
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            yield from _flatten(value, name)
+        else:
+            yield name, str(value)
