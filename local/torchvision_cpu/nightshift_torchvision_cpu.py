@@ -1,35 +1,17 @@
-"""Lets torchvision's wheel from the package index work with a CPU build of torch.
+"""Lets torchvision's wheel from the package index be imported beside a CPU build of torch.
 
-That wheel's compiled operators need CUDA's libraries; beside a CPU torch they do not load, and torchvision then
-fails at import because it describes operators (`torchvision::nms`) that nobody defined. This module defines them,
-with a CPU kernel in torch, just before torchvision is imported. It is installed only where it is needed (see
-`local/bootstrap.py`); pictures are decoded and transformed without compiled operators.
+That wheel's compiled operators need CUDA's libraries; beside a CPU torch they do not load, and torchvision then fails
+at import because it describes operators (`torchvision::nms`) that nobody defined. This module declares them just
+before torchvision is imported. Transforms and models work; calling one of the compiled operators says that it is
+missing. Installed only where it is needed (see `local/bootstrap.py`).
 """
 
 import importlib.abc
-import importlib.machinery
 import sys
 
 
-def nms(boxes, scores, iou_threshold):
-    """Greedy non-maximum suppression: boxes [N, 4] xyxy, scores [N] -> int64 indices kept, by falling score."""
-    import torch
-
-    order = scores.argsort(descending=True, stable=True)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept = []
-    while order.numel():
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        width = (torch.minimum(boxes[best, 2], boxes[rest, 2]) - torch.maximum(boxes[best, 0], boxes[rest, 0])).clamp(min=0)
-        height = (torch.minimum(boxes[best, 3], boxes[rest, 3]) - torch.maximum(boxes[best, 1], boxes[rest, 1])).clamp(min=0)
-        overlap = width * height
-        order = rest[overlap / (area[best] + area[rest] - overlap) <= iou_threshold]
-    return torch.stack(kept) if kept else order.new_empty(0, dtype=torch.int64)
-
-
 class _Finder(importlib.abc.MetaPathFinder):
-    """Defines the operator when torchvision is first looked for, then steps aside."""
+    """Declares the operators when torchvision is first looked for, then steps aside."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "torchvision":
@@ -38,10 +20,9 @@ class _Finder(importlib.abc.MetaPathFinder):
         import torch
 
         library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):  # qnms (quantised) is described only: nothing here calls it
+        for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.impl("nms", nms, "CPU")
-        sys._nightshift_torchvision_library = library  # the operator lives as long as this object
+        sys._nightshift_torchvision_library = library  # the declarations live as long as this object
         return None
 
 
