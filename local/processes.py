@@ -1,0 +1,89 @@
+"""Processes of the local stack: started apart from the terminal, found again by a mark in their environment.
+
+Every process that the stack starts, and all that they start in turn, carry `NIGHTSHIFT_STACK=<state folder>` in their
+environment. So nothing escapes: not what Airflow's standalone command orphans when it is killed, not a job whose
+worker died, not a server whose pid file is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+MARK = "NIGHTSHIFT_STACK"
+COMPONENT = "NIGHTSHIFT_COMPONENT"
+JOB = "NIGHTSHIFT_JOB_DIR"
+
+
+def start(
+    name: str, command: list[str], state: Path, environment: dict[str, str], prepare: Callable[[], None] | None = None
+) -> psutil.Process:
+    """Start a component in a session of its own, its output appended to `logs/<name>.log`.
+
+    Args:
+        name: the component.
+        command: what to run.
+        state: the stack's state folder.
+        environment: what the process gets beside this process's environment.
+        prepare: runs in the child before `command` (say, to give up root).
+    """
+    log = state / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    marks = {MARK: str(state), COMPONENT: name}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **environment, **marks}, cwd="/" if prepare else None, preexec_fn=prepare,
+        )
+    return psutil.Process(process.pid)
+
+
+def of_stack(state: Path, component: str | None = None, with_jobs: bool = True) -> list[psutil.Process]:
+    """Return the stack's processes: those of one component, or all; jobs (which may outlive Airflow) with `with_jobs`."""
+    return list(_marked(state, component, with_jobs))
+
+
+def _marked(state: Path, component: str | None, with_jobs: bool) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            environment = process.environ()
+        except psutil.Error:
+            continue
+        if environment.get(MARK) != str(state) or (component and environment.get(COMPONENT) != component):
+            continue
+        if with_jobs or JOB not in environment:
+            yield process
+
+
+def stop(processes: Callable[[], list[psutil.Process]], number: int = signal.SIGTERM, patience: float = 10.0) -> None:
+    """End what `processes()` finds: ask by the signal `number`, then kill; returns when none is left.
+
+    The processes are looked for again after each round, since one that ends may leave others that it had started.
+    """
+    _send(processes(), number)
+    _wait(processes, patience)
+    for _ in range(5):
+        left = processes()
+        if not left:
+            return
+        _send(left, signal.SIGKILL)
+        _wait(processes, 2.0)
+
+
+def _send(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _wait(processes: Callable[[], list[psutil.Process]], patience: float) -> None:
+    psutil.wait_procs(processes(), timeout=patience)
