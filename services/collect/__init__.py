@@ -1,0 +1,1 @@
+"""The reference server of the collection API: labelled pictures in picsets."""
