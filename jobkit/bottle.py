@@ -60,7 +60,9 @@ def checked_key(key: str) -> str:
     """Return `key` if it is a clean relative path that stays inside the bottle."""
     path = PurePosixPath(key)
     if not key or path.is_absolute() or ".." in path.parts or "\\" in key or str(path) != key:
-        raise ConfigurationError(f"{key!r} is no bottle key: a relative POSIX path without '..', '//' or a trailing '/'")
+        raise ConfigurationError(
+            f"{key!r} is no bottle key: a relative POSIX path without '..', '//' or a trailing '/'"
+        )
     return key
 
 
@@ -190,7 +192,9 @@ class S3Bottle:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the objects below `prefix`."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._name(prefix) + "/")
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self._name(prefix) + "/"
+        )
         with self._errors(prefix):
             for page in pages:
                 for entry in page.get("Contents", []):
@@ -200,7 +204,7 @@ class S3Bottle:
         """Download the object to the cache unless the cached copy has its ETag."""
         with self._errors(key):
             tag = self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ETag"].strip('"')
-            path = self.cache / self.bucket / tag / PurePosixPath(key).name
+            path: Path = self.cache / self.bucket / tag / PurePosixPath(key).name
             if not path.is_file():
                 with atomic_file(path) as temporary:
                     self.client.download_file(self.bucket, self._name(key), str(temporary), Config=self.transfer)

@@ -30,7 +30,14 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from jobkit import log
 from jobkit.bottle import Bottle, open_bottle
@@ -48,11 +55,22 @@ class Arguments(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        extra="forbid", cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True, cli_enforce_required=False
+        extra="forbid",
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_enforce_required=False,
     )
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: Any, **_: Any) -> tuple[Any, ...]:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take values from the command line and the constructor only."""
         return (init_settings,)
 
@@ -122,8 +140,13 @@ def _run(arguments_type: type[A], run: Callable[[A, Context], Result], argv: lis
         path = context.directory / "result.json"
         write_atomic(path, json.dumps({"result": result.model_dump(mode="json"), "seconds": seconds}) + "\n")
     except JobError as error:
-        logger.error("%s: %s", type(error).__name__, error, extra={"event": "error", "exit_code": int(error.exit_code)},
-                     exc_info=error if error.exit_code == ExitCode.CRASHED else None)
+        logger.error(
+            "%s: %s",
+            type(error).__name__,
+            error,
+            extra={"event": "error", "exit_code": int(error.exit_code)},
+            exc_info=error if error.exit_code == ExitCode.CRASHED else None,
+        )
         return int(error.exit_code)
     except Exception:
         logger.exception("the job crashed", extra={"event": "error", "exit_code": int(ExitCode.CRASHED)})

@@ -42,7 +42,9 @@ def configure(stream: Any = None) -> None:
     chosen = os.environ.get("NIGHTSHIFT_LOG_FORMAT") or ("text" if stream.isatty() else "json")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
-        JsonFormatter() if chosen == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        JsonFormatter()
+        if chosen == "json"
+        else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     )
     logging.basicConfig(level=os.environ.get("NIGHTSHIFT_LOG_LEVEL", "INFO"), handlers=[handler], force=True)
     for noisy in ("botocore", "urllib3", "httpx", "httpcore", "PIL", "matplotlib", "fsspec", "onnxscript", "onnx_ir"):

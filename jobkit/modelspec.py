@@ -85,14 +85,20 @@ def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
     if (new_height, new_width) != (height, width):
         shrinks = new_height * new_width < height * width
         picture = np.asarray(
-            cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8
+            cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR),
+            np.uint8,
         )
     top, left = (how.height - new_height) // 2, (how.width - new_width) // 2
     if (new_height, new_width) != (how.height, how.width):
         picture = np.asarray(
             cv2.copyMakeBorder(
-                picture, top, how.height - new_height - top, left, how.width - new_width - left,
-                cv2.BORDER_CONSTANT, value=(how.pad_value,) * 3,
+                picture,
+                top,
+                how.height - new_height - top,
+                left,
+                how.width - new_width - left,
+                cv2.BORDER_CONSTANT,
+                value=(how.pad_value,) * 3,
             ),
             np.uint8,
         )

@@ -14,7 +14,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 def checked_name(name: str, what: str = "name") -> str:
     """Return `name` if it can stand in a path, a Triton model name and an MLflow name."""
     if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{what} {name!r} is not valid: letters, digits, '_', '-', '.', at most 100, no leading sign")
+        raise ConfigurationError(
+            f"{what} {name!r} is not valid: letters, digits, '_', '-', '.', at most 100, no leading sign"
+        )
     return name
 
 
@@ -104,5 +106,5 @@ def experiments(group: str) -> str:
 
 
 def inference_model(group: str) -> str:
-    """Return the folder of a group's packaged model: meta.json, model.onnx, model_onnx.zip, model.plan, model_trt.zip."""
+    """Return the folder of a group's packaged model: meta.json, model.onnx|plan, model_onnx.zip, model_trt.zip."""
     return f"inference_models/{checked_name(group, 'group')}/inference_model"

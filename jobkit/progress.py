@@ -48,9 +48,21 @@ class Progress:
         shown = "".join(f" · {name} {value}" for name, value in fields.items())
         state = f"{duration(eta)} left" if self.done < self.total else f"took {duration(elapsed)}"
         logger.info(
-            "%s: %d/%d %s%s · %s", self.what, self.done, self.total, self.unit, shown, state,
-            extra={"event": "progress", "done": self.done, "total": self.total, "unit": self.unit,
-                   "eta_seconds": round(eta, 1), **{f"progress_{k}": v for k, v in fields.items()}},
+            "%s: %d/%d %s%s · %s",
+            self.what,
+            self.done,
+            self.total,
+            self.unit,
+            shown,
+            state,
+            extra={
+                "event": "progress",
+                "done": self.done,
+                "total": self.total,
+                "unit": self.unit,
+                "eta_seconds": round(eta, 1),
+                **{f"progress_{k}": v for k, v in fields.items()},
+            },
         )
 
 

@@ -42,7 +42,9 @@ def require(name: str) -> str:
     """
     if value := os.environ.get(name, "").strip():
         return value
-    raise ConfigurationError(f"the environment variable {name} is not set ({PURPOSE.get(name, 'see jobkit/settings.py')})")
+    raise ConfigurationError(
+        f"the environment variable {name} is not set ({PURPOSE.get(name, 'see jobkit/settings.py')})"
+    )
 
 
 def optional(name: str) -> str | None:

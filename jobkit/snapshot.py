@@ -88,8 +88,12 @@ def write_snapshot(bottle: Bottle, group: str, samples: list[Sample], refused: l
     paths = SnapshotPaths(group, identifier)
     counts = {split: dict(sorted(Counter(s.label for s in ordered if s.split == split).items())) for split in SPLITS}
     summary = Summary(
-        snapshot_id=identifier, group=group, labels=sorted({s.label for s in ordered}), pictures=len(ordered),
-        counts=counts, refused=dict(sorted(Counter(r.reason for r in refused).items())),
+        snapshot_id=identifier,
+        group=group,
+        labels=sorted({s.label for s in ordered}),
+        pictures=len(ordered),
+        counts=counts,
+        refused=dict(sorted(Counter(r.reason for r in refused).items())),
     )
     if not bottle.exists(paths.summary):
         bottle.write(paths.manifest, "".join(s.model_dump_json() + "\n" for s in ordered))
@@ -106,7 +110,9 @@ def read_summary(bottle: Bottle, group: str, identifier: str) -> Summary:
     """
     paths = SnapshotPaths(group, identifier)
     if not bottle.exists(paths.summary):
-        known = sorted({key.split("/")[2] for key in bottle.keys(f"snapshots/{group}") if key.endswith("/summary.json")})
+        known = sorted(
+            {key.split("/")[2] for key in bottle.keys(f"snapshots/{group}") if key.endswith("/summary.json")}
+        )
         raise DataRefused(f"there is no snapshot {identifier} of group {group}; there is: {', '.join(known) or 'none'}")
     try:
         return Summary.model_validate_json(bottle.read(paths.summary))

@@ -62,7 +62,7 @@ class Labels(BaseModel):
 
 @contextmanager
 def server_errors(doing: str) -> Iterator[None]:
-    """Turn what MLflow and the network raise into `TryAgainLater`, or `ConfigurationError` where asking again is vain."""
+    """Turn what MLflow and the network raise into `TryAgainLater`, or `ConfigurationError` where a retry is vain."""
     import requests
     from mlflow.exceptions import MlflowException
 

@@ -53,7 +53,10 @@ def environment(settings: Settings) -> dict[str, str]:
             "TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": HEARTBEAT_SECONDS,
         },
         "API": {
-            "HOST": HOST, "PORT": settings.port("airflow"), "WORKERS": 1, "BASE_URL": settings.url("airflow"),
+            "HOST": HOST,
+            "PORT": settings.port("airflow"),
+            "WORKERS": 1,
+            "BASE_URL": settings.url("airflow"),
             "SECRET_KEY": secrets["airflow_api"],
         },
         "API_AUTH": {"JWT_SECRET": secrets["airflow_jwt"]},
@@ -80,7 +83,9 @@ def connections(settings: Settings) -> dict[str, str]:
         "database": {"conn_type": "generic", "extra": {"url": settings.database_url("nightshift")}},
         "mlflow": {"conn_type": "generic", "extra": {"url": settings.url("mlflow"), "ui": settings.url("mlflow")}},
         "collect": {
-            "conn_type": "generic", "login": "nightshift", "password": settings.secrets["collect"],
+            "conn_type": "generic",
+            "login": "nightshift",
+            "password": settings.secrets["collect"],
             "extra": {"url": settings.url("collect"), "files_url": f"{settings.url('collect')}/files"},
         },
         "storage": {"conn_type": "generic", "password": settings.secrets["model_storage"], "extra": storage},
@@ -124,13 +129,17 @@ class AirflowApi:
             if time.monotonic() > deadline:
                 errors = self._call("GET", "/importErrors")["import_errors"]
                 found = "\n".join(f"{error['filename']}: {error['stack_trace']}" for error in errors)
-                raise LocalStackError(f"Airflow shows no DAG {dag_id} after {seconds:.0f} s.\n{found or 'No import errors.'}")
+                raise LocalStackError(
+                    f"Airflow shows no DAG {dag_id} after {seconds:.0f} s.\n{found or 'No import errors.'}"
+                )
             time.sleep(0.3)
         self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
         """Start a run by hand; return its id."""
-        return str(self._call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})["dag_run_id"])
+        return str(
+            self._call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})["dag_run_id"]
+        )
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """Return `queued`, `running`, `success` or `failed`."""
@@ -144,7 +153,9 @@ class AirflowApi:
 
     def task_order(self, dag_id: str) -> list[str]:
         """Return the DAG's tasks, each after the ones that it waits for."""
-        tasks = {t["task_id"]: set(t["downstream_task_ids"]) for t in self._call("GET", f"/dags/{dag_id}/tasks")["tasks"]}
+        tasks = {
+            t["task_id"]: set(t["downstream_task_ids"]) for t in self._call("GET", f"/dags/{dag_id}/tasks")["tasks"]
+        }
         ordered: list[str] = []
         while tasks:
             waiting = set().union(*tasks.values())

@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="install what the tests need too")
     options = parser.parse_args()
     if sys.version_info[:2] != (3, 11):
-        sys.exit(f"Nightshift needs Python 3.11; this is {sys.version.split()[0]}. Say which: make PYTHON=/path/to/python3.11 …")
+        sys.exit(
+            f"Nightshift needs Python 3.11, not {sys.version.split()[0]}; say which: make PYTHON=/path/to/python3.11 …"
+        )
     names = list(ENVIRONMENTS) if "all" in options.environments else [n for n in options.environments if n != "tools"]
     started = time.monotonic()
     install_tools(with_linters="tools" in options.environments or "all" in options.environments)
@@ -82,7 +84,9 @@ def torch_backend() -> list[str]:
 
 def find_links() -> list[str]:
     """Return the folders of wheels that pip is configured to look in; uv does not read pip's configuration."""
-    asked = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True)
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
+    )
     return (os.environ.get("PIP_FIND_LINKS") or asked.stdout).split()
 
 
@@ -112,7 +116,9 @@ def stamp(name: str) -> Path:
 
 def digest(name: str, test: bool) -> str:
     """Return a digest of everything that an environment is made from."""
-    files = [REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}-test.txt"] if test else [REQUIREMENTS / f"{name}.txt"]
+    files = (
+        [REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}-test.txt"] if test else [REQUIREMENTS / f"{name}.txt"]
+    )
     content = b"".join(f.read_bytes() for f in [*files, SHIM] if f.exists())
     extra = repr((WITHOUT_DEPENDENCIES.get(name), test and name not in ("triton", "tools")))
     return hashlib.sha256(content + extra.encode()).hexdigest()

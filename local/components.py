@@ -25,7 +25,6 @@ class Component:
     command: list[str]
     environment: dict[str, str]
     healthy: Callable[[], bool]
-    become: Callable[[], None] | None = None
     stop_signal: int = signal.SIGTERM
     patience: float = 10.0
 
@@ -56,7 +55,9 @@ def load_digits(settings: Settings) -> None:
     """Put the digits pictures into the collect server's folder; nothing happens where they are there."""
     done = subprocess.run(
         [python("services"), "-m", "services.collect.load_digits", "--directory", str(settings.folder("collect"))],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         raise LocalStackError(f"the digits could not be loaded into the collect server:\n{done.stdout}{done.stderr}")
@@ -80,7 +81,6 @@ def _postgres(settings: Settings) -> Component:
         command=postgres.command(data, settings.port("postgres")),
         environment={},
         healthy=lambda: postgres.answers(settings.database_url("postgres")),
-        become=postgres.as_server_user(),
         stop_signal=postgres.STOP_SIGNAL,
     )
 
@@ -88,8 +88,11 @@ def _postgres(settings: Settings) -> Component:
 def triton_server(settings: Settings) -> TritonServer:
     """Return the stack's Triton, on the model storage's repository."""
     return TritonServer(
-        repository=settings.folder("storage"), state=settings.folder("triton"), http_port=settings.port("triton"),
-        grpc_port=settings.port("triton_grpc"), metrics_port=settings.port("triton_metrics"),
+        repository=settings.folder("storage"),
+        state=settings.folder("triton"),
+        http_port=settings.port("triton"),
+        grpc_port=settings.port("triton_grpc"),
+        metrics_port=settings.port("triton_metrics"),
         log=settings.folder("logs") / "triton.log",
     )
 
@@ -110,11 +113,17 @@ def _collect(settings: Settings) -> Component:
         name="collect",
         ports=("collect",),
         command=[
-            python("services"), "-m", "services.collect", "--directory", str(settings.folder("collect")),
-            "--port", str(settings.port("collect")),
+            python("services"),
+            "-m",
+            "services.collect",
+            "--directory",
+            str(settings.folder("collect")),
+            "--port",
+            str(settings.port("collect")),
         ],
         environment={
-            "PYTHONPATH": str(ROOT), "NIGHTSHIFT_COLLECT_LOGIN": "nightshift",
+            "PYTHONPATH": str(ROOT),
+            "NIGHTSHIFT_COLLECT_LOGIN": "nightshift",
             "NIGHTSHIFT_COLLECT_PASSWORD": settings.secrets["collect"],
         },
         healthy=_answers(f"{settings.url('collect')}/health"),
@@ -148,9 +157,20 @@ def _mlflow(settings: Settings) -> Component:
         name="mlflow",
         ports=("mlflow",),
         command=[
-            str(Path(python("services")).with_name("mlflow")), "server", "--host", HOST, "--port", str(port), "--workers", "1",
-            "--backend-store-uri", settings.database_url("mlflow", "+psycopg2"),
-            "--artifacts-destination", str(settings.folder("mlflow")), "--allowed-hosts", ",".join(hosts),
+            str(Path(python("services")).with_name("mlflow")),
+            "server",
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            settings.database_url("mlflow", "+psycopg2"),
+            "--artifacts-destination",
+            str(settings.folder("mlflow")),
+            "--allowed-hosts",
+            ",".join(hosts),
         ],
         environment={
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # halves its start and its memory

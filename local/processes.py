@@ -20,9 +20,7 @@ COMPONENT = "NIGHTSHIFT_COMPONENT"
 JOB = "NIGHTSHIFT_JOB_DIR"
 
 
-def start(
-    name: str, command: list[str], state: Path, environment: dict[str, str], prepare: Callable[[], None] | None = None
-) -> psutil.Process:
+def start(name: str, command: list[str], state: Path, environment: dict[str, str]) -> psutil.Process:
     """Start a component in a session of its own, its output appended to `logs/<name>.log`.
 
     Args:
@@ -30,21 +28,24 @@ def start(
         command: what to run.
         state: the stack's state folder.
         environment: what the process gets beside this process's environment.
-        prepare: runs in the child before `command` (say, to give up root).
     """
     log = state / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     marks = {MARK: str(state), COMPONENT: name}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **environment, **marks}, cwd="/" if prepare else None, preexec_fn=prepare,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment, **marks},
         )
     return psutil.Process(process.pid)
 
 
 def of_stack(state: Path, component: str | None = None, with_jobs: bool = True) -> list[psutil.Process]:
-    """Return the stack's processes: those of one component, or all; jobs (which may outlive Airflow) with `with_jobs`."""
+    """Return the stack's processes, or those of one component; jobs, which may outlive Airflow, with `with_jobs`."""
     return list(_marked(state, component, with_jobs))
 
 

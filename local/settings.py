@@ -32,7 +32,9 @@ class LocalStackError(Exception):
 class Settings:
     """The stack's state folder (`NIGHTSHIFT_STATE`, default `.nightshift/`) and ports (`NIGHTSHIFT_<NAME>_PORT`)."""
 
-    state: Path = field(default_factory=lambda: Path(os.environ.get("NIGHTSHIFT_STATE") or ROOT / ".nightshift").absolute())
+    state: Path = field(
+        default_factory=lambda: Path(os.environ.get("NIGHTSHIFT_STATE") or ROOT / ".nightshift").absolute()
+    )
 
     def port(self, name: str) -> int:
         """Return the port of a component.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def _runs(settings: Settings, part: Component) -> bool:
 
 
 def _sweep(settings: Settings, part: Component, with_jobs: bool = False) -> None:
-    """End what is left of a part: an ended part's children, a part that hangs. Jobs may go on: their retry adopts them."""
+    """End what is left of a part: its orphans, a part that hangs. Jobs may go on: their retry adopts them."""
 
     def leader() -> list[psutil.Process]:
         found = processes.of_stack(settings.state, part.name, with_jobs)
@@ -87,8 +88,6 @@ def _sweep(settings: Settings, part: Component, with_jobs: bool = False) -> None
 
 
 def _is_leader(process: psutil.Process) -> bool:
-    import os
-
     with suppress(OSError):
         return os.getsid(process.pid) == process.pid and processes.JOB not in process.environ()
     return False
@@ -118,7 +117,7 @@ def _holder(port: int) -> str:
 
 def _start(settings: Settings, part: Component, say: Callable[[str], None] | None = None) -> None:
     started = time.monotonic()
-    process = processes.start(part.name, part.command, settings.state, part.environment, part.become)
+    process = processes.start(part.name, part.command, settings.state, part.environment)
     log = settings.state / "logs" / f"{part.name}.log"
     while not part.healthy():
         ended = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
@@ -138,5 +137,7 @@ def _one_at_a_time(settings: Settings) -> Iterator[None]:
         try:
             flock(handle, LOCK_EX | LOCK_NB)
         except OSError as error:
-            raise LocalStackError(f"another command starts or stops this stack just now ({path}); try again when it is done") from error
+            raise LocalStackError(
+                f"another command starts or stops this stack just now ({path}); try again when it is done"
+            ) from error
         yield

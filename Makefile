@@ -1,0 +1,44 @@
+# Two commands do everything: `make run` and `make test`. They need Python 3.11 and make, nothing else.
+PYTHON ?= python3.11
+LOCAL = .venv/services/bin/python -m local
+ARGS ?=
+
+.PHONY: run up down status test lint format lock benchmark clean help
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+run: install ## start the stack, retrain the digits, show the result (ARGS="--once --force --pipeline NAME")
+	@exec $(LOCAL) run $(ARGS)
+
+up: install ## start the stack and leave it running
+	@exec $(LOCAL) up
+
+down: ## stop every process of the stack; its state is kept in .nightshift/
+	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) down; else echo "nothing is running"; fi
+
+status: ## what is running, and where
+	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) status; else echo "nothing is installed yet: make run"; exit 3; fi
+
+test: ## every test that this machine can run, each part in its environment (ARGS go to pytest)
+	@$(PYTHON) -m local.bootstrap --test all tools
+	@exec $(PYTHON) -m tests.run $(ARGS)
+
+lint: ## ruff and mypy
+	@$(PYTHON) -m local.bootstrap --test all tools
+	@exec $(PYTHON) -m tests.run house
+
+format: ## format the code
+	@$(PYTHON) -m local.bootstrap tools
+	@.venv/tools/bin/ruff check --fix --quiet . ; .venv/tools/bin/ruff format .
+
+lock: ## compile requirements/*.in anew
+	@$(PYTHON) -m local.bootstrap tools
+	@exec $(PYTHON) -m local.lock
+
+clean: down ## remove the state (.nightshift/) and the environments (.venv/)
+	rm -rf .nightshift .venv
+
+.PHONY: install
+install:
+	@$(PYTHON) -m local.bootstrap services airflow jobs triton

@@ -1,0 +1,150 @@
+"""The local stack's command line, called by make: `python -m local up | down | status | run [--once]`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from local import stack
+from local.airflow import ADMIN, run_url
+from local.components import triton_server
+from local.run import Retraining, ask_served_model, retrain
+from local.settings import HOST, LocalStackError, Settings
+
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Run one command; a LocalStackError is shown as it is and ends with exit code 1."""
+    parser = argparse.ArgumentParser(prog="make", description="Nightshift on one machine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up", help="start the stack and leave it running")
+    commands.add_parser("down", help="stop every process of the stack; its state is kept")
+    commands.add_parser("status", help="say what is running, and where")
+    run = commands.add_parser("run", help="start the stack, retrain, show the result")
+    run.add_argument(
+        "--once", action="store_true", help="stop everything at the end; exit 0 only if the model is served"
+    )
+    run.add_argument("--pipeline", default="digits", help="which pipeline to retrain (default: digits)")
+    run.add_argument("--force", action="store_true", help="train even if there are no new pictures")
+    options = parser.parse_args()
+    settings = Settings()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(_run_command(options, settings))
+    except LocalStackError as error:
+        console.print(
+            f"[red]{error}[/]" if console.is_terminal else str(error), markup=console.is_terminal, soft_wrap=True
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run_command(options: argparse.Namespace, settings: Settings) -> int:
+    if options.command == "up":
+        stack.up(settings, console.print)
+        _show_addresses(settings)
+    elif options.command == "down":
+        stack.down(settings, console.print)
+    elif options.command == "status":
+        return _show_status(settings)
+    else:
+        return _retrain(options, settings)
+    return 0
+
+
+def _show_status(settings: Settings) -> int:
+    states = list(stack.status(settings))
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for row in states:
+        table.add_row(*row)
+    console.print(table)
+    return 0 if all(state == "healthy" for _, state, _ in states) else 3  # 3: "not running", as in systemctl's status
+
+
+def _retrain(options: argparse.Namespace, settings: Settings) -> int:
+    once = options.once or not sys.stdout.isatty()
+    served = False
+    try:
+        stack.up(settings, console.print)
+        conf = {"force": True} if options.force else {}
+        finished = retrain(settings, f"retrain_{options.pipeline}", conf, console)
+        served = _summarise(settings, finished)
+        _show_addresses(settings)
+        if not once:
+            console.print("\nThe stack stays up until Ctrl-C.")
+            while True:
+                time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("\nstopping …")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+        stack.down(settings, console.print)
+    return 0 if served else 1
+
+
+def _summarise(settings: Settings, finished: Retraining) -> bool:
+    """Print what the run came to; return whether the model is served."""
+    results = finished.results
+    pulled, evaluated, gate = (results.get(task, {}) for task in ("pull_dataset", "evaluate", "gate"))
+    published, deployed = results.get("publish_model", {}), results.get("deploy_model", {})
+    rows: dict[str, Any] = {"run": f"{finished.state} in {finished.seconds:.0f} s"}
+    if finished.failed:
+        rows["failed"] = f"{', '.join(finished.failed)}: {run_url(settings, finished.dag_id, finished.run_id)}"
+    if pulled:
+        rows["snapshot"] = f"{pulled['snapshot_id']}: {pulled['pictures']} pictures, {len(pulled['labels'])} classes"
+        if pulled.get("stop_here"):
+            rows["outcome"] = pulled["stop_here"]["reason"]
+    if metrics := (evaluated.get("candidate") or {}).get("metrics"):
+        rows["golden set"] = ", ".join(
+            f"{name} {metrics[name]:.4f}" for name in ("accuracy", "macro_f1") if name in metrics
+        )
+    if gate:
+        rows["gate"] = f"{gate['decision']}: {'; '.join(gate['reasons'])}"
+    if published:
+        rows["published"] = f"version {published['version']}"
+    if deployed:
+        rows["deployed"] = f"version {deployed['version']}, {deployed['latency_ms']} ms"
+    answer = None
+    if finished.state == "success" and pulled:
+        answer = ask_served_model(
+            settings, finished.dag_id.removeprefix("retrain_"), pulled["group"], pulled["snapshot_id"]
+        )
+        rows["Triton says"] = (
+            f"{answer['picture']} is {answer['label']!r} with {answer['probability']:.1%}, truth: {answer['truth']!r}, "
+            f"version {answer['version']}, {answer['milliseconds']:.1f} ms"
+        )
+    console.print(_two_columns(rows))
+    return answer is not None
+
+
+def _show_addresses(settings: Settings) -> None:
+    rows = {
+        "Airflow": f"{settings.url('airflow')}  (login {ADMIN}, password {settings.secrets['airflow_admin']})",
+        "MLflow": settings.url("mlflow"),
+        "model storage": f"{settings.url('model_storage')}/docs",
+        "collect": f"{settings.url('collect')}/docs",
+        "Triton": f"{HOST}:{triton_server(settings).http_port} (HTTP), {HOST}:{settings.port('triton_grpc')} (gRPC)",
+        "state, logs": f"{settings.state}",
+    }
+    console.print(_two_columns(rows))
+
+
+def _two_columns(rows: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Compiles `requirements/*.in` to the pins in `requirements/*.txt`. No download addresses are written."""
+
+from local.bootstrap import REQUIREMENTS, uv
+
+ORDER = ("airflow", "jobs", "services", "triton", "tools", "airflow-test", "jobs-test", "services-test")
+
+
+def main() -> None:
+    """Compile every file; the tests' files are constrained by the files that they add to, so those come first."""
+    for name in ORDER:
+        target = REQUIREMENTS / f"{name}.txt"
+        uv(
+            "pip",
+            "compile",
+            "--python-version",
+            "3.11",
+            "--no-header",
+            "--no-emit-index-url",
+            "--no-emit-find-links",
+            str((REQUIREMENTS / f"{name}.in").relative_to(REQUIREMENTS.parent)),
+            "--output-file",
+            str(target),
+        )
+        # A CPU build of torch that lies at hand is written with its local version, which no index has.
+        lines = [
+            line.split("+cpu")[0] if line.startswith("torch==") else line for line in target.read_text().splitlines()
+        ]
+        target.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Triggers a retraining through Airflow's REST API, shows how it goes, and asks the served model one question."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from local.airflow import AirflowApi, connections, run_url
+from local.components import python
+from local.settings import ROOT, LocalStackError, Settings
+
+RUN_SECONDS = 1800.0
+FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
+STYLE = {
+    "success": "green",
+    "failed": "red",
+    "upstream_failed": "red",
+    "skipped": "dim",
+    "running": "cyan",
+    "up_for_retry": "yellow",
+}
+
+
+@dataclass
+class Retraining:
+    """One finished run: its state and what its jobs returned."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    seconds: float
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+
+def retrain(settings: Settings, dag_id: str, conf: dict[str, Any], console: Console) -> Retraining:
+    """Trigger the DAG and follow it to its end.
+
+    Raises:
+        LocalStackError: Airflow does not know the DAG, or the run takes longer than half an hour.
+    """
+    api = AirflowApi(settings)
+    api.wait_for_dag(dag_id)
+    order = api.task_order(dag_id)
+    started = time.monotonic()
+    run_id = api.trigger(dag_id, conf)
+    console.print(f"[bold]{dag_id}[/] is running: {run_url(settings, dag_id, run_id)}", soft_wrap=True)
+    tasks = _follow(api, settings, dag_id, run_id, order, console)
+    state = _final_state(api, dag_id, run_id)
+    finished = Retraining(dag_id, run_id, state, time.monotonic() - started)
+    finished.results = {
+        task: api.result(dag_id, run_id, task) for task in order if tasks.get(task, {}).get("state") == "success"
+    }
+    finished.failed = [task for task in order if tasks.get(task, {}).get("state") == "failed"]
+    return finished
+
+
+def _follow(
+    api: AirflowApi, settings: Settings, dag_id: str, run_id: str, order: list[str], console: Console
+) -> dict[str, dict[str, Any]]:
+    deadline = time.monotonic() + RUN_SECONDS
+    shown: dict[str, str] = {}
+    with Live(console=console, refresh_per_second=4, transient=False, auto_refresh=False) as live:
+        while True:
+            tasks = {task["task_id"]: task for task in api.tasks(dag_id, run_id)}
+            if console.is_terminal:
+                live.update(_table(settings, dag_id, run_id, order, tasks), refresh=True)
+            else:
+                _print_changes(order, tasks, shown)
+            if tasks and all(task["state"] in FINAL for task in tasks.values()):
+                return tasks
+            if time.monotonic() > deadline:
+                raise LocalStackError(
+                    f"{dag_id} is still running after {RUN_SECONDS / 60:.0f} min: {run_url(settings, dag_id, run_id)}"
+                )
+            time.sleep(0.5)
+
+
+def _final_state(api: AirflowApi, dag_id: str, run_id: str) -> str:
+    deadline = time.monotonic() + 60
+    while (state := api.run_state(dag_id, run_id)) not in ("success", "failed") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return state
+
+
+def _print_changes(order: list[str], tasks: dict[str, dict[str, Any]], shown: dict[str, str]) -> None:
+    for task_id in order:
+        task = tasks.get(task_id)
+        state = (task or {}).get("state") or "waiting"
+        if task is not None and state != shown.get(task_id) and state in FINAL | {"running", "up_for_retry"}:
+            shown[task_id] = state
+            duration = (
+                f" in {task['duration']:.1f} s" if state in ("success", "failed") and task.get("duration") else ""
+            )
+            print(f"  {task_id}: {state}{duration}", flush=True)
+
+
+def _table(settings: Settings, dag_id: str, run_id: str, order: list[str], tasks: dict[str, dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for task_id in order:
+        task = tasks.get(task_id) or {}
+        state = task.get("state") or "waiting"
+        seconds = f"{task['duration']:.1f} s" if task.get("duration") else ""
+        progress = _last_progress(settings, dag_id, run_id, task_id) if state == "running" else ""
+        table.add_row(task_id, f"[{STYLE.get(state, 'white')}]{state}[/]", seconds, progress)
+    return table
+
+
+def _last_progress(settings: Settings, dag_id: str, run_id: str, task_id: str) -> str:
+    """Return the last progress line of a running job, read from its log."""
+    logs = sorted((settings.state / "jobs").glob(f"{dag_id}/*/{task_id}/*/log"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        return ""
+    for line in reversed(logs[-1].read_text(errors="replace").splitlines()[-50:]):
+        if '"progress"' in line:
+            try:
+                return str(json.loads(line)["message"])
+            except (ValueError, KeyError):
+                continue
+    return ""
+
+
+def ask_served_model(settings: Settings, model_name: str, group: str, snapshot_id: str) -> dict[str, Any]:
+    """Send one real golden picture through Triton; return `{picture, truth, label, probability, version, ms}`.
+
+    Raises:
+        LocalStackError: the model is not served.
+    """
+    environment = {**os.environ, "NIGHTSHIFT_LOG_FORMAT": "text"}
+    values = {name: json.loads(value) for name, value in connections(settings).items()}
+    environment |= {
+        "NIGHTSHIFT_BOTTLE": values["AIRFLOW_CONN_NIGHTSHIFT_BOTTLE"]["extra"]["root"],
+        "NIGHTSHIFT_STORAGE_URL": settings.url("model_storage"),
+        "NIGHTSHIFT_STORAGE_TOKEN": settings.secrets["model_storage"],
+        "NIGHTSHIFT_TRITON_URL": values["AIRFLOW_CONN_NIGHTSHIFT_TRITON"]["extra"]["url"],
+        "NIGHTSHIFT_JOB_DIR": str(settings.folder("run") / "predict"),
+    }
+    done = subprocess.run(
+        [
+            python("jobs"),
+            "-m",
+            "conversion_jobs.predict",
+            "--model_name",
+            model_name,
+            "--group",
+            group,
+            "--snapshot_id",
+            snapshot_id,
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise LocalStackError(f"the served model did not answer:\n{done.stdout}{done.stderr}")
+    answer: dict[str, Any] = json.loads((settings.state / "run" / "predict" / "result.json").read_text())["result"]
+    return answer

@@ -1,0 +1,53 @@
+"""Who may import whom: two worlds that meet in the job contract only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = {"dags", "nightshift", "jobkit", "training_jobs", "conversion_jobs", "services", "local"}
+ALLOWED = {
+    "dags": {"nightshift"},
+    "plugins/nightshift": {"nightshift"},
+    "jobkit": {"jobkit"},
+    "training_jobs": {"jobkit", "training_jobs"},
+    "conversion_jobs": {"jobkit", "conversion_jobs"},
+    "services": {"services"},
+    "local": {"local"},
+}
+FOREIGN = {
+    "dags": {"torch", "timm", "lightning", "mlflow", "onnx", "onnxruntime", "cv2"},
+    "plugins/nightshift": {"torch", "timm", "lightning", "mlflow", "onnx", "onnxruntime", "cv2"},
+    "jobkit": {"airflow"},
+    "training_jobs": {"airflow"},
+    "conversion_jobs": {"airflow"},
+    "services": {"airflow", "torch"},
+    "local": {"airflow", "torch"},
+}
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports, wherever in the file it does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_a_part_imports_only_what_it_may(folder: str) -> None:
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files, f"{folder} has no Python files: the test would check nothing"
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {package}"
+        for path in files
+        for package in imported_packages(path)
+        if (package in OURS - ALLOWED[folder]) or package in FOREIGN[folder]
+    }
+    # The test support of the CPU torchvision is installed into the jobs' environment: it is no part of `local`.
+    wrong = {line for line in wrong if not line.startswith("local/torchvision_cpu/")}
+    assert not wrong, "\n".join(sorted(wrong))

@@ -1,0 +1,55 @@
+"""The linters and type checkers that the house agreed on, run as tests so that `make test` is the only gate."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / ".venv" / "tools" / "bin"
+
+
+def check(*command: str, **environment: str) -> None:
+    done = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff_finds_nothing() -> None:
+    check("ruff", "check", "--no-cache", ".")
+
+
+def test_the_code_is_formatted() -> None:
+    check("ruff", "format", "--no-cache", "--check", ".")
+
+
+@pytest.mark.parametrize(
+    ("environment", "folders", "path"),
+    [
+        ("jobs", ("jobkit",), ""),
+        ("services", ("services",), ""),
+        ("airflow", ("plugins/nightshift",), "plugins"),
+    ],
+)
+def test_mypy_strict_finds_nothing(environment: str, folders: tuple[str, ...], path: str) -> None:
+    python = ROOT / ".venv" / environment / "bin" / "python"
+    check(
+        "mypy", "--strict", f"--python-executable={python}", f"--cache-dir={ROOT}/.mypy_cache/{environment}", *folders
+    )
+
+
+def test_no_committed_file_names_a_download_address() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    hosts = [
+        "py" + "pi.org",
+        "python" + "hosted.org",
+        "download.py" + "torch.org",
+        "npm" + "js.org",
+        "deb." + "debian.org",
+    ]
+    wrong = []
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.stat().st_size < 1_000_000:
+            text = path.read_text(errors="ignore")
+            wrong += [f"{name} names {host}" for host in hosts if host in text]
+    assert not wrong, "\n".join(wrong)
