@@ -1,0 +1,85 @@
+"""The classifier: a timm backbone without its head, and one linear layer. Importing this module imports torch and timm."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.modelspec import ModelSpec
+
+
+class Classifier(nn.Module):
+    """`backbone` (timm, `num_classes=0`) and `fc` (linear): float32 [N, C, H, W] -> logits, float32 [N, classes].
+
+    Its state_dict is what seed_004's checkpoints hold.
+
+    Raises:
+        ConfigurationError: timm has no architecture of that name.
+    """
+
+    def __init__(self, architecture: str, classes: int, channels: int = 3, **options: Any) -> None:
+        super().__init__()
+        if not timm.is_model(architecture):
+            near = timm.list_models(f"*{architecture.split('.', maxsplit=1)[0].split('_', maxsplit=1)[0]}*")[:8]
+            raise ConfigurationError(
+                f"timm has no architecture {architecture!r}; near it: {', '.join(near) or 'nothing'}"
+            )
+        self.backbone = timm.create_model(architecture, num_classes=0, in_chans=channels, **options)
+        self.fc = nn.Linear(int(self.backbone.num_features), classes)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.fc(self.backbone(pictures))
+        return logits
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint under the names of `Classifier`.
+
+    Reads a plain state_dict and a Lightning checkpoint (`state_dict`, with names under `model.`); what `torch.compile`
+    puts before names is taken off. Nothing but tensors is unpickled.
+
+    Raises:
+        DataRefused: the file is no checkpoint, or holds code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise DataRefused(f"{path} is not a checkpoint of weights alone: {reason}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataRefused(f"{path} holds no state_dict: a mapping of names to tensors")
+    names = {str(name): str(name).replace("_orig_mod.", "") for name in state}
+    if all(name.startswith("model.") for name in names.values()):
+        names = {old: name.removeprefix("model.") for old, name in names.items()}
+    return {new: state[old] for old, new in names.items()}
+
+
+def load_classifier(path: Path, spec: ModelSpec) -> Classifier:
+    """Return the model of `spec` with the weights at `path`, in evaluation mode on the CPU.
+
+    Raises:
+        DataRefused: the weights are not those of this architecture and these classes; the message names what differs.
+    """
+    model = Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels)
+    state = read_state_dict(path)
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in expected]
+    wrong += [
+        f"{name} is {list(state[name].shape)}, not {list(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise DataRefused(f"{path} does not fit {spec.architecture} with {len(spec.labels)} classes: {shown}")
+    model.load_state_dict(state)
+    return model.eval()
