@@ -1,4 +1,4 @@
-"""The classifier: a timm backbone without its head, and one linear layer. Importing this module imports torch and timm."""
+"""The classifier: a timm backbone without its head, and one linear layer. Importing this imports torch and timm."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ class Classifier(nn.Module):
             raise ConfigurationError(
                 f"timm has no architecture {architecture!r}; near it: {', '.join(near) or 'nothing'}"
             )
-        self.backbone = timm.create_model(architecture, num_classes=0, in_chans=channels, **options)
-        self.fc = nn.Linear(int(self.backbone.num_features), classes)
+        backbone: Any = timm.create_model(architecture, num_classes=0, in_chans=channels, **options)
+        self.backbone: nn.Module = backbone
+        # Some backbones (hgnetv2, mobilenetv3) have a layer between their features and their logits.
+        self.fc = nn.Linear(getattr(backbone, "head_hidden_size", None) or backbone.num_features, classes)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the logits."""
