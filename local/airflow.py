@@ -60,6 +60,10 @@ def environment(settings: Settings) -> dict[str, str]:
             "SECRET_KEY": secrets["airflow_api"],
         },
         "API_AUTH": {"JWT_SECRET": secrets["airflow_jwt"]},
+        "LOGGING": {
+            "WORKER_LOG_SERVER_PORT": settings.port("airflow_logs"),
+            "TRIGGER_LOG_SERVER_PORT": settings.port("airflow_trigger_logs"),
+        },
         "STATE_STORE": {"CLEAR_ON_SUCCESS": True},  # a task that is cleared after success runs again
         "USAGE_DATA_COLLECTION": {"ENABLED": False},
     }

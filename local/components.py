@@ -184,7 +184,7 @@ def _mlflow(settings: Settings) -> Component:
 def _airflow(settings: Settings) -> Component:
     return Component(
         name="airflow",
-        ports=("airflow",),
+        ports=("airflow", "airflow_logs", "airflow_trigger_logs"),
         command=[str(ROOT / ".venv" / "airflow" / "bin" / "airflow"), "standalone"],
         environment=airflow.environment(settings),
         healthy=lambda: airflow.is_healthy(settings),

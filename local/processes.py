@@ -31,7 +31,8 @@ def start(name: str, command: list[str], state: Path, environment: dict[str, str
     """
     log = state / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    marks = {MARK: str(state), COMPONENT: name}
+    # SPT_NOENV keeps setproctitle, which Airflow uses, from writing its titles over the environment.
+    marks = {MARK: str(state), COMPONENT: name, "SPT_NOENV": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,

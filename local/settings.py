@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 PREFERRED_PORTS = {
     "airflow": 8080,
+    "airflow_logs": 8793,
+    "airflow_trigger_logs": 8794,
     "mlflow": 5000,
     "model_storage": 8300,
     "collect": 8310,

@@ -54,8 +54,9 @@ def down(settings: Settings, say: Callable[[str], None]) -> None:
             say("nothing is running")
             return
         parts = components.all_components(settings)
-        for part in reversed(parts):  # the database last: the others write to it as they stop
-            _sweep(settings, part, with_jobs=True)
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(lambda part: _sweep(settings, part, with_jobs=True), parts[1:]))
+        _sweep(settings, parts[0])  # the database last: the others write to it as they stop
         processes.stop(lambda: processes.of_stack(settings.state))
         say("everything is stopped")
 
