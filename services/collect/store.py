@@ -119,10 +119,8 @@ class Store:
 
     def by_category(self, groups: list[str], categories: list[str], modes: list[str]) -> dict[str, list[Picture]]:
         """Return the pictures of `groups` by category; an empty `categories` or `modes` means all."""
-        query = (
-            "SELECT category, filepath, guid, width, height FROM picsets JOIN pictures USING (guid)"
-            f' WHERE "group" IN ({_marks(groups)})'
-        )
+        query = "SELECT category, filepath, guid, width, height FROM picsets JOIN pictures USING (guid) WHERE "
+        query += f'"group" IN ({_marks(groups)})'
         values = list(groups)
         for column, wanted in (("category", categories), ("mode", modes)):
             if wanted:
