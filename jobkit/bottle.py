@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,9 @@ class Bottle(Protocol):
 
     def write(self, key: str, content: bytes | str) -> None:
         """Write `key` atomically (text as UTF-8)."""
+
+    def create(self, key: str, content: bytes | str) -> bool:
+        """Write `key` unless it exists; return whether it was written. Of several at once exactly one gets True."""
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys of the files under the folder `prefix`, in sorted order."""
@@ -102,6 +106,20 @@ class FolderBottle:
         """Write `key` through a temporary file and a rename."""
         with _out_of_space(), atomic_file(self.path(key)) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def create(self, key: str, content: bytes | str) -> bool:
+        """Write `key` to a temporary file and link it to its name, which fails where the name is taken."""
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _out_of_space(), tempfile.NamedTemporaryFile(dir=path.parent, prefix=".create.") as temporary:
+            temporary.write(content.encode() if isinstance(content, str) else content)
+            temporary.flush()
+            Path(temporary.name).chmod(0o644)
+            try:
+                path.hardlink_to(temporary.name)
+            except FileExistsError:
+                return False
+        return True
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the files below `prefix`; unfinished ones (their names start with a dot) are left out."""
@@ -189,6 +207,20 @@ class S3Bottle:
         data = content.encode() if isinstance(content, str) else content
         with self._errors(key):
             self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
+
+    def create(self, key: str, content: bytes | str) -> bool:
+        """Write the object by a conditional request (`If-None-Match: *`)."""
+        from botocore.exceptions import ClientError
+
+        data = content.encode() if isinstance(content, str) else content
+        with self._errors(key):
+            try:
+                self.client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                    return False
+                raise
+        return True
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the objects below `prefix`."""

@@ -95,6 +95,21 @@ class ExperimentPaths:
         return f"{self.folder}/metrics.json"
 
     @property
+    def spec(self) -> str:
+        """The model's interface (`jobkit.modelspec.ModelSpec`)."""
+        return f"{self.folder}/model.json"
+
+    @property
+    def torchscript(self) -> str:
+        """The model of the best epoch as TorchScript: float32 [N, C, H, W] -> logits."""
+        return f"{self.folder}/torchscripts/model.pt"
+
+    @property
+    def run(self) -> str:
+        """Which task instance trains it, and on what."""
+        return f"{self.folder}/run.json"
+
+    @property
     def onnx(self) -> str:
         """The exported graph."""
         return f"{self.folder}/onnx/model.onnx"

@@ -1,0 +1,239 @@
+"""The classifier's configuration file: every key with its type, bounds, default and meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from jobkit.modelspec import Preprocessing
+from jobkit.yaml_file import load
+from training_jobs.classifier.section import Section
+from training_jobs.classifier.transforms import Augmentation, PostTransform, PreTransform
+from training_jobs.classifier.transforms.fixed import LongestMaxSize, Normalize, PadIfNeeded, Resize, ToTensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Directories(Section):
+    """Where things lie; relative paths start at the folder that the job runs in."""
+
+    images: str | None = Field(None, description="the pictures; not used with a snapshot")
+    backgrounds: str | None = Field(None, description="backgrounds for insert_background_p")
+    models: str | None = Field(
+        None, description="where model.load_from starts; experiments go here where there is no bottle"
+    )
+
+
+class Criterion(Section):
+    """The loss."""
+
+    type: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="balanced: pictures / (classes x pictures of the class); or one weight a class, in label order",
+    )
+
+
+class DataLoaders(Section):
+    """How pictures become batches."""
+
+    train_batch_size: int = Field(32, gt=0, description="pictures a step; --batch overrides it")
+    val_batch_size: int = Field(64, gt=0, description="pictures a batch in validation")
+    num_workers: int | None = Field(None, ge=0, le=64, description="processes that prepare pictures; default: by need")
+
+
+class AugmentationSchedule(Section):
+    """Probability that a picture is augmented at all: `start_p + (end_p - start_p) * (e / (E - 1)) ** exponent_factor`."""
+
+    start_p: float = Field(1.0, ge=0, le=1, description="in the first epoch")
+    end_p: float = Field(1.0, ge=0, le=1, description="in the last epoch")
+    exponent_factor: float = Field(1.0, gt=0, description="1: linear; above 1: late; below 1: early")
+
+    def probability(self, epoch: int, epochs: int) -> float:
+        """Return the probability in `epoch` (from 0) of `epochs`; 1.0 where there is only one epoch."""
+        if epochs <= 1:
+            return 1.0
+        return self.start_p + (self.end_p - self.start_p) * (epoch / (epochs - 1)) ** self.exponent_factor
+
+
+class Dataset(Section):
+    """Pictures, labels, and what happens to a picture on its way to the model."""
+
+    label_source: Literal["snapshot", "folders", "rotation"] | None = Field(
+        None, description="default: snapshot where --cat is given, else rotation (a page's quarter turns are its label)"
+    )
+    image_size: int = Field(224, ge=8, le=4096, description="height and width of the model's input, pixels")
+    insert_background_p: float = Field(0.0, ge=0, le=1, description="probability of pasting a picture on a background")
+    background_max_ratio: float = Field(
+        1.0, ge=1, le=10, description="largest background, as a multiple of the picture"
+    )
+    data_fraction: float = Field(1.0, gt=0, le=1, description="part of the pictures that is used, for a quick try")
+    val_part: float = Field(0.2, gt=0, lt=1, description="part kept for validation; a snapshot has its own split")
+    data_loaders: DataLoaders = DataLoaders()
+    pre_transforms: list[PreTransform] = Field(
+        [LongestMaxSize(type="longest_max_size"), PadIfNeeded(type="pad_if_needed")], description="before augmentation"
+    )
+    train_augmentations: list[Augmentation] = Field([], description="training only, in this order")
+    val_augmentations: list[Augmentation] = Field([], description="validation only: how robust is the model?")
+    post_transforms: list[PostTransform] = Field(
+        [Normalize(type="normalize"), ToTensor(type="to_tensor")], description="after augmentation"
+    )
+    augmentation_p_schedule: AugmentationSchedule = AugmentationSchedule()
+
+    @model_validator(mode="after")
+    def _one_way_to_the_input_size(self) -> Self:
+        steps = [*self.pre_transforms, *self.post_transforms]
+        geometry = [step.type for step in steps if isinstance(step, LongestMaxSize | PadIfNeeded | Resize)]
+        if geometry not in ([], ["resize"], ["longest_max_size", "pad_if_needed"]):
+            raise ValueError(
+                f"pre_transforms and post_transforms resize by {', '.join(geometry)}; valid: longest_max_size and then "
+                "pad_if_needed, or resize alone, or none (then the picture is letterboxed)"
+            )
+        for step in steps:
+            for key in ("max_size", "min_height", "min_width", "height", "width"):
+                value = getattr(step, key, None)
+                if value not in (None, self.image_size):
+                    raise ValueError(
+                        f"{step.type}.{key} is {value}, but image_size is {self.image_size}: give one of them"
+                    )
+        tail = [step.type for step in self.post_transforms if isinstance(step, Normalize | ToTensor)]
+        if tail not in ([], ["normalize"], ["to_tensor"], ["normalize", "to_tensor"]):
+            raise ValueError(f"post_transforms end with {', '.join(tail)}; valid: normalize, then to_tensor, each once")
+        return self
+
+
+class Model(Section):
+    """Architecture and initial weights."""
+
+    backbone_name: str = Field("efficientnet_b0.ra_in1k", min_length=1, description="a timm architecture")
+    load_from: str | None = Field(
+        None, description="checkpoint to fine-tune, relative to directories.models or the bottle"
+    )
+    load_mismatched: bool = Field(False, description="accept a load_from some of whose layers do not fit")
+    pretrained: bool = Field(False, description="start from timm's published weights")
+    in_channels: Literal[1, 3] = Field(3, description="3: RGB; 1: grey")
+    n_classes: int | None = Field(None, ge=2, description="checked against the labels; default: as many as there are")
+
+
+class Optimizer(Section):
+    """Optimizer and learning rates."""
+
+    type: Literal["adamw", "adamw_8bit", "adam", "sgd"] = "adamw"
+    lr_type: Literal["one_lr", "two_lrs"] = "one_lr"
+    lr: float | None = Field(None, gt=0, description="highest rate of one_lr; default 1e-3")
+    backbone_lr: float | None = Field(None, gt=0, description="highest rate of the backbone, two_lrs")
+    fc_lr: float | None = Field(None, gt=0, description="highest rate of the classification layer, two_lrs")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw; not applied to biases and norms")
+    eps: float = Field(1e-8, gt=0, description="adam's epsilon")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="adam's betas; sgd takes the first as its momentum")
+
+    @model_validator(mode="after")
+    def _rates(self) -> Self:
+        two = self.backbone_lr is not None, self.fc_lr is not None
+        if self.lr_type == "two_lrs" and (not all(two) or self.lr is not None):
+            raise ValueError("lr_type two_lrs takes backbone_lr and fc_lr, and no lr")
+        if self.lr_type == "one_lr" and any(two):
+            raise ValueError("lr_type one_lr takes lr; backbone_lr and fc_lr belong to two_lrs")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; valid: 0 up to, not including, 1")
+        return self
+
+
+class Scheduler(Section):
+    """OneCycle: up to the highest rate, then down."""
+
+    anneal_strategy: Literal["cos", "linear"] = Field("cos", description="shape of both parts")
+    div_factor: float = Field(25.0, ge=1, description="first rate = highest / div_factor")
+    final_div_factor: float = Field(1e4, ge=1, description="last rate = first / final_div_factor")
+    pct_start: float = Field(0.3, gt=0, lt=1, description="part of all steps spent going up")
+
+
+class Mixing(Section):
+    """Mixing of the pictures of a batch."""
+
+    strategy: Literal["mixup", "cutmix"] | None = None
+    p: float = Field(1.0, ge=0, le=1, description="probability of mixing a batch")
+    alpha: float = Field(0.2, gt=0, description="of the beta distribution that the share is drawn from")
+
+
+class Training(Section):
+    """The training loop."""
+
+    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training set; --epochs overrides it")
+    precision: Literal[16, 32, "bf16"] = Field(32, description="16 and bf16: mixed precision; 16 needs a GPU")
+    accumulate_grad_batches: int = Field(1, ge=1, description="batches a weight update")
+    max_grad_norm: float | None = Field(None, gt=0, description="gradients are clipped to this norm")
+    compile: bool = Field(False, description="torch.compile")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="validate and keep an average of the weights")
+    save_checkpoints: bool = Field(True, description="false: only the final weights; a killed training starts anew")
+    save_metrics: bool = Field(True, description="false: no csv_logs, no metrics per epoch in MLflow")
+    best_by: Literal["macro_f1", "accuracy", "loss"] = Field("macro_f1", description="which epoch is the best")
+    mixing: Mixing = Mixing()
+
+
+class Config(Section):
+    """One training."""
+
+    experiment_name: str = Field(
+        "classifier", pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", description="group without --cat"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    directories: Directories = Directories()
+    criterion: Criterion = Criterion()
+    dataset: Dataset = Dataset()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    scheduler: Scheduler = Scheduler()
+    training: Training = Training()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How validation and serving bring a picture to the model's input."""
+        dataset, channels = self.dataset, self.model.in_channels
+        steps = [*dataset.pre_transforms, *dataset.post_transforms]
+        normalize = next((step for step in steps if isinstance(step, Normalize)), None)
+        pad = next((step for step in steps if isinstance(step, PadIfNeeded)), None)
+        mean, std = (0.0,) * channels, (1.0,) * channels
+        if normalize is not None:
+            scale = normalize.max_pixel_value / 255
+            mean = tuple(normalize.mean or (IMAGENET_MEAN if channels == 3 else (0.5,)))
+            std = tuple(normalize.std or (IMAGENET_STD if channels == 3 else (0.25,)))
+            mean, std = tuple(value * scale for value in mean), tuple(value * scale for value in std)
+        return Preprocessing(
+            height=dataset.image_size,
+            width=dataset.image_size,
+            channels=channels,
+            mean=mean,
+            std=std,
+            resize="stretch" if any(isinstance(step, Resize) for step in steps) else "letterbox",
+            pad_value=pad.fill_value if pad else 0,
+        )
+
+    @model_validator(mode="after")
+    def _channels(self) -> Self:
+        for step in self.dataset.post_transforms:
+            for key in ("mean", "std"):
+                values = getattr(step, key, None)
+                if values is not None and len(values) != self.model.in_channels:
+                    raise ValueError(
+                        f"normalize.{key} has {len(values)} values, but model.in_channels is {self.model.in_channels}"
+                    )
+        return self
+
+
+def read_config(path: Path, epochs: int | None = None, batch: int | None = None) -> Config:
+    """Return the configuration at `path`, with what the command line overrides.
+
+    Raises:
+        ConfigurationError: the file has errors; all are listed, each with its line.
+    """
+    config = load(path, Config)
+    if epochs is not None:
+        config = config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
+    if batch is not None:
+        loaders = config.dataset.data_loaders.model_copy(update={"train_batch_size": batch})
+        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"data_loaders": loaders})})
+    return config

@@ -1,0 +1,74 @@
+"""Optimizers and the one-cycle schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from jobkit.classifier import Classifier
+from jobkit.errors import ConfigurationError
+from training_jobs.classifier import config as configuration
+
+
+def build_optimizer(config: configuration.Optimizer, model: Classifier) -> Optimizer:
+    """Return the optimizer, with one group of parameters per learning rate and weight decay.
+
+    Raises:
+        ConfigurationError: adamw_8bit is asked for and bitsandbytes or a GPU is missing.
+    """
+    groups = [
+        *_groups(model.backbone, config.backbone_lr or config.lr or 1e-3, config.weight_decay),
+        *_groups(model.fc, config.fc_lr or config.lr or 1e-3, config.weight_decay),
+    ]
+    betas, eps = config.betas, config.eps
+    if config.type == "sgd":
+        return torch.optim.SGD(groups, momentum=betas[0], nesterov=betas[0] > 0)
+    if config.type == "adam":
+        return torch.optim.Adam(groups, betas=betas, eps=eps)
+    if config.type == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, eps=eps)
+    return _adamw_8bit(groups, betas, eps)
+
+
+def _groups(module: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
+    """Yield a module's parameters in two groups: weights, which decay, and biases and norms (one axis), which do not."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for decay, chosen in (
+        (weight_decay, [p for p in parameters if p.ndim > 1]),
+        (0.0, [p for p in parameters if p.ndim <= 1]),
+    ):
+        if chosen:
+            yield {"params": chosen, "lr": lr, "weight_decay": decay}
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
+    if not torch.cuda.is_available():
+        raise ConfigurationError(
+            "optimizer.type adamw_8bit needs a GPU, and there is none here; adamw gives the same on a CPU"
+        )
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigurationError(
+            "optimizer.type adamw_8bit needs the package bitsandbytes in this image; or use adamw"
+        ) from error
+    optimizer: Optimizer = AdamW8bit(groups, betas=betas, eps=eps)
+    return optimizer
+
+
+def build_scheduler(config: configuration.Scheduler, optimizer: Optimizer, steps: int) -> OneCycleLR:
+    """Return the one-cycle schedule over `steps` weight updates.
+
+    Each group keeps its own highest rate (a scalar `max_lr` would flatten them), and the optimizer keeps its betas
+    (OneCycleLR overwrites them unless told not to).
+    """
+    return OneCycleLR(
+        optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=max(steps, 2),
+        anneal_strategy=config.anneal_strategy, div_factor=config.div_factor, final_div_factor=config.final_div_factor,
+        pct_start=config.pct_start, cycle_momentum=False,
+    )  # fmt: skip

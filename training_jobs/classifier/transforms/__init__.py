@@ -1,0 +1,19 @@
+"""The transforms of the configuration file, by the names that its users know.
+
+A picture inside the pipeline is uint8, [H, W] (grey) or [H, W, 3] (RGB). `FIXED` transforms bring it to the model's
+input and are the same in training, validation and serving; an `Augmentation` changes it at random.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from training_jobs.classifier.transforms.fixed import LongestMaxSize, Normalize, PadIfNeeded, Resize, ToTensor
+from training_jobs.classifier.transforms.geometry import ShiftScaleRotate
+
+PreTransform = Annotated[LongestMaxSize | PadIfNeeded | Resize, Field(discriminator="type")]
+PostTransform = Annotated[LongestMaxSize | PadIfNeeded | Resize | Normalize | ToTensor, Field(discriminator="type")]
+AUGMENTATIONS = (ShiftScaleRotate,)
+Augmentation = Annotated[ShiftScaleRotate, Field(discriminator="type")]
