@@ -39,7 +39,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from jobkit import log
+from jobkit import log, settings
 from jobkit.bottle import Bottle, open_bottle
 from jobkit.errors import ConfigurationError, ExitCode, JobError
 from jobkit.files import write_atomic
@@ -106,6 +106,11 @@ class Context:
     def bottle(self) -> Bottle:
         """The data bottle that `NIGHTSHIFT_BOTTLE` names."""
         return open_bottle()
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether the job writes to MLflow: always under Airflow; by hand where `MLFLOW_TRACKING_URI` is set."""
+        return self.labels is not None or settings.optional(settings.MLFLOW_URI) is not None
 
     @cached_property
     def tracking(self) -> Run:

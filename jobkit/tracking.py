@@ -133,6 +133,10 @@ class Run:
         resumed = os.environ.get("MLFLOW_RUN_ID")
         return cls(api, resumed or api.create_run(experiment).info.run_id, experiment, None)
 
+    def parent_run(self) -> Run | None:
+        """Return the run that stands for the DAG run; None for a job that was started by hand."""
+        return Run(self.client, self.parent_id, self.experiment_id, None) if self.parent_id else None
+
     def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
         """Log parameters, nested mappings as dotted names.
 
@@ -190,10 +194,14 @@ class Run:
             else:
                 self.client.log_artifact(self.run_id, str(path), folder)
 
+    def text(self, text: str, name: str) -> None:
+        """Upload `text` as the artifact `name`."""
+        with server_errors(f"uploading {name}"):
+            self.client.log_text(self.run_id, text, name)
+
     def dictionary(self, value: Mapping[str, Any], name: str) -> None:
         """Upload `value` as the JSON artifact `name`."""
-        with server_errors(f"uploading {name}"):
-            self.client.log_text(self.run_id, json.dumps(value, indent=2, default=str), name)
+        self.text(json.dumps(value, indent=2, default=str) + "\n", name)
 
     def end(self, succeeded: bool) -> None:
         """Send what is pending and end the run; a failed job's own error is never hidden by MLflow's."""

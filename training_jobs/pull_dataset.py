@@ -28,7 +28,7 @@ Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
 
 
 class Arguments(job.Arguments):
-    """Make a snapshot of labelled pictures. Only new pictures are transferred; the same data gives the same snapshot."""
+    """Make a snapshot of labelled pictures. Only new ones are transferred; the same data gives the same snapshot."""
 
     pipeline: str = Field(description="name of the pipeline whose run this is")
     group: str = Field(description="group of pictures, say digits")
@@ -167,8 +167,8 @@ def _nothing_new(arguments: Arguments, summary: Summary) -> job.StopHere | None:
     when = f" on {earlier.finished_at:%Y-%m-%d %H:%M} UTC" if earlier.finished_at else ""
     reason = (
         f"nothing new: the {summary.pictures} pictures of group {summary.group} are still snapshot "
-        f"{summary.snapshot_id}, which run {earlier.dag_run_id} completed{when} with the same configuration ({earlier.outcome}). "
-        "Use force to train on them again"
+        f"{summary.snapshot_id}, which run {earlier.dag_run_id} completed{when} with the same configuration "
+        f"({earlier.outcome}). Use force to train on them again"
     )
     logger.info(reason)
     return job.StopHere(outcome="nothing_new", reason=reason)
@@ -176,7 +176,7 @@ def _nothing_new(arguments: Arguments, summary: Summary) -> job.StopHere | None:
 
 def _track(context: job.Context, result: Result) -> None:
     """Log the snapshot to MLflow; a run that has nothing new to say starts no client."""
-    if settings.optional(settings.MLFLOW_URI) is None:
+    if not context.is_tracked:
         return
     run = context.tracking
     run.params({"snapshot_id": result.snapshot_id, "group": result.group, "classes": len(result.labels)})

@@ -1,0 +1,152 @@
+"""Decide whether the candidate may replace the champion, and say why in sentences."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobkit import job
+from jobkit.bottle import Bottle
+from jobkit.errors import DataRefused
+from training_jobs.scoring.evaluation import Evaluation
+
+logger = logging.getLogger("training_jobs.gate")
+
+Metric = Literal["accuracy", "macro_f1"]
+_ROUNDING = 1e-9  # so that 0.97 measured meets a floor of 0.97
+
+
+class Arguments(job.Arguments):
+    """Decide by an evaluation whether the candidate goes on to be published; a rejection is a normal outcome."""
+
+    report: str = Field(description="the evaluation: key in the bottle")
+    metric: Metric = Field("accuracy", description="what is compared")
+    floor: float = Field(0.0, ge=0, le=1, description="the least value of the metric that the candidate needs")
+    min_gain: float = Field(0.0, ge=-1, le=1, description="how much better than the champion's it has to be")
+    max_slice_loss: float = Field(0.05, ge=0, le=1, description="how much F1 a class may lose against the champion")
+    min_support: int = Field(
+        20, ge=1, description="classes with fewer golden pictures do not veto: there one picture is more than the limit"
+    )
+
+
+class Rules(BaseModel):
+    """What a candidate has to meet; see the options of the job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metric: Metric = "accuracy"
+    floor: float = 0.0
+    min_gain: float = 0.0
+    max_slice_loss: float = 0.05
+    min_support: int = 20
+
+
+class Decision(BaseModel):
+    """The verdict. `reasons` has a sentence a rule; `failed` those of the rules that were not met."""
+
+    promote: bool
+    reasons: list[str]
+    failed: list[str]
+
+
+class Result(job.Result):
+    """The decision and its reasons."""
+
+    decision: Literal["promote", "reject"]
+    reasons: list[str]
+
+
+def decide(evaluation: Evaluation, rules: Rules) -> Decision:
+    """Judge a candidate by its evaluation. A pure function: the same input gives the same decision.
+
+    Without a champion only the floor counts.
+    """
+    verdicts = [_floor(evaluation, rules)]
+    if evaluation.champion is None:
+        verdicts.append((True, "there is no champion to compare with: the floor alone decides"))
+    else:
+        verdicts += [_gain(evaluation, rules), *_slices(evaluation, rules)]
+    failed = [reason for met, reason in verdicts if not met]
+    return Decision(promote=not failed, reasons=[reason for _, reason in verdicts], failed=failed)
+
+
+def _floor(evaluation: Evaluation, rules: Rules) -> tuple[bool, str]:
+    value = evaluation.candidate.metrics[rules.metric]
+    met = value >= rules.floor - _ROUNDING
+    word = "reaches" if met else "is below"
+    return (
+        met,
+        f"{rules.metric} {value:.4f} on {evaluation.pictures} golden pictures {word} the floor of {rules.floor:g}",
+    )
+
+
+def _gain(evaluation: Evaluation, rules: Rules) -> tuple[bool, str]:
+    champion, comparison = evaluation.champion, evaluation.comparison
+    if champion is None or comparison is None:
+        raise DataRefused("the evaluation has a champion but no comparison with it: evaluate again")
+    gain = comparison.gains[rules.metric]
+    met = gain.value >= rules.min_gain - _ROUNDING
+    return met, (
+        f"{rules.metric} {evaluation.candidate.metrics[rules.metric]:.4f} is a gain of {gain.value:+.4f} over the "
+        f"champion {champion.version} ({champion.metrics[rules.metric]:.4f}); at least {rules.min_gain:+g} is wanted"
+        f"{'' if met else ', so it is not enough'}. Standard error {gain.standard_error:.4f}: the candidate alone is "
+        f"right on {comparison.only_candidate_right} pictures, the champion alone on "
+        f"{comparison.only_champion_right} (McNemar p = {comparison.p_value:.3g})"
+    )
+
+
+def _slices(evaluation: Evaluation, rules: Rules) -> list[tuple[bool, str]]:
+    """Return a verdict on each slice that loses more than the limit, or one that says that none does."""
+    champion = evaluation.champion
+    verdicts = []
+    for name, before in champion.slices.items() if champion else ():
+        now = evaluation.candidate.slices[name]
+        loss = before.f1 - now.f1
+        if loss > rules.max_slice_loss + _ROUNDING:
+            counts = now.support >= rules.min_support
+            judged = (
+                f"more than the {rules.max_slice_loss:g} that is allowed"
+                if counts
+                else f"no veto, since that is fewer than {rules.min_support}"
+            )
+            lost = f"loses {loss:.4f} of F1 ({before.f1:.4f} to {now.f1:.4f}, {now.support} golden pictures)"
+            verdicts.append((not counts, f"{name} {lost}: {judged}"))
+    return verdicts or [(True, f"no slice loses more than {rules.max_slice_loss:g} of F1")]
+
+
+def read_evaluation(bottle: Bottle, key: str) -> Evaluation:
+    """Return an evaluation.
+
+    Raises:
+        DataRefused: there is none at `key`, or it is not valid.
+    """
+    try:
+        return Evaluation.model_validate_json(bottle.read(key))
+    except ValidationError as error:
+        raise DataRefused(f"{bottle}/{key} is not a valid evaluation: {error}") from error
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Decide, and tell the log, MLflow and the tasks that follow."""
+    evaluation = read_evaluation(context.bottle, arguments.report)
+    rules = Rules.model_validate(arguments.model_dump(exclude={"report"}))
+    decision = decide(evaluation, rules)
+    result = Result(decision="promote" if decision.promote else "reject", reasons=decision.reasons)
+    for reason in decision.reasons:
+        logger.log(logging.WARNING if reason in decision.failed else logging.INFO, "%s: %s", result.decision, reason)
+    if not decision.promote:
+        rejected = f"{evaluation.candidate.version} was rejected: {'; '.join(decision.failed)}"
+        result.stop_here = job.StopHere(outcome="rejected", reason=rejected)
+    if context.is_tracked:
+        tags = {"nightshift.decision": result.decision, "nightshift.reasons": "; ".join(decision.reasons)}
+        context.tracking.params(rules.model_dump(), "gate")
+        context.tracking.tags(tags)
+        if (parent := context.tracking.parent_run()) is not None:
+            parent.tags(tags)
+    return result
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)

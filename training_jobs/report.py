@@ -1,0 +1,112 @@
+"""Close a run of a pipeline, whatever happened: its row in PostgreSQL, its MLflow run, a summary for people."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from pydantic import Field
+
+from jobkit import database, job
+from jobkit.errors import ConfigurationError
+from jobkit.tracking import Run
+from training_jobs.gate import read_evaluation
+from training_jobs.scoring.evaluation import Evaluation
+
+logger = logging.getLogger("training_jobs.report")
+
+FAILED_STATES = ("failed", "upstream_failed")
+
+
+class Arguments(job.Arguments):
+    """Close a run of a pipeline. Running it again changes nothing."""
+
+    pipeline: str = Field(description="name of the pipeline")
+    fingerprint: str = Field("", description="stands for the configuration of this run")
+    snapshot_id: str | None = Field(None, description="the snapshot that was used; none where pulling failed")
+    outcome: str | None = Field(
+        None,
+        description="the outcome of a task that stopped the run: nothing_new, rejected; else it is found by the states",
+    )
+    reason: str | None = Field(None, description="the reason that came with the outcome")
+    version: str | None = Field(None, description="the version that was deployed")
+    report: str | None = Field(None, description="the evaluation: key in the bottle")
+    states: dict[str, str] = Field({}, description="JSON object: the state of each task, as Airflow names it")
+    started_at: datetime | None = Field(None, description="when the run started, ISO 8601")
+
+
+class Result(job.Result):
+    """What the run came to: promoted, rejected, nothing_new, not_published or failed."""
+
+    outcome: str
+    reason: str
+
+
+def outcome_of(arguments: Arguments) -> tuple[str, str]:
+    """Return what a run came to, and why.
+
+    A failed task comes first: a run with one is not complete, and the next one has to do the work again.
+    """
+    failed = sorted(task for task, state in arguments.states.items() if state == "failed")
+    if failed or "upstream_failed" in arguments.states.values():
+        return "failed", f"failed: {', '.join(failed) or 'a task before the first one of this list'}"
+    if arguments.outcome:
+        return arguments.outcome, arguments.reason or arguments.outcome
+    if arguments.version:
+        return "promoted", f"version {arguments.version} is in production"
+    return "not_published", "every task that ran succeeded, and none deployed a version"
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Write the row, end the MLflow run."""
+    if context.labels is None:
+        raise ConfigurationError("report closes a run of Airflow's, and NIGHTSHIFT_LABELS does not say which")
+    outcome, reason = outcome_of(arguments)
+    row = database.PipelineRun(
+        pipeline=arguments.pipeline, dag_run_id=context.labels.run_id, outcome=outcome, reason=reason,
+        snapshot_id=arguments.snapshot_id, fingerprint=arguments.fingerprint, model_version=arguments.version,
+        started_at=arguments.started_at, finished_at=datetime.now(UTC),
+    )  # fmt: skip
+    database.record_run(row)
+    logger.info("%s: %s", outcome, reason)
+    if outcome != "nothing_new":  # then nothing was tracked, and an empty MLflow run a night helps no one
+        parent = Run.parent(context.labels)
+        database.record_run(row.model_copy(update={"mlflow_run_id": parent.run_id}))
+        _close(parent, arguments, row, read_evaluation(context.bottle, arguments.report) if arguments.report else None)
+    return Result(outcome=outcome, reason=reason)
+
+
+def _close(parent: Run, arguments: Arguments, row: database.PipelineRun, evaluation: Evaluation | None) -> None:
+    """Give the DAG run's MLflow run its tags, numbers and summary, and end it."""
+    tags = {
+        "outcome": row.outcome, "reason": row.reason, "pipeline": row.pipeline, "snapshot_id": row.snapshot_id,
+        "fingerprint": row.fingerprint, "version": row.model_version,
+    }  # fmt: skip
+    parent.tags({f"nightshift.{name}": value for name, value in tags.items() if value})
+    if evaluation is not None:
+        parent.metrics({f"golden/{name}": value for name, value in evaluation.candidate.metrics.items()})
+    summary = {**tags, "dag_run": row.dag_run_id, "states": arguments.states}
+    parent.dictionary(summary, "summary.json")
+    parent.text(markdown(row, arguments.states, evaluation), "summary.md")
+    parent.end(succeeded=row.outcome != "failed")
+
+
+def markdown(row: database.PipelineRun, states: dict[str, str], evaluation: Evaluation | None) -> str:
+    """Return the summary of a run for a person."""
+    lines = [f"# {row.pipeline}: {row.outcome}", "", row.reason or "", ""]
+    lines += [f"- run: `{row.dag_run_id}`", f"- snapshot: `{row.snapshot_id or 'none'}`"]
+    lines += [f"- version: {row.model_version}"] if row.model_version else []
+    if evaluation is not None:
+        rivals = [evaluation.candidate, *([evaluation.champion] if evaluation.champion else [])]
+        lines += ["", f"| on {evaluation.pictures} golden pictures | " + " | ".join(s.version for s in rivals) + " |"]
+        lines += ["|---" * (len(rivals) + 1) + "|"]
+        for name in evaluation.candidate.metrics:
+            lines.append(f"| {name} | " + " | ".join(f"{s.metrics[name]:.4f}" for s in rivals) + " |")
+        lines += ["", *(note for scores in rivals for note in scores.notes)]
+    if states:
+        lines += ["", "| task | state |", "|---|---|", *(f"| {task} | {state} |" for task, state in states.items())]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)

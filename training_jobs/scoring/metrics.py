@@ -1,0 +1,162 @@
+"""Metrics of a classifier on labelled pictures, and the uncertainty of the difference between two classifiers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+METRICS = ("accuracy", "macro_f1")  # what a gate may compare; higher is better
+CALIBRATION_BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", ICML 2017
+RESAMPLES = 1000
+_SEED = 20
+_LEAST_PROBABILITY = 1e-7  # what a class that a model does not know gets, so that the log loss stays finite
+
+
+class Slice(BaseModel):
+    """Scores of one class. `f1` also falls for pictures of other classes that are taken for this one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    support: int = Field(description="golden pictures of the class")
+    precision: float
+    recall: float
+    f1: float
+
+
+class Scores(BaseModel):
+    """Scores of one model on the golden set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str
+    metrics: dict[str, float] = Field(description="accuracy, macro_f1, log_loss (nats), ece")
+    slices: dict[str, Slice] = Field(description="by name, `class/<label>`")
+    confusion: list[list[int]] = Field(
+        description="row: true class, column: predicted; the last column: a class not here"
+    )
+    notes: list[str] = Field([], description="what a reader has to know about these numbers")
+
+
+class Gain(BaseModel):
+    """How much better the candidate is than the champion, on the same pictures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float = Field(description="candidate minus champion")
+    standard_error: float = Field(description="of the value, by a paired bootstrap over the golden pictures")
+
+
+class Comparison(BaseModel):
+    """The candidate against the champion, picture by picture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pictures: int
+    only_candidate_right: int
+    only_champion_right: int
+    p_value: float = Field(
+        description="exact McNemar test: the chance of such a difference between equally good models"
+    )
+    gains: dict[str, Gain] = Field(description="by metric")
+
+
+def score(version: str, labels: list[str], truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Scores:
+    """Score predictions.
+
+    Args:
+        version: what the model is called in the report.
+        labels: the K classes of the golden set.
+        truth: int [N], indices into `labels`.
+        probabilities: float [N, K + 1]; the last column is the probability of classes that are not in `labels`.
+    """
+    import numpy as np
+    from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+
+    classes = np.arange(len(labels))
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=classes, zero_division=0)
+    clipped = np.clip(probabilities, _LEAST_PROBABILITY, None)
+    clipped /= clipped.sum(axis=1, keepdims=True)
+    all_classes = np.arange(len(labels) + 1)
+    return Scores(
+        version=version,
+        metrics={
+            "accuracy": float((predicted == truth).mean()),
+            "macro_f1": float(f1.mean()),
+            "log_loss": float(log_loss(truth, clipped, labels=all_classes)),
+            "ece": calibration_error(truth, probabilities),
+        },
+        slices={
+            f"class/{label}": Slice(
+                support=int(support[i]), precision=float(precision[i]), recall=float(recall[i]), f1=float(f1[i])
+            )
+            for i, label in enumerate(labels)
+        },
+        confusion=confusion_matrix(truth, predicted, labels=all_classes)[: len(labels)].tolist(),
+    )
+
+
+def calibration_error(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Return the expected calibration error (Guo et al. 2017): the mean over equally wide bins of confidence, weighted
+    by their pictures, of |accuracy - mean confidence|."""
+    import numpy as np
+
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == truth
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def compare(
+    classes: int, truth: NDArray[np.int64], candidate: NDArray[np.int64], champion: NDArray[np.int64]
+) -> Comparison:
+    """Compare two models' predictions, int [N], on the same pictures; `classes` is the number of golden classes."""
+    import numpy as np
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    candidate_right, champion_right = candidate == truth, champion == truth
+    only_candidate = int((candidate_right & ~champion_right).sum())
+    only_champion = int((champion_right & ~candidate_right).sum())
+    unlike = only_candidate + only_champion
+    p_value = float(binomtest(only_candidate, unlike, 0.5).pvalue) if unlike else 1.0
+    # Pictures with the same truth and predictions are alike: what is drawn is how often each such case occurs.
+    cases, counts = np.unique(np.stack([truth, candidate, champion], axis=1), axis=0, return_counts=True)
+    draws = np.random.default_rng(_SEED).multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)
+    here = _metrics(classes, cases, counts[None], 1), _metrics(classes, cases, counts[None], 2)
+    resampled = _metrics(classes, cases, draws, 1), _metrics(classes, cases, draws, 2)
+    gains = {
+        name: Gain(
+            value=float(here[0][name][0] - here[1][name][0]),
+            standard_error=float((resampled[0][name] - resampled[1][name]).std()),
+        )
+        for name in METRICS
+    }
+    return Comparison(
+        pictures=len(truth), only_candidate_right=only_candidate, only_champion_right=only_champion, p_value=p_value,
+        gains=gains,
+    )  # fmt: skip
+
+
+def _metrics(
+    classes: int, cases: NDArray[np.int64], counts: NDArray[np.int64], column: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return accuracy and macro F1, each float [draws], of the predictions in `column` of `cases` [M, 3].
+
+    `counts`, int [draws, M], says how often each case occurs in each draw. A class that has neither pictures nor
+    predictions in a draw counts as F1 = 0, as with scikit-learn's `zero_division=0`.
+    """
+    import numpy as np
+
+    truth, predicted = cases[:, 0], cases[:, column]
+    right = truth == predicted
+    each = np.eye(classes + 1)[:, :classes]
+    hits = (counts * right) @ each[truth]
+    both = counts @ each[truth] + counts @ each[predicted]  # 2 TP + FP + FN
+    f1 = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
+    return {"accuracy": (counts * right).sum(axis=1) / counts.sum(axis=1), "macro_f1": f1.mean(axis=1)}
