@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
         reason = str(error).strip().split("\n", 1)[0]
         raise DataRefused(f"{path} is not a checkpoint of weights alone: {reason}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None

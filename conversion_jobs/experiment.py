@@ -1,0 +1,88 @@
+"""What the conversion jobs read of an experiment folder, and where they write beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from jobkit import job, settings
+from jobkit.bottle import Bottle
+from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.modelspec import SPEC_FILE, ModelSpec
+from jobkit.paths import ExperimentPaths, checked_name
+
+
+@dataclass(frozen=True)
+class Experiment(ExperimentPaths):
+    """An experiment folder as the conversion jobs see it; all properties are keys in the bottle."""
+
+    def __post_init__(self) -> None:
+        """Check the folder's form.
+
+        Raises:
+            ConfigurationError: it is not `models/<group>/<experiment>`.
+        """
+        parts = PurePosixPath(self.folder).parts
+        if len(parts) != 3 or parts[0] != "models" or self.folder != "/".join(parts):
+            raise ConfigurationError(
+                f"--experiment {self.folder!r} is not the folder of an experiment: models/<group>/<experiment>"
+            )
+        checked_name(parts[1], "group")
+        checked_name(parts[2], "experiment")
+
+    @property
+    def spec(self) -> str:
+        """Classes and preprocessing."""
+        return f"{self.folder}/{SPEC_FILE}"
+
+    @property
+    def torchscript(self) -> str:
+        """The model as training left it: float32 [N, C, H, W] -> logits."""
+        return f"{self.folder}/torchscripts/model.pt"
+
+    @property
+    def verification(self) -> str:
+        """What `verify_onnx` found; names the graph by its sha256."""
+        return f"{self.folder}/onnx/verification.json"
+
+    @property
+    def reference(self) -> str:
+        """Inputs and outputs that were verified: `inputs` float32 [n, C, H, W], `outputs`, `pictures`."""
+        return f"{self.folder}/onnx/verified.npz"
+
+
+def read_spec(bottle: Bottle, experiment: Experiment) -> ModelSpec:
+    """Return the experiment's model spec.
+
+    Raises:
+        DataRefused: there is none, or it is not valid.
+    """
+    try:
+        return ModelSpec.model_validate_json(bottle.read(experiment.spec))
+    except ValidationError as error:
+        raise DataRefused(f"{bottle}/{experiment.spec} is not valid: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def is_tracked(context: job.Context) -> bool:
+    """Whether the job writes to MLflow: always under Airflow; by hand where `MLFLOW_TRACKING_URI` is set."""
+    return context.labels is not None or settings.optional(settings.MLFLOW_URI) is not None
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Put `key` before the text of a `DataRefused` that a library function raised without knowing it."""
+    try:
+        yield
+    except DataRefused as error:
+        raise DataRefused(f"{key}: {error}") from error

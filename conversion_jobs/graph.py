@@ -1,0 +1,104 @@
+"""What an ONNX file says about itself: inputs, outputs, opset, metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobkit.errors import DataRefused
+
+
+@dataclass(frozen=True)
+class TensorInterface:
+    """An input or output. `shape`: a size each, None where the size is free; `dtype`: NumPy's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {self.dtype} [{sizes}]"
+
+
+@dataclass(frozen=True)
+class GraphInterface:
+    """What can be asked of a graph from outside."""
+
+    inputs: tuple[TensorInterface, ...]
+    outputs: tuple[TensorInterface, ...]
+    opset: int
+    metadata: dict[str, str]
+
+    @property
+    def has_free_batch(self) -> bool:
+        """Whether the first dimension of every input and output is free."""
+        return all(tensor.shape and tensor.shape[0] is None for tensor in (*self.inputs, *self.outputs))
+
+
+def read_graph(path: Path) -> Any:
+    """Return the `onnx.ModelProto` at `path`, weights included, after ONNX's own checks.
+
+    Raises:
+        DataRefused: the file is not ONNX, is cut off, breaks ONNX's rules, or its external weights are missing.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        for tensor in model.graph.initializer:
+            _refuse_missing_weights(path, tensor)
+        onnx.checker.check_model(str(path), full_check=True)
+        return onnx.load(str(path))
+    except DecodeError as error:
+        raise DataRefused(f"{path.name} is not an ONNX file, or is cut off: {error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise DataRefused(f"{path.name} breaks the rules of ONNX: {str(error).strip()}") from error
+
+
+def _refuse_missing_weights(path: Path, tensor: Any) -> None:
+    for entry in tensor.external_data:
+        if entry.key == "location" and not (path.parent / entry.value).is_file():
+            raise DataRefused(f"{path.name} keeps the weights of {tensor.name!r} in {entry.value!r}, which is missing")
+
+
+def interface(model: Any) -> GraphInterface:
+    """Return the interface of an `onnx.ModelProto`.
+
+    Raises:
+        DataRefused: an output has no shape; nothing can be generated from it.
+    """
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    return GraphInterface(
+        inputs=tuple(_tensor(value) for value in model.graph.input if value.name not in initialised),
+        outputs=tuple(_tensor(value) for value in model.graph.output),
+        opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )
+
+
+def _tensor(value: Any) -> TensorInterface:
+    import onnx
+
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise DataRefused(f"{value.name!r} has no shape in the ONNX graph")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+    return TensorInterface(value.name, dtype, shape)
+
+
+def add_metadata(model: Any, values: dict[str, str]) -> None:
+    """Put `values` into the model's `metadata_props`; keys that are there already are replaced."""
+    import onnx
+
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, dict(sorted((kept | values).items())))
+
+
+def compact_json(value: Any) -> str:
+    """Return `value` as JSON without blanks, keys sorted: the same value always gives the same text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,121 @@
+"""ONNX Runtime on the CPU: outputs, intermediate tensors, latency."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobkit.errors import DataRefused
+
+FP16_MAX = 65504.0  # the largest finite half-precision number (IEEE 754-2008)
+
+
+class OnnxModel:
+    """A graph that is ready to run; one thread, as in the serving backend.
+
+    Raises:
+        DataRefused: ONNX Runtime does not take the file.
+    """
+
+    def __init__(self, source: Path | bytes, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        content = str(source) if isinstance(source, Path) else source
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no base class that is public
+            name = source.name if isinstance(source, Path) else "the graph"
+            raise DataRefused(f"ONNX Runtime does not take {name}: {error}") from error
+        self.input = self.session.get_inputs()[0].name
+
+    def run(self, inputs: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
+        """Return the first output for `inputs` [n, ...], computed in batches of at most `batch`.
+
+        Raises:
+            DataRefused: the graph cannot run on this batch size.
+        """
+        parts = []
+        for start in range(0, len(inputs), batch):
+            part = inputs[start : start + batch]
+            try:
+                parts.append(self.session.run(None, {self.input: part})[0])
+            except Exception as error:
+                raise DataRefused(f"the graph fails on a batch of {len(part)}: {error}") from error
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call."""
+
+    batch: int
+    median: float
+    p90: float
+    p99: float
+
+
+def measure_latency(model: OnnxModel, inputs: NDArray[np.float32], batch: int, seconds: float = 1.0) -> Latency:
+    """Time single calls on a batch: ten to warm up, then for `seconds`, at least 10 and at most 200 calls."""
+    part = np.resize(inputs, (batch, *inputs.shape[1:]))
+    times: list[float] = []
+    for _ in range(10):
+        model.run(part, batch)
+    started = time.perf_counter()
+    while len(times) < 10 or (len(times) < 200 and time.perf_counter() - started < seconds):
+        before = time.perf_counter()
+        model.run(part, batch)
+        times.append((time.perf_counter() - before) * 1000)
+    median, p90, p99 = np.percentile(times, [50, 90, 99])
+    return Latency(batch=batch, median=round(median, 3), p90=round(p90, 3), p99=round(p99, 3))
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """The largest magnitude that a node's output took."""
+
+    node: str
+    operator: str
+    largest: float
+
+    @property
+    def fits_fp16(self) -> bool:
+        """Whether half precision can hold it."""
+        return self.largest <= FP16_MAX
+
+
+def intermediate_tensors(model: Any, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Return every float32 tensor that the nodes of an `onnx.ModelProto` compute for `inputs`, in graph order."""
+    import onnx
+
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    outputs = {value.name for value in model.graph.output}
+    inferred = onnx.shape_inference.infer_shapes(exposed)
+    floats = {v.name: v for v in inferred.graph.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    wanted = [name for node in model.graph.node for name in node.output if name in floats and name not in outputs]
+    for name in wanted:
+        exposed.graph.output.append(floats[name])
+    session = OnnxModel(exposed.SerializeToString()).session
+    names = [output.name for output in session.get_outputs()]
+    values = dict(zip(names, session.run(names, {session.get_inputs()[0].name: inputs}), strict=True))
+    order = [name for node in model.graph.node for name in node.output if name in values]
+    return {name: values[name] for name in order}
+
+
+def ranges(model: Any, tensors: dict[str, NDArray[np.float32]]) -> list[TensorRange]:
+    """Return the range of each tensor, with the node that computes it; a NaN counts as infinite."""
+    found = []
+    for node in model.graph.node:
+        for name in node.output:
+            if name in tensors and tensors[name].size:
+                magnitude = np.nan_to_num(np.abs(tensors[name]), nan=np.inf, posinf=np.inf)
+                found.append(TensorRange(node.name or name, node.op_type, float(magnitude.max())))
+    return found

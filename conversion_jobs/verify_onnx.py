@@ -1,0 +1,224 @@
+"""Verify a graph: the same real pictures through the source model and ONNX Runtime, at several batch sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all
+from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256_of
+from conversion_jobs.graph import compact_json, interface, read_graph
+from conversion_jobs.localise import first_difference
+from conversion_jobs.onnx_session import FP16_MAX, OnnxModel, intermediate_tensors, measure_latency, ranges
+from jobkit import job
+from jobkit.bottle import Bottle
+from jobkit.errors import DataRefused
+from jobkit.modelspec import ModelSpec, prepare
+from jobkit.snapshot import Sample, read_snapshot
+
+logger = logging.getLogger(__name__)
+BATCHES = (1, 2, 8)
+REFERENCE_PICTURES = 8
+MINIMUM_COSINE = 0.9999  # an FP32 graph; plans of half precision are allowed 0.997
+Pictures = NDArray[np.float32]
+
+
+class Arguments(job.Arguments):
+    """Compare an exported graph with its source model on golden pictures; write the outputs for later smoke tests."""
+
+    experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
+    snapshot_id: str = Field(description="the pictures come from the golden part of this snapshot of the group")
+    samples: int = Field(32, ge=1, le=4096, description="golden pictures, taken from all classes in turn")
+    atol: float = Field(1e-4, gt=0, description="absolute difference that is allowed")
+    rtol: float = Field(1e-3, ge=0, description="difference that is allowed, relative to the source's output")
+    top1_agreement: float = Field(0.99, ge=0, le=1, description="share of pictures with the same first class, at least")
+
+
+class Result(job.Result):
+    """What was found."""
+
+    verdicts: list[Verdict]
+    reference: str = Field(description="npz in the bottle: inputs, outputs and picture names of a few pictures")
+
+
+class Verification(BaseModel):
+    """What stands in `onnx/verification.json`; packaging takes no graph that is not named by one that passed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str = Field(description="of the graph")
+    passed: bool
+    snapshot_id: str
+    pictures: int
+    batch_sizes: list[int]
+    verdicts: list[Verdict]
+    where: str | None = Field(None, description="where source and graph part, for a graph that failed")
+    latency_ms: list[dict[str, float]] = Field(description="of ONNX Runtime on the CPU, one thread")
+    beyond_fp16: list[str] = Field(description="nodes whose output half precision cannot hold")
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Compare, write what was found, refuse a graph that differs."""
+    experiment = Experiment(arguments.experiment)
+    bottle = context.bottle
+    spec = read_spec(bottle, experiment)
+    path = bottle.local(experiment.onnx)
+    graph = read_graph(path)
+    refuse_stale_metadata(interface(graph).metadata, spec, experiment)
+    samples = choose(read_snapshot(bottle, experiment.group, arguments.snapshot_id).split("golden"), arguments.samples)
+    pictures = [f"{sample.source} ({sample.label})" for sample in samples]
+    inputs = np.stack([prepare(bottle.local(sample.path), spec.preprocessing) for sample in samples])
+    source = source_outputs(bottle.local(experiment.torchscript), inputs)
+    model = OnnxModel(path)
+    batches = sorted({min(size, len(inputs)) for size in (*BATCHES, len(inputs))})
+    checks: list[Check] = [
+        Finite(), Close(arguments.atol, arguments.rtol), Cosine(MINIMUM_COSINE), Top1Agreement(arguments.top1_agreement)
+    ]  # fmt: skip
+    outputs = {size: model.run(inputs, size) for size in batches}
+    worst = worst_verdicts({size: judge_all(checks, source, outputs[size], pictures) for size in batches})
+    passed = all(verdict.passed for verdict in worst)
+    where = None if passed else locate(bottle, experiment, spec, graph, _picture(worst, inputs, pictures), arguments)
+    verification = Verification(
+        sha256=sha256_of(path), passed=passed, snapshot_id=arguments.snapshot_id, pictures=len(inputs),
+        batch_sizes=batches, verdicts=worst, where=where,
+        latency_ms=[dataclasses.asdict(measure_latency(model, inputs, size)) for size in (batches if passed else [])],
+        beyond_fp16=fp16_overflows(graph, inputs[:REFERENCE_PICTURES]),
+    )  # fmt: skip
+    bottle.write(experiment.verification, verification.model_dump_json(indent=2) + "\n")
+    report(verification, context)
+    if not passed:
+        failed = "; ".join(f"{v.sentence} (worst: {v.worst_picture})" for v in worst if not v.passed)
+        raise DataRefused(f"{experiment.onnx} is not the model that was trained: {failed}. Where: {where}")
+    write_reference(bottle, experiment, inputs, source, pictures)
+    return Result(verdicts=worst, reference=experiment.reference)
+
+
+def refuse_stale_metadata(metadata: dict[str, str], spec: ModelSpec, experiment: Experiment) -> None:
+    """Refuse a graph that says of itself that it belongs to other labels, preprocessing or another experiment."""
+    wanted = {
+        "experiment": experiment.folder,
+        "labels": compact_json(spec.labels),
+        "preprocessing": compact_json(spec.preprocessing.model_dump()),
+    }
+    wrong = [
+        f"{key} {metadata[key]}, not {value}" for key, value in wanted.items() if metadata.get(key, value) != value
+    ]
+    if wrong:
+        raise DataRefused(f"{experiment.onnx} was exported from something else: it has the " + "; the ".join(wrong))
+
+
+def choose(golden: list[Sample], count: int) -> list[Sample]:
+    """Return `count` pictures (all, where there are fewer), from all classes in turn; the same ones every time.
+
+    Raises:
+        DataRefused: there is none.
+    """
+    if not golden:
+        raise DataRefused("the snapshot has no golden pictures to verify with")
+    by_label: dict[str, list[Sample]] = defaultdict(list)
+    for sample in sorted(golden, key=lambda s: s.sha256):
+        by_label[sample.label].append(sample)
+    longest = max(map(len, by_label.values()))
+    turns = [by_label[label][i] for i in range(longest) for label in sorted(by_label) if i < len(by_label[label])]
+    return turns[:count]
+
+
+def source_outputs(path: Path, inputs: Pictures) -> Pictures:
+    """Return the logits of the TorchScript model at `path` for `inputs` [n, C, H, W].
+
+    Raises:
+        DataRefused: the file is not a TorchScript model, or the model itself gives NaN.
+    """
+    import torch
+
+    try:
+        model = torch.jit.load(str(path), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise DataRefused(f"{path} is not a TorchScript model: {str(error).strip().splitlines()[0]}") from error
+    with torch.inference_mode():
+        parts = [model(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
+    outputs: NDArray[np.float32] = torch.cat(parts).numpy()
+    if not np.isfinite(outputs).all():
+        raise DataRefused(f"{path} itself gives NaN or infinity: training went wrong, not the export")
+    return outputs
+
+
+def worst_verdicts(by_batch: dict[int, list[Verdict]]) -> list[Verdict]:
+    """Return for each check its verdict at the batch size where it is worst; the sentence names the size."""
+    worst: dict[str, Verdict] = {}
+    for size, verdicts in by_batch.items():
+        for verdict in verdicts:
+            known = worst.get(verdict.name)
+            if known is None or _badness(verdict) > _badness(known):
+                worst[verdict.name] = verdict.model_copy(update={"sentence": f"{verdict.sentence}, batch {size}"})
+    return list(worst.values())
+
+
+def _badness(verdict: Verdict) -> float:
+    return -verdict.value if verdict.name in ("cosine", "top1_agreement", "shape") else verdict.value
+
+
+def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> Pictures:
+    names = [v.worst_picture for v in verdicts if not v.passed and v.worst_picture]
+    return inputs[pictures.index(names[0]) if names else 0]
+
+
+def locate(
+    bottle: Bottle, experiment: Experiment, spec: ModelSpec, graph: Any, picture: Pictures, how: Arguments
+) -> str:
+    """Say where the checkpoint's model and the graph part, for one picture [C, H, W]."""
+    from jobkit.classifier import load_classifier
+
+    model = load_classifier(bottle.local(experiment.best_checkpoint), spec)
+    return first_difference(model, graph, picture, how.atol, how.rtol)
+
+
+def fp16_overflows(graph: Any, inputs: Pictures) -> list[str]:
+    """Name the nodes whose output, on real inputs, is larger than half precision can hold."""
+    beyond = [found for found in ranges(graph, intermediate_tensors(graph, inputs)) if not found.fits_fp16]
+    return [
+        f"{found.node} ({found.operator}) reaches {found.largest:.3g}, FP16 ends at {FP16_MAX:.0f}" for found in beyond
+    ]
+
+
+def write_reference(
+    bottle: Bottle,
+    experiment: Experiment,
+    inputs: Pictures,
+    outputs: Pictures,
+    pictures: list[str],
+) -> None:
+    """Write the inputs and the source's outputs of the first pictures, for the smoke test of what is deployed."""
+    count = REFERENCE_PICTURES
+    with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
+        path = Path(folder) / "verified.npz"
+        np.savez(path, inputs=inputs[:count], outputs=outputs[:count], pictures=np.array(pictures[:count]))
+        bottle.put(experiment.reference, path)
+
+
+def report(verification: Verification, context: job.Context) -> None:
+    """Say what was found in the log, and in MLflow where the job is tracked."""
+    for verdict in verification.verdicts:
+        logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
+    for line in verification.beyond_fp16:
+        logger.warning("half precision would overflow: %s", line)
+    for latency in verification.latency_ms:
+        logger.info("batch %(batch)d: median %(median).2f ms, p90 %(p90).2f ms, p99 %(p99).2f ms", latency)
+    if is_tracked(context):
+        metrics = {f"verify.{verdict.name}": verdict.value for verdict in verification.verdicts}
+        for latency in verification.latency_ms:
+            metrics[f"latency_ms.batch_{latency['batch']}.p99"] = latency["p99"]
+        context.tracking.metrics({key: value for key, value in metrics.items() if np.isfinite(value)})
+        context.tracking.dictionary(verification.model_dump(), "verification.json")
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)
