@@ -1,0 +1,181 @@
+"""
+## Retrain a classifier, from collected pictures to a served model
+
+`pull_dataset → train_classifier → evaluate → gate → export_onnx → verify_onnx → package_model → publish_model → deploy_model → report`
+
+Made from `configs/pipelines/<name>.yaml`; change that file, not this one.
+
+**A success that ends early.** *Nothing new*: no picture, label or setting changed since the last finished run; trigger with
+**force** to train all the same. *Rejected*: the gate kept the champion; its task says why.
+
+**Triage.** Open the red task's log: its last error line says what happened, where, and what is valid. Exit code 2: fix the
+configuration that it names. 3: the data was refused, look at the snapshot's `refused.jsonl`. 75: a server was away; it was retried.
+Anything else is a crash. `docs/runbook.md` goes on from there.
+
+**Resume.** Clear the failed task: every task is safe to run again. Training goes on from its last checkpoint, the same content is
+never published twice, and a bad candidate never replaces the champion. Marking a task as failed ends its job.
+"""
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, Param, chain
+from nightshift.job_operator import JobOperator
+from nightshift.pipeline import Pipeline, load_pipeline
+from nightshift.pipeline_bundle import pipeline_file
+from nightshift.run_state import TASK_STATES, stopped_by
+
+BATCH_LIMIT, EPOCH_LIMIT = 4096, 1000
+
+
+def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
+    """Return the fields of the form that starts a run by hand; their defaults are what the schedule uses."""
+    return {
+        "epochs": Param(
+            pipeline.train.epochs, type="integer", minimum=1, maximum=EPOCH_LIMIT, title="Epochs",
+            description="Passes over the training pictures.",
+        ),
+        "batch": Param(
+            pipeline.train.batch, type="integer", minimum=1, maximum=BATCH_LIMIT, title="Batch size",
+            description="Pictures a training step. Halve it if the GPU runs out of memory.",
+        ),
+        "force": Param(
+            False, type="boolean", title="Train even if nothing is new",
+            description="Without it a run on data that a finished run has seen already ends early.",
+        ),
+        "snapshot_id": Param(
+            None, type=["null", "string"], pattern="^[0-9a-f]{16}$", title="Pin a snapshot",
+            description="Train on this snapshot of the group, and pull nothing: 16 hex digits. Empty: pull what is there now.",
+        ),
+        "publish": Param(
+            True, type="boolean", title="Publish and deploy",
+            description="Without it the run stops after packaging: nothing reaches the model storage or Triton.",
+        ),
+    }  # fmt: skip
+
+
+def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
+    """Return the DAG of one pipeline."""
+    data, train, gate, verify, publish = pipeline.data, pipeline.train, pipeline.gate, pipeline.verify, pipeline.publish
+    with DAG(
+        dag_id=f"retrain_{name}",
+        description=pipeline.description,
+        doc_md=__doc__,
+        schedule=pipeline.schedule,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,  # two nights of one pipeline would train on the same GPU and race for the next version
+        tags=["retrain", *pipeline.tags],
+        params=trigger_form(pipeline),
+        user_defined_macros={"stopped_by": stopped_by},
+        default_args={
+            "owner": pipeline.owner,
+            "retries": pipeline.retries.attempts,
+            "retry_delay": pipeline.retries.delay,
+            "retry_exponential_backoff": 2.0,
+            "max_retry_delay": pipeline.retries.max_delay,
+        },
+    ) as dag:
+        pulled = JobOperator(
+            task_id="pull_dataset",
+            module="training_jobs.pull_dataset",
+            options={
+                "pipeline": name, "fingerprint": pipeline.fingerprint,
+                **data.model_dump(exclude={"table"}), "table": data.table,
+            },
+            options_from_params={"force": "force", "snapshot_id": "snapshot_id"},
+            connections=["bottle", "database", "mlflow", *(["collect"] if data.source == "collect" else [])],
+            skips=["train_classifier"],
+        )  # fmt: skip
+        snapshot = pulled.output["snapshot_id"]
+        trained = JobOperator(
+            task_id="train_classifier",
+            module="training_jobs.train_classifier",
+            options={"config_filename": train.config, "cat": data.group, "snapshot_id": snapshot},
+            options_from_params={"epochs": "epochs", "batch": "batch"},
+            connections=["bottle", "database", "mlflow"],
+            execution_timeout=train.timeout,
+            pool=pipeline.train_pool,
+            queue=pipeline.train_queue,
+        )
+        experiment = trained.output["experiment"]
+        evaluated = JobOperator(
+            task_id="evaluate",
+            module="training_jobs.evaluate",
+            options={
+                "group": data.group,
+                "snapshot_id": snapshot,
+                "experiment": experiment,
+                "model_name": publish.model_name,
+            },
+            connections=["bottle", "mlflow", "storage"],
+        )
+        gated = JobOperator(
+            task_id="gate",
+            module="training_jobs.gate",
+            options={"report": evaluated.output["report"], **gate.model_dump()},
+            connections=["bottle", "mlflow"],
+            skips=["export_onnx"],
+        )
+        exported = JobOperator(
+            task_id="export_onnx",
+            module="conversion_jobs.export_onnx",
+            options={"experiment": experiment, "opset": publish.opset},
+            connections=["bottle", "mlflow"],
+        )
+        verified = JobOperator(
+            task_id="verify_onnx",
+            module="conversion_jobs.verify_onnx",
+            options={"experiment": experiment, "snapshot_id": snapshot, **verify.model_dump()},
+            connections=["bottle", "mlflow"],
+        )
+        packaged = JobOperator(
+            task_id="package_model",
+            module="conversion_jobs.package_model",
+            options={
+                "experiment": experiment, "model_name": publish.model_name, "max_batch_size": publish.max_batch_size
+            },
+            connections=["bottle", "mlflow"],
+        )  # fmt: skip
+        published = JobOperator(
+            task_id="publish_model",
+            module="conversion_jobs.publish_model",
+            options={
+                "model_name": publish.model_name, "archive": packaged.output["archive"],
+                "sha256": packaged.output["sha256"], "target": "onnx", "experiment": experiment, "snapshot_id": snapshot,
+            },
+            only_if_param="publish",
+            connections=["bottle", "mlflow", "storage"],
+        )  # fmt: skip
+        deployed = JobOperator(
+            task_id="deploy_model",
+            module="conversion_jobs.deploy_model",
+            options={
+                "model_name": publish.model_name, "version": published.output["version"],
+                "reference": verified.output["reference"], "experiment": experiment, "snapshot_id": snapshot,
+            },
+            connections=["bottle", "mlflow", "storage", "triton"],
+        )  # fmt: skip
+        reported = JobOperator(
+            task_id="report",
+            module="training_jobs.report",
+            options={
+                "pipeline": name,
+                "fingerprint": pipeline.fingerprint,
+                "snapshot_id": "{{ (ti.xcom_pull('pull_dataset') or {}).get('snapshot_id', '') }}",
+                "outcome": "{{ stopped_by(ti).get('outcome', '') }}",
+                "reason": "{{ stopped_by(ti).get('reason', '') }}",
+                "version": "{{ (ti.xcom_pull('deploy_model') or {}).get('version', '') }}",
+                "report": "{{ (ti.xcom_pull('evaluate') or {}).get('report', '') }}",
+                "states": TASK_STATES,
+                "started_at": "{{ dag_run.start_date.isoformat() }}",
+            },
+            connections=["bottle", "database", "mlflow"],
+        )
+        chain(pulled, trained, evaluated, gated, exported, verified, packaged, published, deployed, reported)
+        # As a teardown it runs whatever happened, and the run's state is that of the tasks before it.
+        reported.as_teardown()
+    return dag
+
+
+if file := pipeline_file(__file__):
+    dag = retrain_dag(file.stem, load_pipeline(file))

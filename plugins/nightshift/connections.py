@@ -1,0 +1,67 @@
+"""Airflow connections as the environment of a job. They are read while the task runs, never when the DAG is parsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from airflow.sdk import Connection
+from airflow.sdk.exceptions import AirflowFailException
+
+
+@dataclass
+class JobEnvironment:
+    """What a job gets: plain variables, and secrets, which are written nowhere."""
+
+    variables: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+
+
+# connection -> (variable, where its value stands in the connection, whether it is a secret)
+_VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
+    "bottle": [
+        ("NIGHTSHIFT_BOTTLE", "extra.root", False),
+        ("AWS_ENDPOINT_URL", "extra.endpoint_url?", False),
+        ("AWS_DEFAULT_REGION", "extra.region?", False),
+        ("AWS_ACCESS_KEY_ID", "login?", True),
+        ("AWS_SECRET_ACCESS_KEY", "password?", True),
+    ],
+    "database": [("NIGHTSHIFT_DATABASE_URL", "extra.url", True)],
+    "mlflow": [
+        ("MLFLOW_TRACKING_URI", "extra.url", False),
+        ("NIGHTSHIFT_MLFLOW_UI", "extra.ui?", False),
+        ("MLFLOW_TRACKING_USERNAME", "login?", True),
+        ("MLFLOW_TRACKING_PASSWORD", "password?", True),
+    ],
+    "collect": [
+        ("NIGHTSHIFT_COLLECT_URL", "extra.url", False),
+        ("NIGHTSHIFT_COLLECT_FILES_URL", "extra.files_url", False),
+        ("NIGHTSHIFT_COLLECT_LOGIN", "login", False),
+        ("NIGHTSHIFT_COLLECT_PASSWORD", "password", True),
+    ],
+    "storage": [("NIGHTSHIFT_STORAGE_URL", "extra.url", False), ("NIGHTSHIFT_STORAGE_TOKEN", "password?", True)],
+    "triton": [("NIGHTSHIFT_TRITON_URL", "extra.url", False)],
+}
+KNOWN = tuple(_VARIABLES)
+
+
+def resolve(names: list[str]) -> JobEnvironment:
+    """Return the environment made of the connections `nightshift_<name>`.
+
+    Raises:
+        AirflowFailException: a connection lacks a value; the message names the connection and the field.
+        AirflowNotFoundException: a connection is not defined.
+    """
+    environment = JobEnvironment()
+    for name in names:
+        connection = Connection.get(f"nightshift_{name}")
+        extra = connection.extra_dejson
+        for variable, place, secret in _VARIABLES[name]:
+            key = place.removesuffix("?")
+            value = extra.get(key.removeprefix("extra.")) if key.startswith("extra.") else getattr(connection, key)
+            if value:
+                (environment.secrets if secret else environment.variables)[variable] = str(value)
+            elif key == place:
+                raise AirflowFailException(
+                    f"the connection nightshift_{name} lacks {key}, which becomes the job's {variable}"
+                )
+    return environment

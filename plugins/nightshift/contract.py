@@ -1,0 +1,109 @@
+"""The job contract as Airflow sees it: a job spec goes out; log lines, an exit code and `result.json` come back."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+CONFIGURATION, DATA_REFUSED, TRY_AGAIN_LATER = 2, 3, 75
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The task instance that a job belongs to; a job is found again by them."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+
+    def to_json(self) -> str:
+        """Return the value of `NIGHTSHIFT_LABELS`."""
+        return json.dumps(vars(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to run. `secrets` go to the job's environment and nowhere else: no file, no log, no rendered field."""
+
+    module: str
+    options: list[str]
+    environment: str
+    labels: Labels
+    variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Status(StrEnum):
+    """Where a job is."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended; `exit_code` is None where the whole job was killed before anything could record it."""
+
+    exit_code: int | None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended with 0."""
+        return self.exit_code == 0
+
+    def describe(self) -> str:
+        """Return the end in words."""
+        if self.exit_code is None:
+            return "it was killed, and everything that it had started with it"
+        if self.exit_code > 128:
+            number = self.exit_code - 128
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+            hint = ": often the kernel's out-of-memory killer" if name == "SIGKILL" else ""
+            return f"it was killed by {name}{hint}"
+        return f"exit code {self.exit_code}"
+
+
+class Launcher(Protocol):
+    """Runs jobs somewhere and finds them again. A job's id is a string that another worker understands."""
+
+    def start(self, spec: JobSpec) -> str:
+        """Start a job apart from this process; return its id."""
+
+    def find(self, labels: Labels) -> str | None:
+        """Return the id of the newest job of this task instance (any try), or None."""
+
+    def status(self, job_id: str) -> Status:
+        """Return where the job is; a job that cannot be found has failed."""
+
+    def ended(self, job_id: str) -> Ended:
+        """Return how a job that is not running ended."""
+
+    def follow_logs(self, job_id: str) -> Iterator[str]:
+        """Yield the job's lines from its beginning until it ends, each without its line end."""
+
+    def result(self, job_id: str) -> dict[str, Any] | None:
+        """Return the content of `result.json`, or None where there is none."""
+
+    def stop(self, job_id: str) -> None:
+        """End the job and all that it started, within five seconds; nothing happens if it has ended."""
+
+
+def command_options(options: Mapping[str, Any]) -> list[str]:
+    """Return options as command-line arguments: None and "" are left out, True and False become flags, lists and dicts JSON."""
+    arguments: list[str] = []
+    for name, value in options.items():
+        if value is None or value == "":
+            continue
+        if isinstance(value, bool):
+            arguments.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+            arguments += [f"--{name}", text]
+    return arguments

@@ -1,0 +1,199 @@
+"""The operator that runs one job and survives the worker that runs the operator."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator, BaseOperatorLink, ResumableJobMixin
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
+
+from nightshift import connections
+from nightshift.contract import (
+    CONFIGURATION,
+    DATA_REFUSED,
+    TRY_AGAIN_LATER,
+    JobSpec,
+    Labels,
+    Launcher,
+    Status,
+    command_options,
+)
+from nightshift.process_launcher import ProcessLauncher
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+    from pydantic import JsonValue
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class JobFailed(AirflowException):
+    """A job crashed or was killed; the retry starts it again, and training goes on from its checkpoint."""
+
+
+class JobUnavailable(AirflowException):
+    """A job found that something outside it failed for now; the retry may find it back."""
+
+
+class MlflowLink(BaseOperatorLink):
+    """The job's run in MLflow, there as soon as the job has started it."""
+
+    name = "MLflow run"
+
+    @property
+    def xcom_key(self) -> str:
+        """The key under which the link is pushed while the job runs."""
+        return "mlflow_run_url"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Return nothing new: the running operator has pushed the link already."""
+        return getattr(operator, "_mlflow_url", "")
+
+
+def launcher() -> Launcher:
+    """Return what runs jobs here: processes, from the checkout `NIGHTSHIFT_HOME` with state in `NIGHTSHIFT_STATE`."""
+    home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[2])
+    return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
+
+
+class JobOperator(ResumableJobMixin, BaseOperator):
+    """Run `python -m <module> --option value …` apart from the worker, follow it, and return its result.
+
+    A worker that dies does not end the job: the retry finds it by its labels and attaches again. Ending the task ends
+    the job and all that it started. A result with `stop_here` skips the tasks that follow, except those that run
+    whatever happened (trigger rule `all_done`).
+
+    Args:
+        module: the job.
+        options: its options by name; templated. None and "" are left out, True and False become flags, lists and
+            dicts JSON.
+        options_from_params: option -> parameter of the run, whose value goes to the job with its type.
+        only_if_param: the task is skipped where this parameter of the run is false.
+        environment: which interpreter (or image) runs it.
+        connections: which of the `nightshift_<name>` connections it gets, as environment variables.
+        skips: the tasks that a `stop_here` skips.
+    """
+
+    template_fields: Sequence[str] = ("options",)
+    external_id_key = "nightshift_job"
+    operator_extra_links = (MlflowLink(),)
+    ui_color = "#eef4ff"
+
+    def __init__(
+        self,
+        *,
+        module: str,
+        options: dict[str, Any] | None = None,
+        options_from_params: dict[str, str] | None = None,
+        only_if_param: str | None = None,
+        environment: str = "jobs",
+        connections: Sequence[str] = (),
+        skips: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.module = module
+        self.options = options or {}
+        self.options_from_params = options_from_params or {}
+        self.only_if_param = only_if_param
+        self.environment = environment
+        self.connections = list(connections)
+        self.skips = list(skips)
+        self._job_id: str | None = None
+        self._mlflow_url = ""
+
+    def execute(self, context: Context) -> Any:
+        """Run or adopt the job; return its result."""
+        if self.only_if_param and not context["params"][self.only_if_param]:
+            raise AirflowSkipException(f"the run was started with {self.only_if_param} = false")
+        result: dict[str, Any] = self.execute_resumable(context)
+        stop_here = result.get("stop_here")
+        if stop_here and self.skips:
+            self.log.info("%s: %s", stop_here["outcome"], stop_here["reason"])
+            context["ti"].xcom_push(key="return_value", value=result)
+            raise DownstreamTasksSkipped(tasks=self.skips)
+        return result
+
+    def on_kill(self) -> None:
+        """End the job: Airflow allows five seconds."""
+        if self._job_id:
+            launcher().stop(self._job_id)
+
+    def submit_job(self, context: Context) -> JsonValue:
+        """Start the job, unless an earlier try of this task did and its worker died before it could say so."""
+        labels = self._labels(context)
+        jobs = launcher()
+        running = jobs.find(labels)
+        if running and jobs.status(running) is Status.RUNNING:
+            self.log.info("adopting the running job %s: an earlier worker started it and died", running)
+            return running
+        environment = connections.resolve(self.connections)
+        options = self.options | {name: context["params"][key] for name, key in self.options_from_params.items()}
+        spec = JobSpec(
+            self.module, command_options(options), self.environment, labels, environment.variables, environment.secrets
+        )
+        self._job_id = jobs.start(spec)
+        self.log.info("started %s: %s %s", self._job_id, self.module, " ".join(spec.options))
+        return self._job_id
+
+    def get_job_status(self, external_id: JsonValue, context: Context) -> str:
+        """Return where the job is."""
+        return launcher().status(str(external_id))
+
+    def is_job_active(self, status: str) -> bool:
+        """Whether the job runs."""
+        return status == Status.RUNNING
+
+    def is_job_succeeded(self, status: str) -> bool:
+        """Whether the job ended well."""
+        return status == Status.SUCCEEDED
+
+    def poll_until_complete(self, external_id: JsonValue, context: Context) -> Any:
+        """Show the job's lines until it ends; return its result, or raise what its exit code stands for."""
+        self._job_id = str(external_id)
+        jobs = launcher()
+        last_error = ""
+        for line in jobs.follow_logs(self._job_id):
+            event = self._show(line, context)
+            if event.get("event") == "error":
+                last_error = str(event.get("message", ""))
+        ended = jobs.ended(self._job_id)
+        if ended.succeeded:
+            return self.get_job_result(self._job_id, context)
+        message = f"{self.module}: {last_error or 'the job said nothing of the reason; see its last lines above'} ({ended.describe()})"
+        if ended.exit_code in (CONFIGURATION, DATA_REFUSED):
+            raise AirflowFailException(message)
+        raise (JobUnavailable if ended.exit_code == TRY_AGAIN_LATER else JobFailed)(message)
+
+    def get_job_result(self, external_id: JsonValue, context: Context) -> Any:
+        """Return the job's result."""
+        content = launcher().result(str(external_id))
+        if content is None:
+            raise JobFailed(f"{self.module} ended with 0 but left no result.json in {external_id}")
+        return content["result"]
+
+    def _labels(self, context: Context) -> Labels:
+        ti = context["ti"]
+        return Labels(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
+
+    def _show(self, line: str, context: Context) -> dict[str, Any]:
+        """Write a job's line to the task's log; return it as a dictionary, empty where it is plain text."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or "message" not in event:
+            self.log.info("%s", line)
+            return {}
+        self.log.log(LEVELS.get(str(event.get("level")), logging.INFO), "%s", event["message"])
+        if exception := event.get("exception"):
+            self.log.error("%s", exception)
+        if event.get("event") == "tracking":
+            self._mlflow_url = str(event["url"])
+            context["ti"].xcom_push(key=MlflowLink().xcom_key, value=self._mlflow_url)
+        return event

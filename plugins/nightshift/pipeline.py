@@ -1,0 +1,190 @@
+"""The pipeline file: one `configs/pipelines/<name>.yaml` makes one DAG `retrain_<name>`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from nightshift.yaml_lines import load
+
+NAME = r"^[a-z][a-z0-9_]{0,49}$"
+
+
+def home() -> Path:
+    """Return the checkout: `NIGHTSHIFT_HOME`, else the one that this file lies in."""
+    return Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[2])
+
+
+def pipelines_folder() -> Path:
+    """Return the folder of the pipeline files."""
+    return home() / "configs" / "pipelines"
+
+
+def _cron(text: str) -> str:
+    from croniter import croniter
+
+    if text not in {"@hourly", "@daily", "@weekly", "@monthly"} and not croniter.is_valid(text):
+        raise ValueError(
+            "not a cron expression, such as '0 2 * * *' (02:00 every day), nor @hourly, @daily, @weekly, @monthly"
+        )
+    return text
+
+
+class Section(BaseModel):
+    """A part of the file: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """Where the labelled pictures come from, and which of them are taken."""
+
+    source: Literal["collect", "postgres"] = "collect"
+    """where the labelled pictures are listed"""
+    group: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    """the group of pictures, as collect names it"""
+    table: str | None = None
+    """for postgres: [schema.]table with the columns path, label and, optionally, split_group"""
+    val_part: float = Field(0.15, gt=0, lt=0.5)
+    """share for validation while training"""
+    golden_part: float = Field(0.15, gt=0, lt=0.5)
+    """share for the golden set, which is never trained on"""
+    min_side: int = Field(16, ge=1)
+    """a picture with a shorter side is refused, pixels"""
+    max_side: int = Field(10_000, ge=1)
+    """a picture with a longer side is refused without decoding it, pixels"""
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    """with a larger share of bad pictures the night is refused"""
+
+    @model_validator(mode="after")
+    def _table_goes_with_postgres(self) -> Data:
+        if (self.source == "postgres") != (self.table is not None):
+            raise ValueError("table goes with source: postgres, and source: postgres needs it")
+        return self
+
+
+class Train(Section):
+    """What is trained."""
+
+    config: str
+    """the training configuration, a path in the checkout: configs/classifier/<name>.yaml"""
+    epochs: int = Field(15, ge=1, le=1000)
+    """passes over the training pictures"""
+    batch: int = Field(64, ge=1, le=4096)
+    """pictures a step"""
+    timeout_hours: float = Field(12, gt=0, le=168)
+    """the training is ended after this long"""
+
+    @property
+    def timeout(self) -> timedelta:
+        """How long the training may take."""
+        return timedelta(hours=self.timeout_hours)
+
+
+class Gate(Section):
+    """When a candidate may replace the champion."""
+
+    metric: Literal["accuracy", "macro_f1"] = "macro_f1"
+    """what is compared on the golden set"""
+    floor: float = Field(0.0, ge=0, le=1)
+    """the least value that a candidate needs"""
+    min_gain: float = Field(0.0, ge=-1, le=1)
+    """how much better than the champion's it has to be; negative: how much worse it may be"""
+    max_slice_loss: float = Field(0.05, ge=0, le=1)
+    """how much F1 any class may lose against the champion"""
+
+
+class Verify(Section):
+    """How closely the ONNX graph has to answer as the model does."""
+
+    samples: int = Field(32, ge=1, le=4096)
+    """golden pictures that both are asked about"""
+    atol: float = Field(1e-4, gt=0)
+    """absolute difference that is allowed"""
+    rtol: float = Field(1e-3, ge=0)
+    """relative difference that is allowed"""
+    top1_agreement: float = Field(0.99, ge=0, le=1)
+    """share of pictures with the same first class"""
+
+
+class Publish(Section):
+    """What Triton serves."""
+
+    model_name: str = Field(pattern=NAME)
+    """name in the model storage, in Triton and in the MLflow registry"""
+    max_batch_size: int = Field(8, ge=1, le=1024)
+    """the largest batch that Triton puts together"""
+    opset: int = Field(17, ge=13, le=20)
+    """ONNX opset"""
+
+
+class Retries(Section):
+    """What happens after a failure that another try may mend."""
+
+    attempts: int = Field(3, ge=0, le=20)
+    """tries after the first one"""
+    delay_seconds: int = Field(60, ge=1, le=3600)
+    """before the first of them; doubled for each one after it"""
+    max_delay_seconds: int = Field(1800, ge=1, le=86_400)
+    """the delay grows no further than this"""
+
+    @property
+    def delay(self) -> timedelta:
+        """The first delay."""
+        return timedelta(seconds=self.delay_seconds)
+
+    @property
+    def max_delay(self) -> timedelta:
+        """The longest delay."""
+        return timedelta(seconds=self.max_delay_seconds)
+
+
+class Pipeline(Section):
+    """One retraining pipeline."""
+
+    description: str = Field(min_length=1)
+    """one sentence for the list of DAGs"""
+    owner: str = Field(min_length=1)
+    """who is asked when it fails"""
+    schedule: Annotated[str, AfterValidator(_cron)] | None = None
+    """cron expression (UTC) or @daily and the like; without it the pipeline runs only when it is triggered"""
+    tags: list[str] = []
+    """shown in the list of DAGs"""
+    data: Data
+    train: Train
+    gate: Gate = Gate()
+    verify: Verify = Verify()
+    publish: Publish
+    retries: Retries = Retries()
+    train_pool: str = "default_pool"
+    """pool of the training; its slots are the GPUs that there are"""
+    train_queue: str | None = None
+    """queue of the workers that train, with Celery; none: the default queue"""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stands for everything but the data that makes the trained model; with another one the same data is new."""
+        config = (home() / self.train.config).read_bytes()
+        settings = json.dumps(
+            [self.data.model_dump(), self.train.model_dump(exclude={"timeout_hours"}), self.gate.model_dump()]
+        )
+        return hashlib.sha256(settings.encode() + config).hexdigest()[:16]
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """Return the pipeline in a file.
+
+    Raises:
+        PipelineError: the file is wrong; the message has a line `file:line: key: what is valid` for every error.
+    """
+    pipeline, line_of = load(path, Pipeline, relative_to=home())
+    if not (home() / pipeline.train.config).is_file():
+        line_of.fail(("train", "config"), f"there is no file {pipeline.train.config} in {home()}")
+    return pipeline

@@ -1,0 +1,197 @@
+"""Runs jobs as processes of this machine that outlive the worker.
+
+Each attempt has a folder `<state>/jobs/<dag>/<run>/<task>/<attempt>/` with `job.json` (what and for whom, no secrets),
+`process.json` (written by the job's shell itself, so that there is no moment at which a running job is unknown),
+`log`, `exit_code` and `result.json`. The shell leads a session of its own, so that killing the session's group ends
+everything that the job started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nightshift.contract import Ended, JobSpec, Labels, Status
+
+# $$ is the shell, the session's leader. Its start time (field 22 of /proc/PID/stat) tells it from a later process with
+# the same number. The exit code is written by the shell, so that a worker that comes later can read it.
+WRAPPER = """
+set -u
+job=$NIGHTSHIFT_JOB_DIR
+start=$(sed 's/.*) //' /proc/$$/stat | cut -d' ' -f20)
+echo "{\\"pid\\": $$, \\"start\\": $start}" > "$job/process.json.new" && mv "$job/process.json.new" "$job/process.json"
+"$@" > "$job/log" 2>&1
+code=$?
+echo $code > "$job/exit_code.new" && mv "$job/exit_code.new" "$job/exit_code"
+"""
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 3.0
+START_SECONDS = 5.0
+
+
+class ProcessLauncher:
+    """Jobs as processes: `home` is the checkout, whose `.venv/<environment>` holds the interpreters."""
+
+    def __init__(self, home: Path, state: Path) -> None:
+        self.home, self.jobs = home, state / "jobs"
+
+    def start(self, spec: JobSpec) -> str:
+        """Start the job in a new folder; return the folder's name below `jobs/`."""
+        folder = self._new_attempt(spec.labels)
+        described = {
+            "labels": vars(spec.labels),
+            "module": spec.module,
+            "options": spec.options,
+            "environment": spec.environment,
+            "variables": dict(spec.variables),
+            "secrets": sorted(spec.secrets),
+        }
+        _write(folder / "job.json", json.dumps(described, indent=2) + "\n")
+        python = self.home / ".venv" / spec.environment / "bin" / "python"
+        subprocess.Popen(
+            ["/bin/sh", "-c", WRAPPER, "job", str(python), "-m", spec.module, *spec.options],
+            cwd=self.home,
+            env=self._environment(spec, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while not (folder / "process.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return folder.relative_to(self.jobs).as_posix()
+
+    def _environment(self, spec: JobSpec, folder: Path) -> dict[str, str]:
+        # Airflow's own settings and secrets stay with Airflow.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))}
+        job = {
+            "NIGHTSHIFT_JOB_DIR": str(folder),
+            "NIGHTSHIFT_LABELS": spec.labels.to_json(),
+            "NIGHTSHIFT_LOG_FORMAT": "json",
+            "NIGHTSHIFT_HOME": str(self.home),
+            "PYTHONUNBUFFERED": "1",
+        }
+        return {**inherited, **spec.variables, **spec.secrets, **job}
+
+    def _task_folder(self, labels: Labels) -> Path:
+        index = "" if labels.map_index < 0 else f".{labels.map_index}"
+        parts = (labels.dag_id, labels.run_id, labels.task_id + index)
+        return self.jobs.joinpath(*(re.sub(r"[^A-Za-z0-9_.+-]", "_", part) for part in parts))
+
+    def _new_attempt(self, labels: Labels) -> Path:
+        folder = self._task_folder(labels)
+        number = labels.try_number
+        while True:
+            attempt = folder / f"{number:03d}"
+            try:
+                attempt.mkdir(parents=True)
+            except FileExistsError:
+                number += 1  # the same try again: a task that was cleared
+            else:
+                return attempt
+
+    def find(self, labels: Labels) -> str | None:
+        """Return the newest attempt that was really started."""
+        for attempt in sorted(self._task_folder(labels).glob("[0-9]*"), reverse=True):
+            if (attempt / "process.json").exists():
+                return attempt.relative_to(self.jobs).as_posix()
+        return None
+
+    def status(self, job_id: str) -> Status:
+        """Return where the job is. Its exit code counts from the moment when its shell has written it."""
+        folder = self.jobs / job_id
+        if (folder / "exit_code").exists():
+            return Status.SUCCEEDED if self.ended(job_id).succeeded else Status.FAILED
+        if self._leader(folder) is not None:
+            return Status.RUNNING
+        if (folder / "exit_code").exists():  # written between the two looks
+            return self.status(job_id)
+        return Status.FAILED
+
+    def _leader(self, folder: Path) -> psutil.Process | None:
+        try:
+            known = json.loads((folder / "process.json").read_text())
+            process = psutil.Process(known["pid"])
+            stat = Path(f"/proc/{known['pid']}/stat").read_text()
+            same = int(stat.rsplit(") ", 1)[1].split()[19]) == known["start"]
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (OSError, psutil.NoSuchProcess, ValueError, IndexError):
+            return None
+
+    def ended(self, job_id: str) -> Ended:
+        """Return the recorded exit code; None where the shell was killed with the job."""
+        try:
+            return Ended(int((self.jobs / job_id / "exit_code").read_text()))
+        except (OSError, ValueError):
+            return Ended(None)
+
+    def follow_logs(self, job_id: str) -> Iterator[str]:
+        """Yield complete lines as they come, and the rest once the job has ended."""
+        path = self.jobs / job_id / "log"
+        position, rest = 0, b""
+        while True:
+            running = self.status(job_id) is Status.RUNNING  # before the read: what was written until then is read
+            if path.exists():
+                with path.open("rb") as handle:
+                    handle.seek(position)
+                    chunk = handle.read()
+                position += len(chunk)
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (line.decode(errors="replace").rstrip("\r") for line in lines)
+            if not running:
+                if rest:
+                    yield rest.decode(errors="replace")
+                return
+            time.sleep(POLL_SECONDS)
+
+    def result(self, job_id: str) -> dict[str, Any] | None:
+        """Return `result.json`."""
+        try:
+            found: dict[str, Any] = json.loads((self.jobs / job_id / "result.json").read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def stop(self, job_id: str) -> None:
+        """SIGTERM to the group, SIGKILL three seconds later to what is left, also to children in sessions of their own."""
+        folder = self.jobs / job_id
+        processes = self._processes(folder)
+        _signal(processes, signal.SIGTERM)
+        _, left = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+        _signal(left + self._processes(folder), signal.SIGKILL)
+        psutil.wait_procs(left, timeout=1.0)
+
+    def _processes(self, folder: Path) -> list[psutil.Process]:
+        """Return all that carry the job's folder in their environment: the shell, the job, and what the job started."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("NIGHTSHIFT_JOB_DIR") == str(folder):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+def _signal(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,112 @@
+"""YAML files checked by a pydantic model: every error at once, each with file, line and key; repeated keys are errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
+Location = tuple[str | int, ...]
+
+
+class PipelineError(ValueError):
+    """A pipeline file is wrong; one line an error: `file:line: key: what is valid`."""
+
+
+class Lines:
+    """Remembers the line of every key of a file, for errors that are found later."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines: dict[Location, int] = {}
+        self.errors: list[tuple[int, str]] = []
+
+    def add(self, location: Location, message: str) -> None:
+        """Note an error at a key; at the line of the innermost key above it where the key itself is missing."""
+        known = location
+        while known and known not in self.lines:
+            known = known[:-1]
+        key = ".".join(str(part) for part in location) or "the file"
+        self.errors.append((self.lines.get(known, 1), f"{key}: {message}"))
+
+    def raise_if_any(self) -> None:
+        """Raise all errors that were noted."""
+        if self.errors:
+            raise PipelineError("\n".join(f"{self.name}:{line}: {text}" for line, text in sorted(set(self.errors))))
+
+    def fail(self, location: Location, message: str) -> NoReturn:
+        """Raise one error."""
+        self.add(location, message)
+        self.raise_if_any()
+        raise AssertionError("an error was noted just above")
+
+
+def load(path: Path, model: type[M], relative_to: Path) -> tuple[M, Lines]:
+    """Return the file's content as `model`, and the lines of its keys.
+
+    Raises:
+        PipelineError: the file cannot be read, is no YAML, repeats a key or does not fit the model.
+    """
+    lines = Lines(str(path.relative_to(relative_to) if path.is_relative_to(relative_to) else path))
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{lines.name}:1: the file cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise PipelineError(
+            f"{lines.name}:{line}: this is not YAML: {getattr(error, 'problem', None) or error}"
+        ) from error
+    content = _plain(node, (), lines) if node is not None else {}
+    try:
+        value = model.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        for item in error.errors():
+            lines.add(item["loc"], _sentence(item, model))
+        value = None
+    lines.raise_if_any()
+    assert value is not None  # noqa: S101 - without errors there is a value
+    return value, lines
+
+
+def _plain(node: yaml.Node, where: Location, lines: Lines) -> Any:
+    lines.lines.setdefault(where, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            if key in found:
+                first = lines.lines[(*where, key)]
+                path = ".".join(str(part) for part in (*where, key))
+                lines.errors.append((line, f"{path}: the key stands here again; it stands in line {first} already"))
+                continue
+            lines.lines[(*where, key)] = line
+            found[key] = _plain(value_node, (*where, key), lines)
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*where, index), lines) for index, item in enumerate(node.value)]
+    return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+
+
+def _sentence(item: Any, model: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        return f"there is no such key; valid here: {', '.join(_keys(model, item['loc'][:-1]))}"
+    message: str = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = f", not {given!r}" if item["type"] != "missing" and isinstance(given, (str, int, float, bool)) else ""
+    return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _keys(model: type[BaseModel], location: Location) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)
