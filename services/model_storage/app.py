@@ -1,0 +1,204 @@
+"""The HTTP API. The calls that seed_003's clients know are in `seed_calls`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from services.model_storage import seed_calls
+from services.model_storage.access import requires
+from services.model_storage.catalogue import CANDIDATE, Record
+from services.model_storage.download import stream_zip
+from services.model_storage.errors import NotFound, StorageError
+from services.model_storage.history import Note, Promotion
+from services.model_storage.metrics import Measured
+from services.model_storage.service import Service
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    for status, text in {
+        400: "The request or the archive is not acceptable",
+        401: "No valid token",
+        403: "The token lacks the scope",
+        404: "No such model or version",
+        409: "The state of the model does not allow this now",
+        502: "Triton refused; the version before serves on",
+        503: "PostgreSQL, Triton or the store does not answer; nothing was changed",
+        507: "The disk is full; nothing was published",
+    }.items()
+}
+
+
+class Problem(BaseModel):
+    """What every error answers."""
+
+    detail: str
+
+
+class Champion(BaseModel):
+    """The version in production."""
+
+    version: str
+    triton_version: int
+    target: str
+    run_id: str | None
+    snapshot_id: str | None
+    promoted_at: datetime
+
+
+class Promoted(BaseModel):
+    """What a promotion or rollback came to."""
+
+    model: str
+    version: str
+    triton_version: int
+    previous_version: str | None
+
+
+class Staged(BaseModel):
+    """Under which name and version Triton serves the candidate."""
+
+    model: str
+    triton_version: str
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application; `service` starts and stops with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(title="Model storage", description=__doc__, lifespan=lifespan, responses=ERRORS)
+    app.add_middleware(Measured, metrics=service.metrics)
+    app.add_exception_handler(StorageError, _answer)
+    app.include_router(_health(service))
+    app.include_router(_reading(service), dependencies=[Depends(requires(service.settings, "read"))])
+    app.include_router(_promoting(service), dependencies=[Depends(requires(service.settings, "promote"))])
+    app.include_router(seed_calls.router(service))
+    return app
+
+
+async def _answer(_: Request, error: Exception) -> Response:
+    status = error.status if isinstance(error, StorageError) else 500
+    return JSONResponse({"detail": str(error)}, status, {"Retry-After": "5"} if status == 503 else None)
+
+
+def _health(service: Service) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health/live")
+    def live() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @router.get("/health/ready")
+    def ready() -> JSONResponse:
+        """Whether the repository, PostgreSQL and Triton answer; 503 names those that do not."""
+        troubles = service.troubles()
+        return JSONResponse(
+            {"status": "ok"} if not troubles else {"status": "not ready", **troubles}, 503 if troubles else 200
+        )
+
+    @router.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _reading(service: Service) -> APIRouter:
+    router = APIRouter(tags=["models"])
+    catalogue, history = service.catalogue, service.history
+
+    @router.get("/models")
+    def models() -> list[str]:
+        """The names of all models."""
+        return catalogue.models()
+
+    @router.get("/models/{model}/versions")
+    def versions(model: str) -> list[Record]:
+        """All versions of a model, the oldest first."""
+        if found := catalogue.versions(model):
+            return found
+        raise NotFound(f"there is no model {model!r}")
+
+    @router.get("/models/{model}/versions/{version}")
+    def version(model: str, version: str) -> Record:
+        """One version: its Triton version, checksums, target, files and meta.json."""
+        return catalogue.version(model, version)
+
+    @router.get("/models/{model}/versions/{version}/archive", response_class=StreamingResponse)
+    def archive(model: str, version: str) -> StreamingResponse:
+        """The version as a flat zip."""
+        record = catalogue.version(model, version)
+        name = f"{model}-{version}.zip"
+        return StreamingResponse(
+            stream_zip(service.store, record),
+            media_type="application/zip",
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
+
+    @router.get("/models/{model}/champion")
+    def champion(model: str) -> Champion:
+        """The version in production; 404 where nothing is."""
+        if row := history.champion(model):
+            return Champion.model_validate(row.model_dump())
+        raise NotFound(f"no version of {model!r} is in production")
+
+    @router.get("/history/{model}")
+    def changes(
+        model: str,
+        at: Annotated[datetime | None, Query(description="only what was in production at this time")] = None,
+    ) -> list[Promotion]:
+        """All changes of what is in production, the latest first; with `at` the one that was in force then."""
+        if at is None:
+            return history.rows(model)
+        return history.rows(model, at if at.tzinfo else at.astimezone(), limit=1)
+
+    return router
+
+
+def _promoting(service: Service) -> APIRouter:
+    router = APIRouter(tags=["production"])
+    production, changes = service.production, service.metrics.changes
+
+    @router.post("/models/{model}/versions/{version}/stage")
+    def stage(model: str, version: str) -> Staged:
+        """Serve a version as `<model>__candidate`, beside the one in production."""
+        record = production.stage(model, version)
+        return Staged(model=model + CANDIDATE, triton_version=str(record.triton_version))
+
+    @router.delete("/models/{model}/stage")
+    def unstage(model: str) -> dict[str, bool]:
+        """Take the candidate out of Triton and remove it."""
+        return {"removed": production.unstage(model)}
+
+    @router.post("/models/{model}/versions/{version}/promote")
+    def promote(model: str, version: str, note: Note | None = None) -> Promoted:
+        """Bring a version into production; on any failure the one before serves on."""
+        with changes.labels("promote", "failed").count_exceptions():
+            row = production.promote(model, version, note or Note())
+        changes.labels("promote", "done").inc()
+        return Promoted.model_validate(row.model_dump())
+
+    @router.post("/models/{model}/rollback")
+    def rollback(model: str, note: Note | None = None) -> Promoted:
+        """Go back to the version that was in production before."""
+        with changes.labels("rollback", "failed").count_exceptions():
+            row = production.rollback(model, note or Note())
+        changes.labels("rollback", "done").inc()
+        return Promoted.model_validate(row.model_dump())
+
+    return router

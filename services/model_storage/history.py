@@ -1,0 +1,206 @@
+"""Which version was in production when: the table `model_storage.promotions`, to which rows are only added.
+
+The last row of a model says what is in production: the truth that Triton is brought to.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+import psycopg2
+import psycopg2.extensions
+from psycopg2.extras import RealDictCursor
+from pydantic import BaseModel, ConfigDict
+
+from services.model_storage.errors import Conflict, Unavailable
+
+logger = logging.getLogger(__name__)
+
+Action = Literal["promote", "rollback", "load", "unload"]
+T = TypeVar("T")
+IDLE_CONNECTIONS = 4
+LOCK_SECONDS = 150  # longer than a load may take: the second of two promotions waits for the first
+
+_LOCK_NAME = "hashtextextended('model_storage:' || %s, 0)"
+_SCHEMA = """
+CREATE SCHEMA IF NOT EXISTS model_storage;
+CREATE TABLE IF NOT EXISTS model_storage.promotions (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model text NOT NULL,
+    action text NOT NULL CHECK (action IN ('promote', 'rollback', 'load', 'unload')),
+    version text,
+    triton_version integer,
+    target text,
+    previous_version text,
+    run_id text,
+    snapshot_id text,
+    reason text,
+    actor text,
+    promoted_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (model, id DESC);
+"""
+
+
+class Note(BaseModel):
+    """Who changes what is in production, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str | None = None
+    run_id: str | None = None
+    snapshot_id: str | None = None
+    actor: str | None = None
+
+
+class Promotion(BaseModel):
+    """One change of what is in production; `version` is None from an unloading on."""
+
+    id: int
+    model: str
+    action: Action
+    version: str | None
+    triton_version: int | None
+    target: str | None
+    previous_version: str | None
+    run_id: str | None
+    snapshot_id: str | None
+    reason: str | None
+    actor: str | None
+    promoted_at: datetime
+
+
+class History:
+    """The promotions in PostgreSQL. Every call raises `Unavailable` where the database does not answer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._idle: queue.LifoQueue[psycopg2.extensions.connection] = queue.LifoQueue(IDLE_CONNECTIONS)
+
+    def prepare(self) -> None:
+        """Make the schema and the table unless they are there; processes that start together take turns."""
+        with self._transaction() as cursor:
+            cursor.execute(f"SELECT pg_advisory_xact_lock({_LOCK_NAME})", ["(schema)"])
+            cursor.execute(_SCHEMA)
+
+    def champion(self, model: str) -> Promotion | None:
+        """Return the row that says what is in production; None where nothing is."""
+        return _in_production(self.rows(model, limit=1))
+
+    def champions(self) -> dict[str, Promotion]:
+        """Return what is in production, by model."""
+        query = "SELECT DISTINCT ON (model) * FROM model_storage.promotions ORDER BY model, id DESC"
+        rows = self._read(query, [])
+        return {row.model: row for row in rows if row.version is not None}
+
+    def rows(self, model: str, at: datetime | None = None, limit: int | None = None) -> list[Promotion]:
+        """Return the changes of `model`, the latest first; those up to the time `at`."""
+        query = (
+            "SELECT * FROM model_storage.promotions WHERE model = %s AND (%s::timestamptz IS NULL OR promoted_at <= %s)"
+        )
+        return self._read(query + " ORDER BY id DESC LIMIT %s", [model, at, at, limit])
+
+    @contextmanager
+    def change(self, model: str) -> Iterator[Change]:
+        """Open a change of what is in production; other processes' changes of the same model wait.
+
+        Raises:
+            Conflict: another change of the model takes too long.
+        """
+        with self._transaction() as cursor:
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_SECONDS}s"])
+            try:
+                cursor.execute(f"SELECT pg_advisory_xact_lock({_LOCK_NAME})", [model])
+            except psycopg2.errors.LockNotAvailable as error:
+                raise Conflict(f"another change of {model} is under way for more than {LOCK_SECONDS} s") from error
+            cursor.execute("SELECT * FROM model_storage.promotions WHERE model = %s ORDER BY id", [model])
+            yield Change(cursor, model, [Promotion.model_validate(dict(row)) for row in cursor.fetchall()])
+
+    def check(self) -> None:
+        """Raise `Unavailable` where the database does not answer."""
+        self._read("SELECT * FROM model_storage.promotions LIMIT 0", [])
+
+    def close(self) -> None:
+        """Close the connections that wait for the next call."""
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+
+    def _read(self, query: str, values: list[Any]) -> list[Promotion]:
+        def ask() -> list[Promotion]:
+            with self._transaction() as cursor:
+                cursor.execute(query, values)
+                return [Promotion.model_validate(dict(row)) for row in cursor.fetchall()]
+
+        return self._again_if_stale(ask)
+
+    def _again_if_stale(self, ask: Callable[[], T]) -> T:
+        """Ask once more where a kept connection turns out to be dead: the database was restarted."""
+        try:
+            return ask()
+        except Unavailable:
+            self.close()
+            return ask()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[RealDictCursor]:
+        connection = None
+        try:
+            connection = self._connection()
+            with connection, connection.cursor(cursor_factory=RealDictCursor) as cursor:
+                yield cursor
+            self._keep(connection)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            raise Unavailable(f"PostgreSQL does not answer: {str(error).strip()}") from error
+        finally:
+            if connection is not None and connection not in self._idle.queue:
+                connection.close()
+
+    def _connection(self) -> psycopg2.extensions.connection:
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            return psycopg2.connect(self._url, connect_timeout=5, application_name="model_storage")
+
+    def _keep(self, connection: psycopg2.extensions.connection) -> None:
+        try:
+            self._idle.put_nowait(connection)
+        except queue.Full:
+            connection.close()
+
+
+class Change:
+    """An open change of what is in production. It is there for others once the block of `History.change` ends."""
+
+    def __init__(self, cursor: RealDictCursor, model: str, rows: list[Promotion]) -> None:
+        self._cursor, self._model = cursor, model
+        self.rows = rows
+        """All earlier changes, the oldest first."""
+
+    @property
+    def champion(self) -> Promotion | None:
+        """What is in production before this change."""
+        return _in_production(self.rows[-1:])
+
+    def add(self, action: Action, version: str | None, number: int | None, target: str | None, note: Note) -> Promotion:
+        """Write the row of this change, commit it, and return it."""
+        previous = self.champion.version if self.champion else None
+        values = [self._model, action, version, number, target, previous]
+        values += [note.run_id, note.snapshot_id, note.reason, note.actor]
+        self._cursor.execute(
+            "INSERT INTO model_storage.promotions (model, action, version, triton_version, target, previous_version, "
+            "run_id, snapshot_id, reason, actor) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+            "RETURNING *",
+            values,
+        )
+        row = Promotion.model_validate(dict(self._cursor.fetchone() or {}))
+        self._cursor.connection.commit()
+        return row
+
+
+def _in_production(latest: list[Promotion]) -> Promotion | None:
+    return latest[0] if latest and latest[0].version is not None else None

@@ -1,0 +1,218 @@
+"""Versions go into production and out of it: Triton, repository and history change together or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from services.model_storage.catalogue import CANDIDATE, Catalogue, Record
+from services.model_storage.errors import Conflict, NotFound, ServingFailed, StorageError
+from services.model_storage.history import Action, Change, History, Note, Promotion
+from services.model_storage.modelconfig import CONFIG_FILE
+from services.model_storage.store import ModelLocks
+from services.model_storage.triton import Triton
+
+logger = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+class Production:
+    """What Triton serves. The history in PostgreSQL is the truth; Triton is brought to it."""
+
+    def __init__(self, catalogue: Catalogue, triton: Triton, history: History) -> None:
+        self.catalogue, self.triton, self.history = catalogue, triton, history
+        self._locks = ModelLocks()  # not those of the catalogue: an upload need not wait for a load
+
+    def promote(self, model: str, version: str, note: Note, action: Action = "promote") -> Promotion:
+        """Serve `version` under the model's name and write it down; the old version serves on if that fails.
+
+        A version that is in production already is only loaded again, where Triton does not serve it.
+
+        Raises:
+            NotFound: there is no such version.
+            ServingFailed: Triton refused the version; the old one serves.
+            Unavailable: Triton or PostgreSQL does not answer; nothing was changed.
+        """
+        record = self.catalogue.version(model, version)
+        return self._change(model, lambda change: self._switch(change, record, note, action))
+
+    def rollback(self, model: str, note: Note) -> Promotion:
+        """Serve the version that was in production before the present one; again for the one before that.
+
+        Raises:
+            Conflict: there is no earlier version.
+        """
+        return self._change(model, lambda change: self._roll_back(change, model, note))
+
+    def load(self, model: str, note: Note) -> Promotion:
+        """Load what is in production, or was before it was unloaded; for a new model the latest version."""
+
+        def load(change: Change) -> Promotion:
+            earlier = [row.version for row in change.rows if row.version is not None]
+            versions = [record.version for record in self.catalogue.versions(model)]
+            if not versions:
+                raise NotFound(f"there is no model {model!r}")
+            record = self.catalogue.version(model, (earlier or versions)[-1])
+            return self._switch(change, record, _data_of(change, record.version, note), "load")
+
+        return self._change(model, load)
+
+    def unload(self, model: str, note: Note) -> None:
+        """Take the model out of Triton and write down that nothing is in production."""
+        if not self.catalogue.versions(model):
+            raise NotFound(f"there is no model {model!r}")
+        with self._locks.of(model), self.history.change(model) as change:
+            self.triton.unload(model)
+            if change.champion is not None:
+                change.add("unload", None, None, None, note)
+
+    def stage(self, model: str, version: str) -> Record:
+        """Serve `version` under the name `<model>__candidate`, beside the version in production."""
+        record, name = self.catalogue.version(model, version), model + CANDIDATE
+        with self._locks.of(model):
+            self.catalogue.store.link(record.folder, name, {CONFIG_FILE: self.catalogue.config(record, name)})
+            try:
+                self.triton.load(name)
+                self.triton.check_serves(name, record.triton_version)
+            except StorageError:
+                self._attempt("unstage", lambda: self.unstage(model))
+                raise
+        return record
+
+    def unstage(self, model: str) -> bool:
+        """Take the candidate out of Triton and remove its folder; return whether there was one."""
+        name = model + CANDIDATE
+        with self._locks.of(model):
+            if not self.catalogue.store.files(name):
+                return False
+            self.triton.unload(name)
+            self.catalogue.store.remove(name)
+        return True
+
+    def reconcile(self) -> list[str]:
+        """Bring Triton to what the history says; return the models for which that did not succeed, with the cause.
+
+        Raises:
+            Unavailable: Triton or PostgreSQL does not answer.
+        """
+        champions, served, failed = self.history.champions(), self.triton.served(), []
+        for model, champion in champions.items():
+            if served.get(model) == [champion.triton_version]:
+                continue
+            try:
+                self._change(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
+            except StorageError as error:
+                failed.append(f"{model}: {error}")
+        for name in self.catalogue.store.folders():
+            model = name.removesuffix(CANDIDATE)
+            if name != model and name not in served:
+                with self._locks.of(model):  # a stage that is under way holds it
+                    if name not in self.triton.served():
+                        self.catalogue.store.remove(name)
+        return failed
+
+    def _change(self, model: str, action: Callable[[Change], T]) -> T:
+        with self._locks.of(model), self.history.change(model) as change:
+            return action(change)
+
+    def _roll_back(self, change: Change, model: str, note: Note) -> Promotion:
+        earlier = _ways_back(change.rows)
+        if not earlier:
+            raise Conflict(f"the model {model!r} has no earlier version in production to go back to")
+        record = self.catalogue.version(model, earlier[-1])
+        return self._switch(change, record, _data_of(change, record.version, note), "rollback")
+
+    def _switch(self, change: Change, record: Record, note: Note, action: Action) -> Promotion:
+        champion = change.champion
+        if champion is not None and champion.version == record.version:
+            if self.triton.served().get(record.model) != [record.triton_version]:
+                self._serve(record)
+            return champion
+        before = self.catalogue.store.read(f"{record.model}/{CONFIG_FILE}")
+        try:
+            self._serve(record)
+            return change.add(action, record.version, record.triton_version, record.target, note)
+        except Exception as error:
+            logger.warning("%s %s did not come into production: %s", record.model, record.version, error)
+            self._restore(record.model, before, champion, error)
+            raise
+
+    def _serve(self, record: Record) -> None:
+        """Load exactly `record` under the model's name."""
+        model, number = record.model, record.triton_version
+        self.catalogue.store.write(f"{model}/{CONFIG_FILE}", self.catalogue.config(record, model))
+        self.triton.load(model)
+        self.triton.check_serves(model, number)
+
+    def _ensure(self, change: Change, model: str) -> None:
+        """Load what is in production into a Triton that does not serve it."""
+        if change.champion is None or change.champion.version is None:
+            return
+        record = self.catalogue.version(model, change.champion.version)
+        try:
+            self._serve(record)
+        except ServingFailed:  # a model whose backend process died stays "loaded": only an unload clears it
+            self.triton.unload(model)
+            self._serve(record)
+        logger.info("Triton serves %s %s again", model, record.version)
+
+    def _restore(self, model: str, config: bytes | None, champion: Promotion | None, cause: Exception) -> None:
+        """Bring configuration and Triton back to what they were before a change that failed."""
+        try:
+            if config is not None:
+                self.catalogue.store.write(f"{model}/{CONFIG_FILE}", config)
+            if champion is None or champion.triton_version is None:
+                self.triton.unload(model)
+                return
+            if isinstance(cause, ServingFailed) and self._serves(model, champion.triton_version):
+                return  # a refused load leaves the old version as it was
+            self.triton.load(model)
+            self.triton.check_serves(model, champion.triton_version)
+        except StorageError as error:
+            logger.error("%s: the version before could not be brought back yet: %s", model, error)
+            raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error
+
+    def _serves(self, model: str, number: int) -> bool:
+        try:
+            self.triton.check_serves(model, number)
+        except StorageError:
+            return False
+        return True
+
+    def _attempt(self, what: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except StorageError as error:
+            logger.warning("could not %s: %s", what, error)
+
+
+def _ways_back(rows: list[Promotion]) -> list[str]:
+    """Return the versions that a rollback can go to, the nearest last.
+
+    A rollback leaves the version that it comes from for good: one after it goes further back, not forward again.
+    """
+    stack: list[str] = []
+    for row in rows:
+        if row.version is None:
+            continue
+        if row.action == "rollback" and row.version in stack:
+            del stack[stack.index(row.version) + 1 :]
+        elif not stack or stack[-1] != row.version:
+            stack = [version for version in stack if version != row.version] + [row.version]
+    return stack[:-1]
+
+
+def _data_of(change: Change, version: str, note: Note) -> Note:
+    """Return `note` with the run and the snapshot that the version was promoted with, where it names none."""
+    for row in reversed(change.rows):
+        if row.version == version:
+            return note.model_copy(
+                update={
+                    "run_id": note.run_id or row.run_id,
+                    "snapshot_id": note.snapshot_id or row.snapshot_id,
+                }
+            )
+    return note

@@ -1,0 +1,86 @@
+"""The service's parts put together, and the watch that keeps Triton at what the history says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from services.model_storage.catalogue import Catalogue
+from services.model_storage.errors import StorageError
+from services.model_storage.history import History
+from services.model_storage.metrics import Metrics
+from services.model_storage.production import Production
+from services.model_storage.settings import Settings
+from services.model_storage.store import FolderStore
+from services.model_storage.triton import Triton
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Service:
+    """One running model storage."""
+
+    settings: Settings
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def __post_init__(self) -> None:
+        self.store = FolderStore(self.settings.repository)
+        self.catalogue = Catalogue(self.store, self.settings.max_unpacked_bytes)
+        self.triton = Triton(self.settings.triton_grpc, self.settings.triton_timeout)
+        self.history = History(self.settings.database_url)
+        self.production = Production(self.catalogue, self.triton, self.history)
+        self._prepared = False
+        self._stop = threading.Event()
+        self._watch = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Finish or undo what an earlier process left, bring Triton to the history, and keep it there."""
+        self.catalogue.reconcile()
+        self._look_after_triton()
+        self._watch.start()
+
+    def stop(self) -> None:
+        """Stop the watch and let go of the repository and the database."""
+        self._stop.set()
+        self._watch.join(timeout=5)
+        self.history.close()
+        self.store.close()
+
+    def troubles(self) -> dict[str, str]:
+        """Return what keeps the service from working, by part; empty where it is ready."""
+        found = {}
+        for name, check in (("repository", self.store.check), ("postgresql", self._prepare_history)):
+            try:
+                check()
+            except StorageError as error:
+                found[name] = str(error)
+        if not self.triton.is_ready():
+            found["triton"] = f"Triton at {self.triton.address} does not answer or is not ready"
+        return found
+
+    def _prepare_history(self) -> None:
+        if self._prepared:
+            self.history.check()
+        else:
+            self.history.prepare()
+            self._prepared = True
+
+    def _keep_watch(self) -> None:
+        while not self._stop.wait(self.settings.watch_seconds):
+            self._look_after_triton()
+
+    def _look_after_triton(self) -> None:
+        try:
+            self._prepare_history()
+            failed = self.production.reconcile()
+        except StorageError as error:
+            logger.warning("could not see whether Triton serves the champions: %s", error)
+            return
+        except Exception:
+            logger.exception("the watch over Triton failed; it goes on")
+            return
+        for cause in failed:
+            logger.error("a champion is not served: %s", cause)
+        self.metrics.not_serving.set(len(failed))

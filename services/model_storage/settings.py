@@ -1,0 +1,57 @@
+"""Settings of the service: environment variables with the prefix `MODEL_STORAGE_`."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Scope = Literal["read", "publish", "promote"]
+
+
+class Settings(BaseSettings):
+    """One variable a field, say `MODEL_STORAGE_PORT`; `MODEL_STORAGE_TOKENS` is JSON."""
+
+    model_config = SettingsConfigDict(env_prefix="MODEL_STORAGE_", extra="ignore", frozen=True)
+
+    repository: Path = Field(description="Triton's model repository; the service is the only one that writes to it")
+    database_url: str = Field(description="postgresql://user:password@host:port/database")
+    triton_grpc: str = Field("127.0.0.1:8001", description="Triton's gRPC address: loads and checks go there")
+    triton_http: str = Field("127.0.0.1:8000", description="Triton's HTTP address, shown to people")
+    triton_timeout: float = Field(120.0, gt=0, description="seconds that loading one model may take")
+    tokens: dict[str, list[Scope]] = Field({}, description="bearer token -> what it may do")
+    auth: Literal["on", "off"] = Field("on", description="off: everyone may do everything; on a loopback host only")
+    host: str = "127.0.0.1"
+    port: int = Field(8300, gt=0, lt=65536)
+    max_upload_bytes: int = Field(32 << 30, gt=0, description="size of one uploaded archive")
+    max_unpacked_bytes: int = Field(64 << 30, gt=0, description="size of what is in one archive")
+    watch_seconds: float = Field(
+        15.0, gt=0, description="how often to see that Triton serves the champions: a restarted one serves nothing"
+    )
+
+    @model_validator(mode="after")
+    def _someone_may_do_something(self) -> Settings:
+        if self.auth == "off" and not _is_loopback(self.host):
+            raise ValueError(
+                f"MODEL_STORAGE_AUTH=off is for a loopback address only, and MODEL_STORAGE_HOST is {self.host}"
+            )
+        if self.auth == "on" and not self.tokens:
+            raise ValueError(
+                'MODEL_STORAGE_TOKENS is empty, so nobody could do anything: set it, say {"<token>": ["read", '
+                '"publish", "promote"]}, or set MODEL_STORAGE_AUTH=off on a loopback address'
+            )
+        if any(len(token) < 16 for token in self.tokens):
+            raise ValueError("MODEL_STORAGE_TOKENS has a token of less than 16 characters: it could be guessed")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,86 @@
+"""The calls to Triton's repository API, by gRPC: over HTTP a load would block every other HTTP connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from services.model_storage.errors import ServingFailed, Unavailable
+
+ASK_SECONDS = 5.0
+_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
+class Triton:
+    """One Triton server in explicit mode.
+
+    Every call raises `Unavailable` where the server does not answer and `ServingFailed` where it refuses.
+    """
+
+    def __init__(self, address: str, load_seconds: float) -> None:
+        self.address = address
+        self._load_seconds = load_seconds
+        self._client = InferenceServerClient(address, channel_args=_RECONNECT)
+
+    def is_ready(self) -> bool:
+        """Whether the server answers and is ready."""
+        try:
+            return bool(self._client.is_server_ready(client_timeout=ASK_SECONDS))
+        except InferenceServerException:
+            return False
+
+    def load(self, model: str) -> None:
+        """Load `model` as its configuration on the disk says; return once Triton says that it is loaded."""
+        self._ask(f"load {model}", self._client.load_model, model, client_timeout=self._load_seconds)
+
+    def unload(self, model: str) -> None:
+        """Take `model` out of Triton; nothing happens where it is not loaded."""
+        self._ask(f"unload {model}", self._client.unload_model, model, client_timeout=self._load_seconds)
+
+    def index(self) -> list[dict[str, str]]:
+        """Return Triton's repository index: `name`, and for models that were loaded `version`, `state`, `reason`."""
+        answer = self._ask("list the models", self._client.get_model_repository_index, client_timeout=ASK_SECONDS)
+        entries = []
+        for entry in answer.models:
+            named = {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
+            entries.append({key: value for key, value in named.items() if value})
+        return [entry for entry in entries if not entry["name"].startswith(".")]
+
+    def served(self) -> dict[str, list[int]]:
+        """Return the ready versions of every model that has one."""
+        ready: dict[str, list[int]] = {}
+        for entry in self.index():
+            if entry.get("state") == "READY":
+                ready.setdefault(entry["name"], []).append(int(entry["version"]))
+        return ready
+
+    def check_serves(self, model: str, number: int) -> None:
+        """Check by the index and by the served model itself that exactly the version `number` is served.
+
+        Raises:
+            ServingFailed: it is not; the message says what is.
+        """
+        listed = self.served().get(model, [])
+        if listed != [number]:
+            states = [entry for entry in self.index() if entry["name"] == model]
+            raise ServingFailed(f"Triton should serve version {number} of {model}; its index says: {states}")
+        ready = self._ask(
+            f"ask for {model}", self._client.is_model_ready, model, str(number), client_timeout=ASK_SECONDS
+        )
+        metadata = self._ask(f"ask for {model}", self._client.get_model_metadata, model, client_timeout=ASK_SECONDS)
+        if not ready or list(metadata.versions) != [str(number)]:
+            raise ServingFailed(
+                f"Triton's index says that version {number} of {model} is ready, but what it serves is version "
+                f"{', '.join(metadata.versions) or 'none'}"
+            )
+
+    def _ask(self, what: str, call: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return call(*arguments, **options)
+        except InferenceServerException as error:
+            status = str(error.status())
+            if status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"):
+                raise Unavailable(f"Triton at {self.address} did not {what}: {error.message()}") from error
+            raise ServingFailed(f"Triton at {self.address} did not {what}: {error.message()}") from error

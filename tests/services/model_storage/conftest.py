@@ -1,0 +1,41 @@
+"""Fixtures: one PostgreSQL and one service on one Triton for a whole run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services.model_storage.support import Database, Storage, new_triton, serving, settings_for
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[Database]:
+    """PostgreSQL; tests that stop it start it again."""
+    folder = Path(tempfile.mkdtemp())
+    running = Database(folder)
+    running.start()
+    yield running
+    running.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def storage(database: Database) -> Iterator[Storage]:
+    """One service for the tests that do not stop anything; each uses a model name of its own."""
+    folder = Path(tempfile.mkdtemp())
+    with new_triton(folder) as triton:
+        triton.wait_ready()
+        with serving(triton, settings_for(triton, database.new())) as running:
+            yield running
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def model() -> str:
+    """A model name that no other test uses."""
+    return f"m{uuid.uuid4().hex[:8]}"
