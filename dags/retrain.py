@@ -16,9 +16,9 @@ Anything else is a crash. `docs/runbook.md` goes on from there.
 never published twice, and a bad candidate never replaces the champion. Marking a task as failed ends its job.
 """
 
-from datetime import UTC, datetime
+from datetime import timedelta
 
-from airflow.sdk import DAG, Param, chain
+from airflow.sdk import DAG, CronTriggerTimetable, Param, chain
 from nightshift.job_operator import JobOperator
 from nightshift.pipeline import Pipeline, load_pipeline
 from nightshift.pipeline_bundle import pipeline_file
@@ -60,8 +60,9 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
         dag_id=f"retrain_{name}",
         description=pipeline.description,
         doc_md=__doc__,
-        schedule=pipeline.schedule,
-        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        # Without a start date and with no run in the past: a new pipeline waits for its next night.
+        schedule=pipeline.schedule
+        and CronTriggerTimetable(pipeline.schedule, timezone="UTC", run_immediately=timedelta()),
         catchup=False,
         max_active_runs=1,  # two nights of one pipeline would train on the same GPU and race for the next version
         tags=["retrain", *pipeline.tags],

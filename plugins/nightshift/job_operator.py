@@ -96,7 +96,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         skips: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(multiple_outputs=True, **kwargs)  # each field of the result is an XCom of its own
         self.module = module
         self.options = options or {}
         self.options_from_params = options_from_params or {}
