@@ -67,6 +67,9 @@ def bound(text: str, model: str, number: int) -> str:
     config.name = model
     config.ClearField("version_policy")
     config.version_policy.specific.versions.append(number)
+    for output in config.output:  # Triton looks for labels from the model's folder on; the archive is in the version's
+        if output.label_filename:
+            output.label_filename = f"{number}/{Path(output.label_filename).name}"
     return str(text_format.MessageToString(config))
 
 
