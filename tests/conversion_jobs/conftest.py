@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from conversion_jobs import export_onnx, package_model, verify_onnx
+from conversion_jobs import deploy_model, export_onnx, package_model, publish_model, verify_onnx
+from conversion_jobs.experiment import Experiment
 from jobkit.bottle import FolderBottle
 from jobkit.job import Context
+from tests.conversion_jobs.serving import TOKEN, Serving, serving
 from tests.support.trained import EXPERIMENT, make_bottle
 
 
@@ -33,6 +37,21 @@ class Trained:
     def package(self, model_name: str = "digits", **options: object) -> package_model.Result:
         arguments = package_model.Arguments(experiment=self.experiment, model_name=model_name, **options)
         return package_model.run(arguments, self.context)
+
+    def publish(self, model_name: str = "digits", **options: object) -> publish_model.Result:
+        package = self.package(model_name, **options)
+        arguments = publish_model.Arguments(
+            model_name=model_name, archive=package.archive, sha256=package.sha256, experiment=self.experiment,
+            snapshot_id=self.snapshot_id,
+        )  # fmt: skip
+        return publish_model.run(arguments, self.context)
+
+    def deploy(self, version: str, model_name: str = "digits", **options: object) -> deploy_model.Result:
+        arguments = deploy_model.Arguments(
+            model_name=model_name, version=version, experiment=self.experiment, snapshot_id=self.snapshot_id,
+            reference=Experiment(self.experiment).reference, **options,
+        )  # fmt: skip
+        return deploy_model.run(arguments, self.context)
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +89,24 @@ def trained(template: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Monk
 def verified(exported_template: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     """What `export_onnx` and `verify_onnx` leave."""
     return _copy(exported_template, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def serving_process(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(tmp_path_factory.mktemp("serving"), postgres_url) as running:
+        yield running
+
+
+@pytest.fixture
+def served(serving_process: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving:
+    """Triton and the model storage, named by the environment; tests share them and use model names of their own."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", serving_process.url)
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE_TOKEN", TOKEN)
+    monkeypatch.setenv("NIGHTSHIFT_TRITON_URL", serving_process.triton.http)
+    return serving_process
+
+
+@pytest.fixture
+def model() -> str:
+    """A model name that no other test uses."""
+    return f"m{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,97 @@
+"""Deploy a published version: try it beside the one in production, switch, check again, or go back."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+
+from pydantic import Field
+
+from conversion_jobs.experiment import is_tracked
+from conversion_jobs.model_storage import ModelStorage, Published
+from conversion_jobs.onnx_session import Latency
+from conversion_jobs.registry import set_champion
+from conversion_jobs.serving import Reference, ServedModel
+from jobkit import job
+from jobkit.errors import DataRefused, JobError
+from jobkit.paths import checked_name
+
+logger = logging.getLogger(__name__)
+
+
+class Arguments(job.Arguments):
+    """Bring a version of the model storage into production, if what Triton serves is what was verified."""
+
+    model_name: str = Field(description="name in the model storage and in Triton")
+    version: str = Field(description="semantic version in the model storage")
+    reference: str = Field(description="npz in the bottle: inputs and the outputs that verify_onnx has compared")
+    experiment: str | None = Field(None, description="what was packaged; written to the run")
+    snapshot_id: str | None = Field(None, description="what it was trained on; written to the history")
+    max_latency_ms: float | None = Field(None, gt=0, description="median of one picture over HTTP, at most")
+
+
+class Result(job.Result):
+    """What serves now."""
+
+    version: str
+    previous_version: str | None = Field(description="the version that served before; None where there was none")
+    latency_ms: float = Field(description="median of requests of one picture over HTTP, after a warm-up")
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Stage, smoke-test, promote, test what serves, set the alias; roll back where the last test fails."""
+    model = checked_name(arguments.model_name, "model name")
+    reference = Reference(context.bottle.local(arguments.reference))
+    storage = ModelStorage()
+    version = storage.version(model, arguments.version)
+    if storage.champion(model) != version.version:
+        with storage.staged(model, version.version) as candidate:
+            try_out(candidate, reference, version, arguments.max_latency_ms)
+    note = {
+        "run_id": context.labels.run_id if context.labels else None,
+        "snapshot_id": arguments.snapshot_id,
+        "reason": "deploy_model",
+    }
+    previous = storage.promote(model, version.version, note)
+    try:
+        latency = try_out(model, reference, version, arguments.max_latency_ms)
+    except JobError as error:
+        raise type(error)(f"{error}; {go_back(storage, model, previous, note)}") from error
+    logger.info("%s %s serves: median %.2f ms, before it %s", model, version.version, latency.median, previous)
+    if is_tracked(context):
+        tracking = context.tracking
+        set_champion(tracking.client, model, version.version)
+        tracking.metrics({"serving.latency_ms.median": latency.median, "serving.latency_ms.p99": latency.p99})
+        tracking.tags({"model": model, "version": version.version, "experiment": arguments.experiment or ""})
+    return Result(version=version.version, previous_version=previous, latency_ms=latency.median)
+
+
+def try_out(name: str, reference: Reference, version: Published, limit: float | None) -> Latency:
+    """Check the answers and the latency of what Triton serves as `name`.
+
+    Raises:
+        DataRefused: they are not those that were verified, another version answers, or it is too slow.
+    """
+    with closing(ServedModel(name)) as served:
+        for verdict in served.check(reference, version.target, version.triton_version):
+            logger.info("%s, %s: %s", name, verdict.name, verdict.sentence)
+        latency = served.latency(list(reference.inputs))
+    if limit is not None and latency.median > limit:
+        raise DataRefused(f"{name} takes {latency.median:.1f} ms for a picture (median); {limit:g} ms are allowed")
+    return latency
+
+
+def go_back(storage: ModelStorage, model: str, previous: str | None, note: dict[str, str | None]) -> str:
+    """Put the version before into production again; return a sentence that says what serves now."""
+    why = {**note, "reason": "the answers after the switch were not those that were verified"}
+    try:
+        if previous is None:
+            storage.unload(model)
+            return f"{model} was taken out of production: there was no version before"
+        return f"version {storage.roll_back(model, why)} serves again"
+    except JobError as error:
+        return f"rolling back failed too ({error}): roll back by hand"
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)

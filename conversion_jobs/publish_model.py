@@ -1,0 +1,93 @@
+"""Publish a packaged model: the next version in the model storage and in MLflow's registry."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from pydantic import Field
+
+from conversion_jobs.experiment import Experiment, is_tracked, sha256_of
+from conversion_jobs.model_storage import ModelStorage, Published
+from conversion_jobs.registry import register
+from jobkit import job
+from jobkit.errors import DataRefused
+from jobkit.paths import checked_name, inference_model
+from jobkit.tracking import server_errors
+
+logger = logging.getLogger(__name__)
+
+
+class Arguments(job.Arguments):
+    """Upload a package to the model storage, which gives it the next semantic version."""
+
+    model_name: str = Field(description="name in the model storage, in Triton and in MLflow's registry")
+    archive: str = Field(description="the package's key in the bottle")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the package")
+    target: Literal["onnx", "tensorrt"] = Field("onnx", description="what the package holds")
+    experiment: str = Field(description="what was packaged: models/<group>/<experiment>")
+    snapshot_id: str = Field(description="what it was trained on")
+
+
+class Result(job.Result):
+    """The version that the package has; published again, it is the same."""
+
+    version: str
+    triton_version: int
+    already_published: bool
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Check the package, upload it, register the version."""
+    model = checked_name(arguments.model_name, "model name")
+    experiment = Experiment(arguments.experiment)
+    archive = context.bottle.local(arguments.archive)
+    if (actual := sha256_of(archive)) != arguments.sha256:
+        raise DataRefused(
+            f"{arguments.archive} is {actual}, not {arguments.sha256}: another run has packaged over it; package again"
+        )
+    storage = ModelStorage()
+    published = storage.upload(model, archive, arguments.sha256)
+    if published.target != arguments.target:
+        raise DataRefused(f"{arguments.archive} holds a model for {published.target}, not for {arguments.target}")
+    known = " already" if published.already_published else ""
+    logger.info("%s is%s version %s of %s", arguments.archive, known, published.version, model)
+    if is_tracked(context):
+        track(context, storage, model, published, experiment, arguments)
+    return Result(
+        version=published.version,
+        triton_version=published.triton_version,
+        already_published=published.already_published,
+    )
+
+
+def track(
+    context: job.Context,
+    storage: ModelStorage,
+    model: str,
+    published: Published,
+    experiment: Experiment,
+    arguments: Arguments,
+) -> None:
+    """Register the version in MLflow, with what it was made from and where its archive is.
+
+    MLflow takes no address of another server as the source of a version, and weights need not be kept twice: the
+    source is the folder `package` of the run's artifacts, with the package's `meta.json`.
+    """
+    made_from = {
+        "snapshot_id": arguments.snapshot_id,
+        "experiment": experiment.folder,
+        "target": arguments.target,
+        "sha256": arguments.sha256,
+        "archive": storage.address(model, published.version),
+    }
+    tracking = context.tracking
+    tracking.artifact(context.bottle.local(f"{inference_model(experiment.group)}/meta.json"), "package")
+    with server_errors("finding the run's artifacts"):
+        source = f"{tracking.client.get_run(tracking.run_id).info.artifact_uri}/package"
+    number = register(tracking.client, model, published.version, source, tracking.run_id, made_from)
+    tracking.tags({"model": model, "version": published.version, "registry_version": number, **made_from})
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)
