@@ -178,14 +178,14 @@ class S3Bottle:
 
         try:
             yield
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
+        except (BotoCoreError, Boto3Error, ClientError) as error:
+            # a managed upload hides the server's answer behind an error of its own
+            answer = error if isinstance(error, ClientError) else error.__context__
+            code = str(answer.response.get("Error", {}).get("Code", "")) if isinstance(answer, ClientError) else ""
             if code in ("404", "NoSuchKey"):
                 raise DataRefused(f"{key} is not in the bottle {self}") from error
             if code in ("403", "AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
                 raise ConfigurationError(f"{self} refused {key}: {error}") from error
-            raise TryAgainLater(f"{self} failed on {key}: {error}") from error
-        except (BotoCoreError, Boto3Error) as error:
             raise TryAgainLater(f"{self} failed on {key}: {error}") from error
 
     def exists(self, key: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,7 +84,10 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=settings.require(settings.MLFLOW_URI))
+    uri = settings.require(settings.MLFLOW_URI)
+    if not uri.startswith(("http://", "https://")):
+        raise ConfigurationError(f"{settings.MLFLOW_URI}={uri} is not the address of a server: http://host:port")
+    return MlflowClient(tracking_uri=uri)
 
 
 class Run:
@@ -219,6 +223,8 @@ def _experiment(api: MlflowClient, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     if found := api.get_experiment_by_name(name):
+        if found.lifecycle_stage == "deleted":  # by a person, who may empty the bin; a run tonight is new all the same
+            api.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     try:
         return str(api.create_experiment(name))
@@ -230,8 +236,10 @@ def _experiment(api: MlflowClient, name: str) -> str:
 
 def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> str:
     """Return the oldest run with these tags, so that two jobs that make one at the same time agree on it."""
-    query = " and ".join(f"tags.`{key}` = '{value.replace(chr(39), '')}'" for key, value in tags.items() if value)
-    wanted_task = tags[TASK_TAG]
+    # a filter has no way to write a value with quotes, so tags that are looked for have none
+    stored = {key: re.sub(r"['\"\\\\]", "_", value) for key, value in tags.items() if value}
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in stored.items())
+    wanted_task = stored.get(TASK_TAG, "")
 
     def oldest() -> str | None:
         runs = api.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=500)
@@ -240,7 +248,6 @@ def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping
 
     if existing := oldest():
         return existing
-    stored = {key: value for key, value in tags.items() if value}
     created = str(api.create_run(experiment, run_name=name, tags=stored).info.run_id)
     first = oldest() or created
     if first != created:

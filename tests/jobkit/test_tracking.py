@@ -1,0 +1,243 @@
+"""MLflow tracking against a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as StoredRun
+
+from jobkit import tracking
+from jobkit.errors import ConfigurationError, TryAgainLater
+from jobkit.tracking import Labels, Run
+from tests.support import servers
+from tests.support.proxy import Proxy, proxy
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def api(mlflow_url: str) -> MlflowClient:
+    return MlflowClient(mlflow_url)
+
+
+@pytest.fixture
+def labels() -> Labels:
+    return Labels(dag_id=f"retrain_{uuid.uuid4().hex[:8]}", run_id="manual__2026-01-02T03:04:05+00:00", task_id="train")
+
+
+@pytest.fixture
+def line(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The line to the server, which a test can cut."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with proxy(mlflow_server) as found:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", found.url)
+        yield found
+
+
+def runs_of(api: MlflowClient, dag_id: str) -> list[StoredRun]:
+    experiment = api.get_experiment_by_name(dag_id)
+    return [] if experiment is None else list(api.search_runs([experiment.experiment_id]))
+
+
+def test_a_job_is_a_child_of_the_dag_runs_run(api: MlflowClient, labels: Labels) -> None:
+    run = Run.start(labels)
+    stored = api.get_run(run.run_id)
+    assert stored.info.run_name == "train"
+    assert stored.info.status == "RUNNING"
+    parent = api.get_run(stored.data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name == labels.run_id
+    assert parent.info.experiment_id == stored.info.experiment_id
+    assert run.parent_run().run_id == parent.info.run_id
+    run.end(succeeded=True)
+    assert api.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_retry_resumes_its_run(api: MlflowClient, labels: Labels) -> None:
+    first = Run.start(labels)
+    first.metrics({"loss": 1.0}, step=1)
+    first.end(succeeded=False)
+    assert api.get_run(first.run_id).info.status == "FAILED"
+    second = Run.start(labels.model_copy(update={"try_number": 2}))
+    assert second.run_id == first.run_id
+    assert api.get_run(first.run_id).info.status == "RUNNING"
+    second.metrics({"loss": 0.5}, step=2)
+    second.end(succeeded=True)
+    stored = api.get_run(first.run_id)
+    assert stored.data.tags["nightshift.try_number"] == "2"
+    assert [(m.step, m.value) for m in api.get_metric_history(first.run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert len(runs_of(api, labels.dag_id)) == 2
+
+
+def test_tasks_mapped_tasks_and_dag_runs_have_runs_of_their_own(api: MlflowClient, labels: Labels) -> None:
+    others = [{"task_id": "evaluate"}, {"map_index": 0}, {"map_index": 1}, {"run_id": "scheduled__2026-01-03"}]
+    found = {Run.start(labels.model_copy(update=change)).run_id for change in [{}, *others]}
+    assert len(found) == 5
+    parents = {Run.parent(labels.model_copy(update=change)).run_id for change in [{}, *others]}
+    assert len(parents) == 2
+    assert not parents & found
+
+
+def test_jobs_that_start_together_agree_on_one_parent(api: MlflowClient, labels: Labels) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        started = list(pool.map(lambda n: Run.start(labels.model_copy(update={"map_index": n})), range(6)))
+    assert len({run.parent_id for run in started}) == 1
+    names = sorted(run.info.run_name for run in runs_of(api, labels.dag_id))
+    assert names == sorted([labels.run_id, *(f"train[{n}]" for n in range(6))])
+
+
+def test_parameters_are_logged_flat_however_many_and_a_changed_one_does_not_fail_the_retry(
+    api: MlflowClient, labels: Labels
+) -> None:
+    run = Run.start(labels)
+    run.params({"optimizer": {"type": "adamw", "lr": 4e-4}, "long": "x" * 7000} | {f"p{n}": n for n in range(150)})
+    run.params({"optimizer": {"type": "adamw", "lr": 1e-3}})
+    stored = api.get_run(run.run_id).data
+    assert stored.params["optimizer.lr"] == "0.0004"
+    assert stored.tags["retry.optimizer.lr"] == "0.001"
+    assert (len(stored.params), len(stored.params["long"])) == (153, 6000)
+    assert "retry.optimizer.type" not in stored.tags
+
+
+def test_metrics_survive_a_server_that_is_away_for_a_while(
+    api: MlflowClient, labels: Labels, line: Proxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.start(labels)
+    run._last_flush = float("-inf")  # as after two seconds
+    line.cut()
+    run.metrics({"loss": 1.0}, step=1)
+    assert "kept and sent later" in caplog.text
+    run.metrics({"loss": 0.5}, step=2)
+    line.mend()
+    run.end(succeeded=True)
+    assert [m.value for m in api.get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
+
+
+def test_a_job_whose_metrics_cannot_be_delivered_is_no_success(labels: Labels, line: Proxy) -> None:
+    run = Run.start(labels)
+    run.metrics({"loss": 1.0})
+    line.cut()
+    with pytest.raises(TryAgainLater):
+        run.end(succeeded=True)
+    run.end(succeeded=False)  # a failed job's own error is what counts
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_logged_as_it_is(api: MlflowClient, labels: Labels, value: float) -> None:
+    run = Run.start(labels)
+    run.metrics({"loss": value, "accuracy": 0.5})
+    run.end(succeeded=True)
+    assert api.get_run(run.run_id).data.metrics["accuracy"] == 0.5
+    assert len(api.get_metric_history(run.run_id, "loss")) == 1
+
+
+def test_thousands_of_values_arrive(api: MlflowClient, labels: Labels) -> None:
+    run = Run.start(labels)
+    run.metrics({f"class/{n}/f1": n / 2500 for n in range(2500)})
+    run.end(succeeded=True)
+    assert len(api.get_run(run.run_id).data.metrics) == 2500
+
+
+def test_artifacts_arrive_through_the_server(api: MlflowClient, labels: Labels, tmp_path: Path) -> None:
+    (tmp_path / "sheets").mkdir()
+    (tmp_path / "sheets" / "a.txt").write_text("in a folder")
+    (tmp_path / "b.txt").write_text("alone")
+    run = Run.start(labels)
+    run.artifact(tmp_path / "b.txt")
+    run.artifact(tmp_path / "sheets", "sheets")
+    run.dictionary({"a": 1, "path": Path("x")}, "report.json")
+    assert sorted(f.path for f in api.list_artifacts(run.run_id)) == ["b.txt", "report.json", "sheets"]
+    fetched = api.download_artifacts(run.run_id, "report.json", str(tmp_path))
+    assert json.loads(Path(fetched).read_text()) == {"a": 1, "path": "x"}
+    assert [f.path for f in api.list_artifacts(run.run_id, "sheets")] == ["sheets/a.txt"]
+
+
+def test_names_with_quotes_and_other_letters_are_found_again(api: MlflowClient) -> None:
+    labels = Labels(dag_id=f"ночь_{uuid.uuid4().hex[:6]}", run_id='o\'clock "two" 100%_', task_id="train")
+    assert Run.start(labels).run_id == Run.start(labels).run_id
+
+
+def test_an_experiment_that_a_person_deleted_is_restored(api: MlflowClient, labels: Labels) -> None:
+    first = Run.start(labels)
+    api.delete_experiment(first.experiment_id)
+    again = Run.start(labels)
+    assert again.experiment_id == first.experiment_id
+    assert api.get_experiment(first.experiment_id).lifecycle_stage == "active"
+
+
+def test_a_job_by_hand_has_a_run_too(api: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.start(None)
+    assert run.parent_run() is None
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
+    assert Run.start(None).run_id == run.run_id
+
+
+def test_the_link_is_one_that_a_browser_can_open(
+    mlflow_url: str, labels: Labels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_MLFLOW_UI", "https://mlflow.example/base/")
+    caplog.set_level("INFO")
+    run = Run.start(labels)
+    assert run.url == f"https://mlflow.example/base/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    (record,) = [r for r in caplog.records if getattr(r, "event", "") == "tracking"]
+    assert (record.run_id, record.url) == (run.run_id, run.url)
+
+
+def test_a_server_that_is_not_there_is_worth_another_try(labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{servers.free_port()}")
+    with pytest.raises(TryAgainLater):
+        Run.start(labels)
+
+
+@pytest.mark.parametrize("uri", ["", "./mlruns"])
+def test_an_address_that_is_no_server_is_a_configuration_error(
+    labels: Labels, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigurationError):
+        Run.start(labels)
+
+
+JOB = """
+from jobkit import job
+
+class Arguments(job.Arguments):
+    '''Log, then end.'''
+    fail: bool = False
+
+def run(arguments, context):
+    context.tracking.metrics({"value": 1.0})
+    if arguments.fail:
+        raise RuntimeError("on purpose")
+    return job.Result()
+
+job.main(Arguments, run)
+"""
+
+
+@pytest.mark.parametrize(("options", "status"), [([], "FINISHED"), (["--fail"], "FAILED")])
+def test_a_jobs_run_ends_as_the_job_does(
+    api: MlflowClient, labels: Labels, tmp_path: Path, options: list[str], status: str
+) -> None:
+    (tmp_path / "example.py").write_text(JOB)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NIGHTSHIFT_LABELS": labels.model_dump_json()}
+    subprocess.run([sys.executable, "example.py", *options], cwd=tmp_path, env=environment, capture_output=True)
+    child = next(r for r in runs_of(api, labels.dag_id) if r.info.run_name == "train")
+    assert (child.info.status, child.data.metrics) == (status, {"value": 1.0})
+
+
+def test_labels_come_from_the_environment(labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIGHTSHIFT_LABELS", raising=False)
+    assert Labels.from_environment() is None
+    monkeypatch.setenv("NIGHTSHIFT_LABELS", labels.model_dump_json())
+    assert Labels.from_environment() == labels
+    assert tracking.DAG_RUN_TAG == "nightshift.dag_run"
