@@ -16,7 +16,7 @@ from jobkit import job
 from jobkit.errors import DataRefused, JobError
 from jobkit.paths import checked_name
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("conversion_jobs.deploy_model")
 
 
 class Arguments(job.Arguments):

@@ -19,7 +19,7 @@ from jobkit.modelspec import ModelSpec
 if TYPE_CHECKING:
     from torch import nn
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("conversion_jobs.export_onnx")
 INPUT, OUTPUT = "input", "logits"
 
 

@@ -21,7 +21,7 @@ from jobkit.errors import DataRefused
 from jobkit.modelspec import SPEC_FILE, ModelSpec
 from jobkit.paths import checked_name, inference_model
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("conversion_jobs.package_model")
 
 
 class Arguments(job.Arguments):

@@ -15,7 +15,7 @@ from jobkit.errors import DataRefused
 from jobkit.paths import checked_name, inference_model
 from jobkit.tracking import server_errors
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("conversion_jobs.publish_model")
 
 
 class Arguments(job.Arguments):

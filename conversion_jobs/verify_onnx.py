@@ -24,7 +24,7 @@ from jobkit.errors import DataRefused
 from jobkit.modelspec import ModelSpec, prepare
 from jobkit.snapshot import Sample, read_snapshot
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
 REFERENCE_PICTURES = 8
 MINIMUM_COSINE = 0.9999  # an FP32 graph; plans of half precision are allowed 0.997
