@@ -62,6 +62,11 @@ class Database:
             self._process.wait(20)
             self._process = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started."""
+        return self._process is not None
+
     def new(self) -> str:
         """Make a fresh database and return its address."""
         name = f"t{uuid.uuid4().hex}"
