@@ -21,8 +21,9 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 ENVIRONMENTS = ("airflow", "jobs", "services", "triton")
 UV_VERSION = "0.13.8"
-# The server inside this wheel needs none of the Python packages that the wheel asks for.
-WITHOUT_DEPENDENCIES = {"triton": ["nvidia-pytriton==0.7.0"]}
+# The server inside nvidia-pytriton needs none of the Python packages that the wheel asks for; of nvidia-modelopt only
+# AutoCast is used, which needs what requirements/jobs.in names and none of its ninety packages for language models.
+WITHOUT_DEPENDENCIES = {"triton": ["nvidia-pytriton==0.7.0"], "jobs": ["nvidia-modelopt==0.47.0"]}
 SHIM = Path(__file__).parent / "torchvision_cpu" / "nightshift_torchvision_cpu.py"
 
 
