@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from pathlib import Path
 
@@ -108,7 +107,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_rest(tmp_path: Path) -
     with pytest.raises(FileNotFoundError):
         bottle.put("a/b", tmp_path / "not there")
     assert bottle.read("a/b") == b"old"
-    assert os.listdir(tmp_path / "a") == ["b"]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
 
 
 def test_a_full_file_system_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

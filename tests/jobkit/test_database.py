@@ -91,16 +91,13 @@ def test_a_database_that_is_away_is_worth_another_try(monkeypatch: pytest.Monkey
 
 
 def test_a_connection_that_breaks_is_worth_another_try(database_url: str) -> None:
+    other = psycopg2.connect(database_url)
+    other.autocommit = True
     with pytest.raises(TryAgainLater, match="the database failed"), database.connect() as connection:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            row = cursor.fetchone()
-            assert row is not None
-            other = psycopg2.connect(database_url)
-            other.autocommit = True
-            other.cursor().execute("SELECT pg_terminate_backend(%s, 5000)", row)
-            other.close()
-            cursor.execute("SELECT 1")
+        ours = connection.get_backend_pid()
+        other.cursor().execute("SELECT pg_terminate_backend(%s, 5000)", (ours,))
+        connection.cursor().execute("SELECT 1")
+    other.close()
 
 
 @pytest.mark.parametrize("change", [("a%20password", "wrong"), ("test_", "no_such_database_")])

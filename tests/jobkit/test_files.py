@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) -> None
         temporary.write_text("half")
         raise RuntimeError
     assert (tmp_path / "a").read_text() == "old"
-    assert os.listdir(tmp_path) == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_directory_appears_whole_and_is_never_replaced(tmp_path: Path) -> None:
@@ -37,11 +36,11 @@ def test_a_directory_appears_whole_and_is_never_replaced(tmp_path: Path) -> None
         except FileExistsError:
             assert not expected
     assert (tmp_path / "version" / "file").read_text() == "True"
-    assert os.listdir(tmp_path) == ["version"]
+    assert [p.name for p in tmp_path.iterdir()] == ["version"]
 
 
 def test_a_directory_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "version") as temporary:
         (temporary / "file").touch()
         raise RuntimeError
-    assert os.listdir(tmp_path) == []
+    assert [p.name for p in tmp_path.iterdir()] == []

@@ -33,7 +33,7 @@ class Result(job.Result):
     epochs: int
 
 def run(arguments, context):
-    ends = {"configuration": ConfigurationError, "data": DataRefused, "later": TryAgainLater, "crash": ZeroDivisionError}
+    ends = {"configuration": ConfigurationError, "data": DataRefused, "later": TryAgainLater, "crash": KeyError}
     if arguments.how in ends:
         raise ends[arguments.how]("what happened")
     if arguments.how == "memory":

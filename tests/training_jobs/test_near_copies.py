@@ -1,0 +1,102 @@
+"""Near copies: found exactly, and real photographs and digits are not taken for each other."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from services.collect.load_digits import digits
+from training_jobs.data.near import CONTRAST_SHARE, LIMIT, near_copies
+from training_jobs.data.pictures import inspect
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hymenoptera" / "pictures"
+
+
+def thumbnail(content: bytes) -> NDArray[np.uint8]:
+    return inspect("x", content, 10_000).thumbnail_array()
+
+
+def saved(image: Image.Image, form: str = "JPEG", **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def by_every_pair(thumbnails: NDArray[np.uint8]) -> dict[int, int]:
+    """The same, by comparing every picture with every kept one."""
+    limits = np.minimum(LIMIT, CONTRAST_SHARE * thumbnails.std(axis=1))
+    kept: list[int] = []
+    copies = {}
+    for index, each in enumerate(thumbnails):
+        apart = np.abs(thumbnails[kept].astype(int) - each.astype(int)).mean(axis=1) if kept else np.array([])
+        near = [k for k, d in zip(kept, apart, strict=True) if d <= min(limits[k], limits[index])]
+        if near:
+            copies[index] = near[0]
+        else:
+            kept.append(index)
+    return copies
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), centres=st.integers(1, 8), spread=st.integers(0, 8), contrast=st.integers(0, 80))
+def test_every_pair_within_the_limit_is_found(seed: int, centres: int, spread: int, contrast: int) -> None:
+    random = np.random.default_rng(seed)
+    middle = 128 + random.integers(-contrast, contrast + 1, (centres, 256))
+    noise = random.integers(-spread, spread + 1, (60, 256))
+    thumbnails = (middle[random.integers(0, centres, 60)] + noise).clip(0, 255).astype(np.uint8)
+    assert near_copies(thumbnails) == by_every_pair(thumbnails)
+
+
+def test_no_pictures_have_no_copies() -> None:
+    assert near_copies(np.zeros((0, 256), np.uint8)) == {}
+    assert near_copies(np.zeros((1, 256), np.uint8)) == {}
+
+
+def test_no_two_of_the_digits_are_near_copies() -> None:
+    assert near_copies(np.stack([thumbnail(item.content) for item in digits()])) == {}
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the shared photographs are not here")
+def test_photographs_saved_again_are_found_and_different_ones_are_not() -> None:
+    originals, copies = [], []
+    for path in sorted(PHOTOGRAPHS.iterdir())[::6]:
+        with Image.open(path) as image:
+            whole = image.convert("RGB")
+        originals.append(thumbnail(path.read_bytes()))
+        half = whole.resize((whole.width // 2, whole.height // 2), Image.Resampling.LANCZOS)
+        copies += [thumbnail(saved(whole, quality=50)), thumbnail(saved(half)), thumbnail(saved(half, "PNG"))]
+    count = len(originals)
+    assert count > 60
+    assert near_copies(np.stack(originals)) == {}
+    found = near_copies(np.stack(originals + copies))
+    assert found == {count + n: n // 3 for n in range(3 * count)}
+
+
+def test_pages_of_text_are_not_taken_for_each_other() -> None:
+    random = np.random.default_rng(1)
+    pages = []
+    for _ in range(50):
+        page = np.full((600, 420), 250, np.uint8)
+        for top in range(40, 560, 12):
+            page[top : top + 6, 30 : random.integers(200, 390)] = random.integers(40, 120)
+        pages.append(thumbnail(saved(Image.fromarray(page), "PNG")))
+    assert near_copies(np.stack(pages)) == {}
+
+
+def test_a_hundred_thousand_pictures_take_seconds_even_with_a_crowd_of_equal_ones() -> None:
+    random = np.random.default_rng(2)
+    coarse = random.integers(0, 256, (95_000, 4, 4))
+    thumbnails = np.repeat(np.repeat(coarse, 4, axis=1), 4, axis=2).reshape(-1, 256).astype(np.uint8)
+    black = np.tile(np.concatenate([np.full(128, 3), np.full(128, 9)]).astype(np.uint8), (5_000, 1))
+    started = time.monotonic()
+    found = near_copies(np.concatenate([thumbnails, black]))
+    assert time.monotonic() - started < 20  # every pair would take minutes
+    assert len(found) == 4_999
