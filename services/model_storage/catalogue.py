@@ -193,7 +193,7 @@ class Catalogue:
         key = f"{model}/{number}"
         written = self.store.read(f"{key}/{RECORD_FILE}")
         if written is None:
-            logger.warning("%s was not put there by this service: upload it to make it a version", key)
+            logger.warning("%s has no %s: put there by hand, or another service uploads it now", key, RECORD_FILE)
             return
         record = Record.model_validate_json(written)
         if not self._commit(record):

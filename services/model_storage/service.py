@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from services.model_storage.catalogue import Catalogue
 from services.model_storage.errors import StorageError
@@ -12,7 +13,7 @@ from services.model_storage.history import History
 from services.model_storage.metrics import Metrics
 from services.model_storage.production import Production
 from services.model_storage.settings import Settings
-from services.model_storage.store import FolderStore
+from services.model_storage.store import FolderStore, Store
 from services.model_storage.triton import Triton
 
 logger = logging.getLogger(__name__)
@@ -26,19 +27,18 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
-        self.store = FolderStore(self.settings.repository)
+        self.store = _open_store(self.settings.repository)
         self.catalogue = Catalogue(self.store, self.settings.max_unpacked_bytes)
         self.triton = Triton(self.settings.triton_grpc, self.settings.triton_timeout)
         self.history = History(self.settings.database_url)
         self.production = Production(self.catalogue, self.triton, self.history)
-        self._prepared = False
+        self._reconciled = self._prepared = False
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
 
     def start(self) -> None:
         """Finish or undo what an earlier process left, bring Triton to the history, and keep it there."""
-        self.catalogue.reconcile()
-        self._look_after_triton()
+        self._look_after_everything()
         self._watch.start()
 
     def stop(self) -> None:
@@ -69,18 +69,29 @@ class Service:
 
     def _keep_watch(self) -> None:
         while not self._stop.wait(self.settings.watch_seconds):
-            self._look_after_triton()
+            self._look_after_everything()
 
-    def _look_after_triton(self) -> None:
+    def _look_after_everything(self) -> None:
         try:
+            if not self._reconciled:
+                self.catalogue.reconcile()
+                self._reconciled = True
             self._prepare_history()
             failed = self.production.reconcile()
         except StorageError as error:
-            logger.warning("could not see whether Triton serves the champions: %s", error)
+            logger.warning("could not see yet whether everything is as it should be: %s", error)
             return
         except Exception:
-            logger.exception("the watch over Triton failed; it goes on")
+            logger.exception("the watch failed; it goes on")
             return
         for cause in failed:
             logger.error("a champion is not served: %s", cause)
         self.metrics.not_serving.set(len(failed))
+
+
+def _open_store(repository: str) -> Store:
+    if repository.startswith("s3://"):
+        from services.model_storage.s3 import S3Store  # boto3 takes memory and time to import
+
+        return S3Store(repository)
+    return FolderStore(Path(repository))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -17,7 +16,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MODEL_STORAGE_", extra="ignore", frozen=True)
 
-    repository: Path = Field(description="Triton's model repository; the service is the only one that writes to it")
+    repository: str = Field(
+        min_length=1,
+        description="Triton's model repository, a folder or s3://bucket/prefix; nothing but the service writes to it",
+    )
     database_url: str = Field(description="postgresql://user:password@host:port/database")
     triton_grpc: str = Field("127.0.0.1:8001", description="Triton's gRPC address: loads and checks go there")
     triton_http: str = Field("127.0.0.1:8000", description="Triton's HTTP address, shown to people")

@@ -42,7 +42,7 @@ class Store(Protocol):
         """Return the content of a small file, None where there is none."""
 
     def open(self, key: str) -> BinaryIO:
-        """Open a file for reading."""
+        """Open a file for reading; the caller closes it. Where its body is cut off, `read` raises."""
 
     def write(self, key: str, content: bytes) -> None:
         """Write a small file, over any other."""
@@ -67,6 +67,9 @@ class Store(Protocol):
 
     def check(self) -> None:
         """Raise `StorageError` where the back end cannot be written to."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class FolderStore:

@@ -84,7 +84,7 @@ class Storage:
 
     def __init__(self, service: Service, url: str, triton: TritonServer) -> None:
         self.service, self.url, self.triton = service, url, triton
-        self.repository = service.settings.repository
+        self.repository = triton.repository
         self.client = httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {TOKEN}"})
 
     def upload(self, model: str, archive: bytes, version: str | None = None, **fields: str) -> httpx.Response:
@@ -134,7 +134,7 @@ def model_zip(model: str, scale: float, **more: bytes | str) -> bytes:
 def settings_for(triton: TritonServer, database_url: str, **more: object) -> Settings:
     """Return settings for a service on the repository of `triton`."""
     values = {
-        "repository": triton.repository,
+        "repository": str(triton.repository),
         "database_url": database_url,
         "triton_grpc": triton.grpc,
         "tokens": {TOKEN: ["read", "publish", "promote"], READ_TOKEN: ["read"], PUBLISH_TOKEN: ["read", "publish"]},

@@ -199,6 +199,15 @@ def test_a_version_is_downloaded_as_the_zip_that_can_be_published_again(storage:
     assert storage.upload(model, content, "1.0.0").json() == {"version": "1.0.0"}
 
 
+def test_a_file_that_has_rotted_is_never_sent_as_a_whole_archive(storage: Storage, model: str) -> None:
+    storage.published(model, 2.0)
+    file = storage.repository / model / "1" / "model.onnx"
+    file.unlink()
+    file.write_bytes(scaling_model(3.0))
+    with pytest.raises(httpx.RemoteProtocolError):
+        storage.client.get(f"/models/{model}/versions/0.0.1/archive")
+
+
 def test_a_published_version_cannot_be_changed(storage: Storage, model: str) -> None:
     storage.published(model, 2.0)
     folder = storage.repository / model / "1"
