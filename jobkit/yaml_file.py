@@ -21,18 +21,25 @@ from jobkit.errors import ConfigurationError
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
+_REPLACED = frozenset({"bool", "float", "timestamp"})
+
+
+class WrongValues(ValueError):
+    """Raised by a model's validator for values that contradict each other: where each is, below that model, and why."""
+
+    def __init__(self, problems: Sequence[tuple[Location, str]]) -> None:
+        super().__init__("; ".join(f"{_name(where)}: {text}" for where, text in problems))
+        self.problems = problems
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader with YAML 1.2's booleans and floats, and without dates."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers
-                if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }  # fmt: skip
 
-
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -66,7 +73,7 @@ def load(path: Path, model: type[M]) -> M:
     try:
         value = model.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        errors += [_describe(item, model, lines) for item in error.errors()]
+        errors += [described for item in error.errors() for described in _describe(item, model, lines)]
         value = None
     if errors or value is None:
         raise ConfigurationError("\n".join(f"{path}:{line}: {text}" for line, text in sorted(set(errors))))
@@ -79,7 +86,7 @@ def _plain(node: yaml.Node, where: Location, lines: dict[Location, int], errors:
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*where, index), lines, errors) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        return yaml.SafeLoader("").construct_object(node)
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -97,11 +104,15 @@ def _plain(node: yaml.Node, where: Location, lines: dict[Location, int], errors:
     return result
 
 
-def _describe(item: Any, model: type[BaseModel], lines: dict[Location, int]) -> tuple[int, str]:
-    """Return the line and the text of one pydantic error."""
+def _describe(item: Any, model: type[BaseModel], lines: dict[Location, int]) -> Iterator[tuple[int, str]]:
+    """Yield line and text of one pydantic error, which may stand for several contradictions."""
+    raised = item.get("ctx", {}).get("error")
+    if isinstance(raised, WrongValues):
+        for where, text in raised.problems:
+            location = _without_tags((*item["loc"], *where), lines)
+            yield _line(location, lines), f"{_name(location) or _name(where)}: {text}"
+        return
     location = _without_tags(item["loc"], lines)
-    while location not in lines and location:
-        location = location[:-1]
     message = str(item["msg"]).removeprefix("Value error, ")
     kind, key = item["type"], str(item["loc"][-1]) if item["loc"] else ""
     if kind == "extra_forbidden":
@@ -113,7 +124,13 @@ def _describe(item: Any, model: type[BaseModel], lines: dict[Location, int]) -> 
         message = f"the key {key!r} is missing"
     elif not isinstance(item.get("input"), dict | list) and kind != "value_error":
         message = f"{message} (it is {json.dumps(item.get('input'))})"
-    return lines.get(location, 1), f"{_name(location) or 'the file'}: {message}"
+    yield _line(location, lines), f"{_name(location) or 'the file'}: {message}"
+
+
+def _line(location: Location, lines: dict[Location, int]) -> int:
+    while location not in lines and location:
+        location = location[:-1]
+    return lines.get(location, 1)
 
 
 def _without_tags(location: Sequence[str | int], lines: dict[Location, int]) -> Location:

@@ -1,14 +1,20 @@
-"""Train a classifier: `python -m training_jobs.train_classifier --config_filename FILE [--cat GROUP --snapshot_id ID]`."""
+"""Train a classifier: `python -m training_jobs.train_classifier --config_filename FILE [--cat GROUP …]`."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from jobkit import job, settings
+from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from training_jobs.classifier.config import Config
+    from training_jobs.classifier.examples import Examples
 
 logger = logging.getLogger("training_jobs.train_classifier")
 
@@ -45,10 +51,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
 
     config = read_config(arguments.config_filename, arguments.epochs, arguments.batch)
     group = arguments.cat or config.experiment_name
-    if arguments.snapshot_id is None:
-        raise ConfigurationError("--snapshot_id is missing: training needs a snapshot")
-    mark = experiments.fingerprint(config, group, arguments.snapshot_id)
-    bottle = context.bottle
+    source = config.dataset.label_source or ("snapshot" if arguments.cat or arguments.snapshot_id else "rotation")
+    snapshot_id = _snapshot_id(arguments, source, group, context)
+    mark = experiments.fingerprint(config, group, snapshot_id)
+    bottle = _bottle(config, context)
     if arguments.resume:
         experiment = experiments.open_experiment(bottle, arguments.resume, mark)
     else:
@@ -57,18 +63,16 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if content is not None:
         logger.info("%s is finished already: nothing is trained again", experiment.folder)
     else:
-        from training_jobs.classifier import examples
-        from training_jobs.classifier.training import train
-
-        found = examples.from_snapshot(bottle, group, arguments.snapshot_id)
-        examples.check_classes(found, config.model.n_classes)
+        found = _examples(config, source, group, snapshot_id, bottle)
         tracking = None
-        if context.labels or settings.optional(settings.MLFLOW_URI):
+        if context.is_tracked:
             tracking = context.tracking
             tracking.params(config.model_dump(mode="json"))
-            tracking.tags({"snapshot_id": arguments.snapshot_id, "experiment": experiment.folder})
+            tracking.tags({"snapshot_id": snapshot_id, "experiment": experiment.folder})
         else:
             logger.warning("%s is not set: the metrics are in csv_logs only", settings.MLFLOW_URI)
+        from training_jobs.classifier.training import train
+
         content = train(config, found, bottle, experiment, tracking)
     return Result(
         experiment=experiment.folder,
@@ -77,6 +81,47 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         best_epoch=content["best_epoch"],
         epochs=content["epochs"],
     )
+
+
+def _examples(config: Config, source: str, group: str, snapshot_id: str | None, bottle: Bottle) -> Examples:
+    """Return what to train on, checked."""
+    from training_jobs.classifier import examples, people
+
+    if source == "snapshot" and snapshot_id is not None:
+        found = examples.from_snapshot(bottle, group, snapshot_id)
+    else:
+        if config.directories.images is None:
+            raise ConfigurationError(f"directories.images is not set, and the labels come from {source}")
+        make = examples.from_folders if source == "folders" else examples.from_rotation
+        found = make(Path(config.directories.images), group, config.dataset.val_part)
+    if config.dataset.people_crops:
+        found = people.one_example_per_person(found)
+    found = examples.reduced(found, config.dataset.data_fraction, config.seed)
+    examples.check(found, config.model.n_classes)
+    return found
+
+
+def _snapshot_id(arguments: Arguments, source: str, group: str, context: job.Context) -> str | None:
+    """Return the snapshot to train on: the one that is named, else the group's only one; None for other sources."""
+    if source != "snapshot":
+        if arguments.snapshot_id:
+            raise ConfigurationError(f"--snapshot_id: the configuration takes its labels from {source}")
+        return None
+    if arguments.snapshot_id:
+        return arguments.snapshot_id
+    found = {key.split("/")[2] for key in context.bottle.keys(f"snapshots/{group}") if key.endswith("/summary.json")}
+    if len(found) != 1:
+        known = ", ".join(sorted(found)) or "no snapshots: pull the dataset first"
+        raise ConfigurationError(f"--snapshot_id is missing; group {group} has {known}")
+    return found.pop()
+
+
+def _bottle(config: Config, context: job.Context) -> Bottle:
+    """Return the bottle; by hand without one, the folder that holds directories.models takes its place."""
+    if settings.optional(settings.BOTTLE) is None and config.directories.models is not None:
+        models = Path(config.directories.models)
+        return FolderBottle(models.parent if models.name == "models" else models)
+    return context.bottle
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from jobkit.modelspec import Preprocessing
 from jobkit.yaml_file import load
+from training_jobs.classifier import checks
 from training_jobs.classifier.section import Section
-from training_jobs.classifier.transforms import Augmentation, PostTransform, PreTransform
+from training_jobs.classifier.transforms import AnyAugmentation, PostTransform, PreTransform
 from training_jobs.classifier.transforms.fixed import LongestMaxSize, Normalize, PadIfNeeded, Resize, ToTensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +47,10 @@ class DataLoaders(Section):
 
 
 class AugmentationSchedule(Section):
-    """Probability that a picture is augmented at all: `start_p + (end_p - start_p) * (e / (E - 1)) ** exponent_factor`."""
+    """Probability that a picture is augmented at all.
+
+    In epoch e of E it is `start_p + (end_p - start_p) * (e / (E - 1)) ** exponent_factor`.
+    """
 
     start_p: float = Field(1.0, ge=0, le=1, description="in the first epoch")
     end_p: float = Field(1.0, ge=0, le=1, description="in the last epoch")
@@ -71,38 +75,22 @@ class Dataset(Section):
         1.0, ge=1, le=10, description="largest background, as a multiple of the picture"
     )
     data_fraction: float = Field(1.0, gt=0, le=1, description="part of the pictures that is used, for a quick try")
+    people_crops: bool = Field(False, description="one example per person, cut out by its mask in PostgreSQL")
     val_part: float = Field(0.2, gt=0, lt=1, description="part kept for validation; a snapshot has its own split")
     data_loaders: DataLoaders = DataLoaders()
     pre_transforms: list[PreTransform] = Field(
         [LongestMaxSize(type="longest_max_size"), PadIfNeeded(type="pad_if_needed")], description="before augmentation"
     )
-    train_augmentations: list[Augmentation] = Field([], description="training only, in this order")
-    val_augmentations: list[Augmentation] = Field([], description="validation only: how robust is the model?")
+    train_augmentations: list[AnyAugmentation] = Field([], description="training only, in this order")
+    val_augmentations: list[AnyAugmentation] = Field([], description="validation only: how robust is the model?")
     post_transforms: list[PostTransform] = Field(
         [Normalize(type="normalize"), ToTensor(type="to_tensor")], description="after augmentation"
     )
     augmentation_p_schedule: AugmentationSchedule = AugmentationSchedule()
 
     @model_validator(mode="after")
-    def _one_way_to_the_input_size(self) -> Self:
-        steps = [*self.pre_transforms, *self.post_transforms]
-        geometry = [step.type for step in steps if isinstance(step, LongestMaxSize | PadIfNeeded | Resize)]
-        if geometry not in ([], ["resize"], ["longest_max_size", "pad_if_needed"]):
-            raise ValueError(
-                f"pre_transforms and post_transforms resize by {', '.join(geometry)}; valid: longest_max_size and then "
-                "pad_if_needed, or resize alone, or none (then the picture is letterboxed)"
-            )
-        for step in steps:
-            for key in ("max_size", "min_height", "min_width", "height", "width"):
-                value = getattr(step, key, None)
-                if value not in (None, self.image_size):
-                    raise ValueError(
-                        f"{step.type}.{key} is {value}, but image_size is {self.image_size}: give one of them"
-                    )
-        tail = [step.type for step in self.post_transforms if isinstance(step, Normalize | ToTensor)]
-        if tail not in ([], ["normalize"], ["to_tensor"], ["normalize", "to_tensor"]):
-            raise ValueError(f"post_transforms end with {', '.join(tail)}; valid: normalize, then to_tensor, each once")
-        return self
+    def _consistent(self) -> Self:
+        return checks.none(self, checks.dataset(self))
 
 
 class Model(Section):
@@ -131,15 +119,8 @@ class Optimizer(Section):
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam's betas; sgd takes the first as its momentum")
 
     @model_validator(mode="after")
-    def _rates(self) -> Self:
-        two = self.backbone_lr is not None, self.fc_lr is not None
-        if self.lr_type == "two_lrs" and (not all(two) or self.lr is not None):
-            raise ValueError("lr_type two_lrs takes backbone_lr and fc_lr, and no lr")
-        if self.lr_type == "one_lr" and any(two):
-            raise ValueError("lr_type one_lr takes lr; backbone_lr and fc_lr belong to two_lrs")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are {list(self.betas)}; valid: 0 up to, not including, 1")
-        return self
+    def _consistent(self) -> Self:
+        return checks.none(self, checks.optimizer(self))
 
 
 class Scheduler(Section):
@@ -171,6 +152,9 @@ class Training(Section):
     save_checkpoints: bool = Field(True, description="false: only the final weights; a killed training starts anew")
     save_metrics: bool = Field(True, description="false: no csv_logs, no metrics per epoch in MLflow")
     best_by: Literal["macro_f1", "accuracy", "loss"] = Field("macro_f1", description="which epoch is the best")
+    out_of_memory: Literal["stop", "accumulate"] = Field(
+        "stop", description="accumulate: go on with a smaller batch, accumulated to the same size"
+    )
     mixing: Mixing = Mixing()
 
 
@@ -188,6 +172,11 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     training: Training = Training()
+
+    @property
+    def pads_first(self) -> bool:
+        """Whether pictures are padded before augmentation (pre_transforms) or after it (post_transforms)."""
+        return not any(isinstance(step, PadIfNeeded) for step in self.dataset.post_transforms)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -213,15 +202,8 @@ class Config(Section):
         )
 
     @model_validator(mode="after")
-    def _channels(self) -> Self:
-        for step in self.dataset.post_transforms:
-            for key in ("mean", "std"):
-                values = getattr(step, key, None)
-                if values is not None and len(values) != self.model.in_channels:
-                    raise ValueError(
-                        f"normalize.{key} has {len(values)} values, but model.in_channels is {self.model.in_channels}"
-                    )
-        return self
+    def _consistent(self) -> Self:
+        return checks.none(self, checks.everything(self))
 
 
 def read_config(path: Path, epochs: int | None = None, batch: int | None = None) -> Config:
@@ -230,10 +212,20 @@ def read_config(path: Path, epochs: int | None = None, batch: int | None = None)
     Raises:
         ConfigurationError: the file has errors; all are listed, each with its line.
     """
-    config = load(path, Config)
-    if epochs is not None:
-        config = config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
-    if batch is not None:
-        loaders = config.dataset.data_loaders.model_copy(update={"train_batch_size": batch})
-        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"data_loaders": loaders})})
-    return config
+    return overridden(load(path, Config), epochs, batch)
+
+
+def overridden(
+    config: Config, epochs: int | None = None, batch: int | None = None, accumulate: int | None = None
+) -> Config:
+    """Return the configuration with those of epochs, batch size and accumulated batches that are given."""
+    training, loaders = config.training, config.dataset.data_loaders
+    training = training.model_copy(
+        update={
+            "epochs": epochs or training.epochs,
+            "accumulate_grad_batches": accumulate or training.accumulate_grad_batches,
+        }
+    )
+    loaders = loaders.model_copy(update={"train_batch_size": batch or loaders.train_batch_size})
+    dataset = config.dataset.model_copy(update={"data_loaders": loaders})
+    return config.model_copy(update={"training": training, "dataset": dataset})

@@ -1,4 +1,4 @@
-"""The input pipeline: files -> uint8 batches.
+"""The input pipeline: examples -> uint8 batches.
 
 Everything random about a picture comes from (seed, epoch, index), never from a generator's state: batches are the same
 for any number of worker processes, and a resumed training sees what an uninterrupted one sees. The sampler sends the
@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from jobkit import modelspec
-from jobkit.modelspec import Preprocessing
 from jobkit.progress import Progress
-from training_jobs.classifier import config as configuration
+from training_jobs.classifier.config import Config
 from training_jobs.classifier.examples import Example
-from training_jobs.classifier.transforms.augmentation import Picture, RandomTransform
+from training_jobs.classifier.pictures import Backgrounds, load, without_background
+from training_jobs.classifier.transforms.augmentation import Picture
 
 CACHE_BYTES = 1 << 30  # sets up to 1 GiB are decoded once and kept
 Batch = tuple[Tensor, Tensor]
@@ -31,13 +31,16 @@ Index = tuple[int, int]
 
 
 class BatchSampler(Sampler[list[Index]]):
-    """Yields batches of (epoch, index), shuffled by (seed, epoch); what does not fill a last batch waits for another epoch.
+    """Yields batches of (epoch, index), shuffled by (seed, epoch).
 
-    A set that is smaller than one batch is one batch.
+    Every weight update has `batch_size * accumulated` pictures: those that do not fill a last one wait for another
+    epoch. A set too small for one update is used up in one epoch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int, accumulated: int = 1) -> None:
         self.size, self.batch_size, self.seed = size, min(batch_size, size), seed
+        batches = size // self.batch_size
+        self.batches = batches - batches % accumulated or batches
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,7 +48,7 @@ class BatchSampler(Sampler[list[Index]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size // self.batch_size
+        return self.batches
 
     def __iter__(self) -> Iterator[list[Index]]:
         epoch = self.epoch
@@ -55,16 +58,23 @@ class BatchSampler(Sampler[list[Index]]):
 
 
 class Pictures(Dataset[Batch]):
-    """Batches of pictures: uint8 [N, H, W, C] and int64 [N].
+    """Batches of pictures: uint8 [N, H, W, C] and class indices, int64 [N].
 
-    `schedule(epoch)` is the probability that a picture is augmented at all.
+    In training the pictures are turned, pasted on backgrounds and augmented; in validation only `val_augmentations`
+    change them, the same way every time.
     """
 
-    def __init__(self, examples: Sequence[Example], how: Preprocessing, augmentations: Sequence[RandomTransform],
-                 seed: int, schedule: list[float] | None = None) -> None:  # fmt: skip
-        self.examples, self.how, self.augmentations = examples, how, augmentations
-        self.seed, self.schedule = seed, schedule
-        self.cached: Tensor | None = None
+    def __init__(self, config: Config, examples: Sequence[Example], training: bool) -> None:
+        self.examples, self.training = examples, training
+        self.how, self.seed = config.preprocessing, config.seed
+        dataset, epochs = config.dataset, config.training.epochs
+        self.pads_first = config.pads_first
+        self.augmentations = dataset.train_augmentations if training else dataset.val_augmentations
+        self.schedule = [dataset.augmentation_p_schedule.probability(epoch, epochs) for epoch in range(epochs)]
+        self.background_p = dataset.insert_background_p if training else 0.0
+        self.background_ratio = dataset.background_max_ratio
+        self.backgrounds = Backgrounds(config.directories.backgrounds, self.how) if self.background_p else None
+        self.cached: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -75,63 +85,83 @@ class Pictures(Dataset[Batch]):
         batch = np.empty((len(indices), how.height, how.width, how.channels), np.uint8)
         labels = np.empty(len(indices), np.int64)
         for row, (epoch, index) in enumerate(indices):
-            batch[row] = self.picture(epoch, index)
-            labels[row] = self.examples[index].label
+            batch[row], labels[row] = self.picture(epoch, index)
         return torch.from_numpy(batch), torch.from_numpy(labels)
 
-    def picture(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        """Return one picture as the model gets it in `epoch`, before normalisation: uint8 [H, W, C]."""
-        picture = self._decoded(index)
-        if not self.augmentations:
-            return picture
+    def picture(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], int]:
+        """Return one picture as the model gets it in `epoch`, before normalisation: uint8 [H, W, C]; and its class."""
+        example = self.examples[index]
+        picture, mask = self._loaded(index)
         rng = np.random.default_rng([self.seed, epoch, index])
-        if self.schedule is not None and rng.random() >= self.schedule[epoch]:
-            return picture
-        changed: Picture = picture[:, :, 0] if picture.shape[2] == 1 else picture
-        for augmentation in self.augmentations:
-            changed = augmentation(changed, rng)
-        return modelspec.fit(changed, self.how)
+        label, turns = example.label, example.turns
+        if turns is None:
+            label = turns = int(rng.integers(4))
+        if turns:
+            picture, mask = np.rot90(picture, turns), None if mask is None else np.rot90(mask, turns)
+        if self.backgrounds is not None and rng.random() < self.background_p:
+            ratio = rng.uniform(1, self.background_ratio)
+            picture = self.backgrounds.paste(np.ascontiguousarray(picture), mask, ratio, rng)
+        elif mask is not None:
+            picture = without_background(picture, mask, self.how.pad_value)
+        if self.pads_first or not self.augmentations:
+            picture = modelspec.fit(np.ascontiguousarray(picture), self.how)
+        if self.augmentations and (not self.training or rng.random() < self.schedule[epoch]):
+            changed: Picture = np.ascontiguousarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+            for augmentation in self.augmentations:
+                changed = augmentation(changed, rng)
+            picture = changed
+        if picture.shape[:2] != (self.how.height, self.how.width) or picture.ndim == 2:
+            picture = modelspec.fit(np.ascontiguousarray(picture), self.how)
+        return picture, label
 
-    def _decoded(self, index: int) -> NDArray[np.uint8]:
-        if self.cached is not None:
-            return self.cached[index].numpy()
-        return modelspec.read_picture(self.examples[index].path, self.how)
+    def _loaded(self, index: int) -> tuple[Picture, Picture | None]:
+        if self.cached is None:
+            return load(self.examples[index], self.how, quick=self.training)
+        stored, sizes = self.cached
+        height, width = (int(side) for side in sizes[index])
+        content, channels = stored[index, :height, :width].numpy(), self.how.channels
+        return content[:, :, :channels], content[:, :, channels] if content.shape[2] > channels else None
 
     def cache(self) -> bool:
         """Decode every picture once into shared memory, if all fit into `CACHE_BYTES`; return whether they did."""
         how = self.how
-        if len(self) * how.height * how.width * how.channels > CACHE_BYTES:
+        planes = how.channels + any(example.person is not None for example in self.examples)
+        if len(self) * how.height * how.width * planes > CACHE_BYTES:
             return False
-        cached = torch.empty((len(self), how.height, how.width, how.channels), dtype=torch.uint8)
+        stored = torch.empty((len(self), how.height, how.width, planes), dtype=torch.uint8).share_memory_()
+        sizes = torch.empty((len(self), 2), dtype=torch.int32).share_memory_()
         progress = Progress("decode", len(self), "pictures")
-        with ThreadPoolExecutor(_cores()) as pool:
-            for index, picture in enumerate(pool.map(self._decoded, range(len(self)))):
-                cached[index] = torch.from_numpy(picture)
+
+        def fill(index: int) -> None:
+            picture, mask = self._loaded(index)
+            height, width = picture.shape[:2]
+            place = stored[index, :height, :width].numpy()
+            place[:, :, : how.channels] = picture
+            if planes > how.channels:
+                place[:, :, how.channels] = 255 if mask is None else mask
+            sizes[index] = torch.tensor([height, width])
+
+        with ThreadPoolExecutor(cores()) as pool:
+            for _ in pool.map(fill, range(len(self))):
                 progress.advance()
-        self.cached = cached.share_memory_()
+        self.cached = stored, sizes
         return True
 
 
 def loaders(
-    config: configuration.Config, train: Sequence[Example], val: Sequence[Example], epoch: int, gpu: bool
+    config: Config, train: Sequence[Example], val: Sequence[Example], epoch: int, gpu: bool
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
     """Return the loaders of training, from `epoch` on, and of validation."""
     cv2.setNumThreads(0)  # one picture is too small for threads, and a pool of them breaks after a fork
-    dataset, epochs = config.dataset, config.training.epochs
-    schedule = [dataset.augmentation_p_schedule.probability(e, epochs) for e in range(epochs)]
-    sets = (
-        Pictures(train, config.preprocessing, dataset.train_augmentations, config.seed, schedule),
-        Pictures(val, config.preprocessing, dataset.val_augmentations, config.seed),
-    )
-    cached = [pictures.cache() for pictures in sets]
-    sampler = BatchSampler(len(train), dataset.data_loaders.train_batch_size, config.seed)
+    options = config.dataset.data_loaders
+    sampler = BatchSampler(len(train), options.train_batch_size, config.seed, config.training.accumulate_grad_batches)
     sampler.set_epoch(epoch)
-    val_batches = _in_order(len(val), dataset.data_loaders.val_batch_size)
     built = []
-    for pictures, batches, in_memory in zip(sets, (sampler, val_batches), cached, strict=True):
-        workers = dataset.data_loaders.num_workers
+    for examples, batches in ((train, sampler), (val, _in_order(len(val), options.val_batch_size))):
+        pictures = Pictures(config, examples, training=batches is sampler)
+        in_memory, workers = pictures.cache(), options.num_workers
         if workers is None:
-            workers = 0 if in_memory and not gpu else min(8, max(1, _cores() - 1))
+            workers = 0 if in_memory and not gpu else min(8, max(1, cores() - 1))
         built.append(
             DataLoader(
                 pictures,
@@ -141,9 +171,14 @@ def loaders(
                 pin_memory=gpu,
                 persistent_workers=workers > 0,
                 prefetch_factor=4 if workers else None,
-            )  # fmt: skip
+            )
         )
     return built[0], built[1]
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _in_order(size: int, batch_size: int) -> list[list[Index]]:
@@ -154,7 +189,3 @@ def _in_order(size: int, batch_size: int) -> list[list[Index]]:
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

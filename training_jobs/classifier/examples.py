@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobkit.bottle import Bottle, FolderBottle
@@ -12,13 +14,30 @@ from jobkit.errors import ConfigurationError, DataRefused
 from jobkit.progress import Progress
 from jobkit.snapshot import Sample, read_snapshot
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+TURNS = ["0", "90", "180", "270"]  # classes of the rotation task: degrees, counter-clockwise
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One person in a picture."""
+
+    box: tuple[float, float, float, float]  # x_min, y_min, x_max, y_max, pixels
+    polygons: tuple[tuple[float, ...], ...]  # x, y, x, y, …, as parts of the picture's width and height
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture and the index of its class."""
+    """One picture, or one person in it, and the index of its class.
+
+    With `turns` the picture is turned by that many quarter turns; None draws them, and they are the class.
+    """
 
     path: Path
     label: int
+    turns: int | None = 0
+    person: Person | None = None
+    key: str = ""  # what names it in reports: its key in the bottle, or its path below the folder
 
 
 @dataclass(frozen=True)
@@ -30,52 +49,146 @@ class Examples:
     val: list[Example]
     group: str
     snapshot_id: str | None = None
-    counts: list[int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        tally = Counter(example.label for example in self.train)
-        object.__setattr__(self, "counts", [tally[index] for index in range(len(self.labels))])
+    @property
+    def counts(self) -> list[int]:
+        """Training examples of each class; one whose class is drawn counts as a part of each."""
+        tally = Counter(example.label for example in self.train if example.turns is not None)
+        drawn = sum(example.turns is None for example in self.train)
+        return [tally[index] + -(-drawn // len(self.labels)) for index in range(len(self.labels))]
 
 
 def from_snapshot(bottle: Bottle, group: str, snapshot_id: str) -> Examples:
     """Return the train and val splits of a snapshot; the golden split is never looked at.
 
     Raises:
-        DataRefused: a class has no training pictures, there is one class only, or nothing to validate on.
+        DataRefused: there is no such snapshot, or a picture has a label that the snapshot does not list.
     """
     snapshot = read_snapshot(bottle, group, snapshot_id)
     index = snapshot.label_index()
-    train, val = snapshot.split("train"), snapshot.split("val")
-    paths = _local_paths(bottle, [*train, *val])
-    examples = Examples(
-        labels=snapshot.summary.labels, group=group, snapshot_id=snapshot_id,
-        train=[Example(paths[s.path], index[s.label]) for s in train],
-        val=[Example(paths[s.path], index[s.label]) for s in val],
-    )  # fmt: skip
-    check(examples, f"snapshot {snapshot_id} of group {group}")
-    return examples
+    samples = {"train": snapshot.split("train"), "val": snapshot.split("val")}
+    if strange := {s.label for part in samples.values() for s in part} - set(index):
+        raise DataRefused(
+            f"snapshot {snapshot_id} of group {group} has pictures of {', '.join(sorted(strange))}, "
+            f"which its labels do not list: {', '.join(index)}"
+        )
+    paths = _local_paths(bottle, [*samples["train"], *samples["val"]])
+    parts = {name: [Example(paths[s.path], index[s.label], key=s.path) for s in part] for name, part in samples.items()}
+    return Examples(list(index), parts["train"], parts["val"], group, snapshot_id)
 
 
-def check(examples: Examples, where: str) -> None:
+def from_folders(images: Path, group: str, val_part: float) -> Examples:
+    """Return pictures labelled by the folder that they lie in: `images/<class>/…`.
+
+    Raises:
+        DataRefused: there are no class folders, or one holds no pictures.
+    """
+    folders = sorted(path for path in _directory(images).iterdir() if path.is_dir() and not path.name.startswith("."))
+    labels = [folder.name for folder in folders]
+    found = {folder.name: pictures_below(folder) for folder in folders}
+    if empty := [name for name, pictures in found.items() if not pictures]:
+        raise DataRefused(f"{images} has class folders without pictures: {', '.join(empty)}")
+    everything = [
+        Example(path, index, key=path.relative_to(images).as_posix())
+        for index, name in enumerate(labels)
+        for path in found[name]
+    ]
+    return Examples(labels, *_split(everything, val_part), group)
+
+
+def from_rotation(images: Path, group: str, val_part: float) -> Examples:
+    """Return upright pictures whose quarter turn is their class: drawn in training, all four of each in validation.
+
+    Raises:
+        DataRefused: there are no pictures below `images`.
+    """
+    pages = pictures_below(_directory(images))
+    if not pages:
+        raise DataRefused(f"{images} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    train, val = _split([Example(p, 0, key=p.relative_to(images).as_posix()) for p in pages], val_part)
+    return Examples(
+        TURNS,
+        [replace(example, turns=None) for example in train],
+        [replace(example, label=turns, turns=turns) for example in val for turns in range(4)],
+        group,
+    )
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Return the picture files below `folder`, sorted; files and folders whose names start with a dot are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def reduced(examples: Examples, fraction: float, seed: int) -> Examples:
+    """Return a `fraction` of the training and the validation examples, drawn per class, at least one of each."""
+    if fraction >= 1:
+        return examples
+    return replace(
+        examples, train=_fraction(examples.train, fraction, seed), val=_fraction(examples.val, fraction, seed)
+    )
+
+
+def _fraction(examples: Sequence[Example], fraction: float, seed: int) -> list[Example]:
+    by_class: dict[int, list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda e: hashlib.sha256(f"{seed} {e.key}".encode()).digest()):
+        by_class[example.label].append(example)
+    kept = {id(e) for group in by_class.values() for e in group[: max(1, round(len(group) * fraction))]}
+    return [example for example in examples if id(example) in kept]
+
+
+def check(examples: Examples, n_classes: int | None) -> None:
     """Refuse a set that no classifier can learn from or be validated on.
 
     Raises:
-        DataRefused: as said; the message names the classes.
+        ConfigurationError: the file names another number of classes.
+        DataRefused: there is one class only, a class has no training pictures, or there is nothing to validate on.
     """
-    if len(examples.labels) < 2:
-        raise DataRefused(f"{where} has one class only ({', '.join(examples.labels) or 'none'}); at least 2 are needed")
-    if empty := [name for name, count in zip(examples.labels, examples.counts, strict=True) if not count]:
+    labels = examples.labels
+    where = f"snapshot {examples.snapshot_id}" if examples.snapshot_id else "the set"
+    if len(labels) < 2:
+        raise DataRefused(f"{where} has one class only ({', '.join(labels) or 'none'}); at least 2 are needed")
+    if n_classes is not None and n_classes != len(labels):
+        raise ConfigurationError(
+            f"model.n_classes is {n_classes}, but there are {len(labels)} labels: {', '.join(labels)}"
+        )
+    if empty := [name for name, count in zip(labels, examples.counts, strict=True) if not count]:
         raise DataRefused(f"{where} has no training pictures of {', '.join(empty)}; every class needs at least one")
     if not examples.val:
         raise DataRefused(f"{where} has no validation pictures")
 
 
-def check_classes(examples: Examples, n_classes: int | None) -> None:
-    """Raise `ConfigurationError` where the file names another number of classes than there are."""
-    if n_classes is not None and n_classes != len(examples.labels):
-        raise ConfigurationError(
-            f"model.n_classes is {n_classes}, but there are {len(examples.labels)} labels: {', '.join(examples.labels)}"
-        )
+def _directory(path: Path) -> Path:
+    if not path.is_dir():
+        raise ConfigurationError(f"directories.images: there is no folder {path}")
+    return path
+
+
+def _split(examples: list[Example], val_part: float) -> tuple[list[Example], list[Example]]:
+    """Split by a hash of the file's content, so that a picture never changes sides as the set grows, and two copies
+    of it stay on one side. The first picture of a class that would have none to train on is trained on."""
+    train: list[Example] = []
+    val: list[Example] = []
+    with ThreadPoolExecutor(8) as pool:
+        for example, place in zip(examples, pool.map(_place, (e.path for e in examples)), strict=True):
+            (val if place < val_part else train).append(example)
+    for label in sorted({example.label for example in val} - {example.label for example in train}):
+        moved = next(example for example in val if example.label == label)
+        val.remove(moved)
+        train.append(moved)
+    return train, val
+
+
+def _place(path: Path) -> float:
+    """Return 0..1 from a hash of the file's size and its first 64 KiB."""
+    with path.open("rb") as handle:
+        digest = hashlib.sha256(f"{path.stat().st_size} ".encode() + handle.read(1 << 16)).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _local_paths(bottle: Bottle, samples: list[Sample]) -> dict[str, Path]:
@@ -83,8 +196,8 @@ def _local_paths(bottle: Bottle, samples: list[Sample]) -> dict[str, Path]:
     if isinstance(bottle, FolderBottle):
         return {sample.path: bottle.local(sample.path) for sample in samples}
     progress = Progress("download", len(samples), "pictures")
+    paths = {}
     with ThreadPoolExecutor(16) as pool:
-        paths = {}
         for sample, path in zip(samples, pool.map(lambda s: bottle.local(s.path), samples), strict=True):
             paths[sample.path] = path
             progress.advance()

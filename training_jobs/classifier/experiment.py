@@ -1,11 +1,10 @@
-"""seed_003's experiment folder: claimed once per task instance, found again by its retry, finished by `metrics.json`."""
+"""seed_003's experiment folder: claimed by a task instance, found again by its retry, finished by `metrics.json`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -90,12 +89,6 @@ def finished(bottle: Bottle, experiment: ExperimentPaths) -> dict[str, Any] | No
         return None
     content: dict[str, Any] = json.loads(bottle.read(experiment.metrics))
     return content
-
-
-def write_table(bottle: Bottle, experiment: ExperimentPaths, rows: list[Mapping[str, float]]) -> None:
-    """Write `csv_logs/metrics.csv`: one row an epoch."""
-    lines = [",".join(rows[0])] + [",".join(f"{value:.6g}" for value in row.values()) for row in rows]
-    bottle.write(f"{experiment.folder}/csv_logs/metrics.csv", "\n".join(lines) + "\n")
 
 
 def _attempt_key(group: str, labels: Labels, mark: str) -> str:

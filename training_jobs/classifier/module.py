@@ -9,35 +9,61 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from jobkit.classifier import Classifier
 from jobkit.errors import ConfigurationError
-from training_jobs.classifier import config as configuration
 from training_jobs.classifier import scores
+from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import Batch
 from training_jobs.classifier.mixing import mix
 from training_jobs.classifier.optimization import build_optimizer, build_scheduler
+from training_jobs.classifier.weights import average_of
+
+SHOWN_BATCHES = 3  # batches of the first epoch that are kept to be looked at
+
+
+class LossNotFinite(ConfigurationError):
+    """The loss became NaN or infinite. Running again would do the same: everything random is seeded."""
+
+    def __init__(self, loss: float, epoch: int, index: int, batch: Batch) -> None:
+        super().__init__(
+            f"the loss became {loss} in epoch {epoch + 1}, batch {index + 1}; "
+            "try a lower learning rate, training.max_grad_norm, or precision 32"
+        )
+        self.epoch, self.index, self.batch = epoch, index, batch
 
 
 class ClassifierModule(lightning.LightningModule):
     """Trains `model` on uint8 batches; keeps the sums that an epoch's scores come from.
 
-    Its state_dict is the model's, under `model.`; everything else that it holds can be made again.
+    Its state_dict is the model's, under `model.`; what else it holds can be made again, but for the average of the
+    weights, which the checkpoint has under `average`.
     """
 
-    def __init__(self, config: configuration.Config, model: Classifier, class_weights: Tensor | None) -> None:
+    def __init__(self, config: Config, model: Classifier, class_weights: Tensor | None) -> None:
         super().__init__()
         self.config, self.model = config, model
         self.classes = model.fc.out_features
+        decay = config.training.ema_decay
+        # In a list, so that it is no part of the state_dict.
+        self._average: list[AveragedModel] = [average_of(model, decay)] if decay is not None else []
+        if config.training.compile:
+            model.compile()  # in place: wrapping it would put a prefix before every name in the state_dict
         how = config.preprocessing
         shape = (1, how.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(how.mean).mul(255).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(how.std).mul(255).view(shape), persistent=False)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.register_buffer("confusion", torch.zeros(self.classes, self.classes, dtype=torch.int64), persistent=False)
-        self.register_buffer(
-            "sums", torch.zeros(4, dtype=torch.float64), persistent=False
-        )  # train loss, n, val loss, n
+        self.register_buffer("sums", torch.zeros(4), persistent=False)  # loss and pictures of training, of validation
+        self.shown: list[Tensor] = []
+        self._previous: tuple[Tensor, int, Batch] | None = None
+
+    @property
+    def judged(self) -> Classifier:
+        """The weights that are validated and kept: the average where there is one."""
+        return self._average[0].module if self._average else self.model  # type: ignore[return-value]
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule stepped once a weight update."""
@@ -46,9 +72,69 @@ class ClassifierModule(lightning.LightningModule):
         scheduler = build_scheduler(self.config.scheduler, optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def logits(self, pictures: Tensor) -> Tensor:
+    def on_fit_start(self) -> None:
+        """Bring the average to the device that trains."""
+        for average in self._average:
+            average.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the average."""
+        if self._average:
+            checkpoint["average"] = self._average[0].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the average back."""
+        if self._average:
+            self._average[0].load_state_dict(checkpoint["average"])
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what layers draw (dropout, stochastic depth) by (seed, epoch), so that a resumed run draws the same."""
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.current_epoch]).generate_state(1)[0]))
+        self.confusion.zero_()
+        self.sums.zero_()
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Return the loss of one batch."""
+        self.check_loss()
+        pictures = _planes(batch[0])
+        targets = functional.one_hot(batch[1], self.classes).to(pictures.dtype)
+        rng = np.random.default_rng([self.config.seed, self.current_epoch, index, 1])
+        pictures, targets = mix(self.config.training.mixing, pictures, targets, rng)
+        if self.current_epoch == 0 and index < SHOWN_BATCHES:
+            self.shown.append(pictures[:64].permute(0, 2, 3, 1).to("cpu", torch.uint8))
+        loss = self.loss(self.logits(self.model, pictures), targets)
+        self.sums[0] += loss.detach() * len(pictures)
+        self.sums[1] += len(pictures)
+        self._previous = loss.detach(), index, batch
+        return loss
+
+    def check_loss(self) -> None:
+        """Raise `LossNotFinite` if the last step's loss was NaN or infinite.
+
+        Looked at one step late: by then a GPU has it, so that looking does not make the next step wait.
+        """
+        if self._previous is not None and not bool(torch.isfinite(self._previous[0])):
+            loss, index, batch = self._previous
+            raise LossNotFinite(loss.item(), self.current_epoch, index, batch)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, then their average."""
+        super().optimizer_step(*args, **kwargs)
+        for average in self._average:
+            average.update_parameters(self.model)
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        """Count one batch of validation."""
+        pictures, labels = _planes(batch[0]), batch[1]
+        logits = self.logits(self.judged, pictures).float()
+        self.sums[2] += functional.cross_entropy(logits, labels, reduction="sum")
+        self.sums[3] += len(labels)
+        cells = labels * self.classes + logits.argmax(1)
+        self.confusion += torch.bincount(cells, minlength=self.classes**2).view_as(self.confusion)
+
+    def logits(self, model: Classifier, pictures: Tensor) -> Tensor:
         """Return the logits of float32 [N, C, H, W] pictures of values 0..255."""
-        logits: Tensor = self.model(pictures.sub(self.mean).div_(self.std))
+        logits: Tensor = model(pictures.sub(self.mean).div_(self.std))
         return logits
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -65,47 +151,18 @@ class ClassifierModule(lightning.LightningModule):
             return losses.sum(1).mean()
         return (losses * self.class_weights).sum() / (targets * self.class_weights).sum()
 
-    def on_train_epoch_start(self) -> None:
-        """Seed what the layers draw (dropout, stochastic depth) by (seed, epoch), so that a resumed run draws the same."""
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.current_epoch]).generate_state(1)[0]))
-        self.confusion.zero_()
-        self.sums.zero_()
-
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Return the loss of one batch."""
-        pictures = _planes(batch[0])
-        targets = functional.one_hot(batch[1], self.classes).to(pictures.dtype)
-        rng = np.random.default_rng([self.config.seed, self.current_epoch, index, 1])
-        pictures, targets = mix(self.config.training.mixing, pictures, targets, rng)
-        loss = self.loss(self.logits(pictures), targets)
-        if not torch.isfinite(loss):
-            raise ConfigurationError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {index}; "
-                "try a lower learning rate, training.max_grad_norm, or precision 32"
-            )
-        self.sums[0] += loss.detach() * len(pictures)
-        self.sums[1] += len(pictures)
-        return loss
-
-    def validation_step(self, batch: Batch, _index: int) -> None:
-        """Count one batch of validation."""
-        pictures, labels = _planes(batch[0]), batch[1]
-        logits = self.logits(pictures).float()
-        self.sums[2] += functional.cross_entropy(logits, labels, reduction="sum")
-        self.sums[3] += len(labels)
-        cells = labels * self.classes + logits.argmax(1)
-        self.confusion += torch.bincount(cells, minlength=self.classes**2).view_as(self.confusion)
-
     def epoch_scores(self) -> dict[str, float]:
         """Return the scores of the epoch that has just ended."""
         train_loss, trained, val_loss, validated = self.sums.tolist()
         confusion = self.confusion.cpu().numpy()
         return {
-            "train_loss": train_loss / max(1, trained), "val_loss": val_loss / max(1, validated),
-            "val_accuracy": scores.accuracy(confusion), "val_macro_f1": scores.macro_f1(confusion),
-        }  # fmt: skip
+            "train_loss": train_loss / max(1, trained),
+            "val_loss": val_loss / max(1, validated),
+            "val_accuracy": scores.accuracy(confusion),
+            "val_macro_f1": scores.macro_f1(confusion),
+        }
 
 
 def _planes(pictures: Tensor) -> Tensor:
-    """Return uint8 [N, H, W, C] as float32 [N, C, H, W], which lies channels-last in memory without a copy of its own."""
+    """Return uint8 [N, H, W, C] as float32 [N, C, H, W], channels-last in memory."""
     return pictures.permute(0, 3, 1, 2).float()

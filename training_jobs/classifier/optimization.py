@@ -36,7 +36,7 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier) -> Optim
 
 
 def _groups(module: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
-    """Yield a module's parameters in two groups: weights, which decay, and biases and norms (one axis), which do not."""
+    """Yield a module's parameters in two groups: weights, which decay; biases and norms (one axis), which do not."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for decay, chosen in (
         (weight_decay, [p for p in parameters if p.ndim > 1]),

@@ -30,3 +30,21 @@ def macro_f1(confusion: NDArray[np.int64]) -> float:
     scores = per_class(confusion)
     present = scores["support"] > 0
     return float(scores["f1"][present].mean()) if present.any() else 0.0
+
+
+def table(
+    labels: list[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> dict[str, dict[str, float]]:
+    """Return precision, recall, f1 and support by class name, from int64 [N] and float32 [N, K]."""
+    columns = per_class(confusion_matrix(truth, probabilities))
+    return {
+        label: {name: round(float(values[index]), 6) for name, values in columns.items()}
+        for index, label in enumerate(labels)
+    }
+
+
+def confusion_matrix(truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return int64 [K, K]: how many pictures of the class of the row were answered with the class of the column."""
+    classes = probabilities.shape[1]
+    cells = truth * classes + probabilities.argmax(1)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)

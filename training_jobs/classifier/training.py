@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lightning.pytorch as lightning
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from jobkit.bottle import Bottle
-from jobkit.classifier import Classifier, load_classifier, read_state_dict
-from jobkit.errors import DataRefused
+from jobkit.errors import ConfigurationError
 from jobkit.modelspec import ModelSpec
 from jobkit.paths import ExperimentPaths
 from jobkit.tracking import Run
+from training_jobs.classifier import memory, weights
 from training_jobs.classifier.config import Config
-from training_jobs.classifier.data import loaders
+from training_jobs.classifier.data import Batch, loaders
 from training_jobs.classifier.examples import Examples
+from training_jobs.classifier.finish import finish
 from training_jobs.classifier.journal import Journal
-from training_jobs.classifier.module import ClassifierModule
-from training_jobs.classifier.provenance import provenance
+from training_jobs.classifier.module import ClassifierModule, LossNotFinite
+from training_jobs.classifier.sheets import sheet
 
 logger = logging.getLogger("training_jobs.train_classifier")
 
@@ -38,8 +42,9 @@ def train(
     """Train, or go on training from `last.ckpt`; write the experiment folder; return the content of `metrics.json`.
 
     Raises:
-        ConfigurationError: the architecture is unknown, or the loss became NaN or infinite.
-        DataRefused: a picture cannot be decoded.
+        ConfigurationError: the architecture is unknown, the loss became NaN or infinite, or a batch does not fit into
+            the GPU's memory and training.out_of_memory is `stop`.
+        DataRefused: a picture cannot be decoded, or a checkpoint is damaged.
     """
     spec = ModelSpec(
         group=examples.group,
@@ -50,37 +55,60 @@ def train(
     )
     bottle.write(experiment.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
+    journal = Journal(config, bottle, experiment, tracking)
+    try:
+        val = _fit(config, examples, bottle, experiment, journal)
+    except torch.OutOfMemoryError as error:
+        smaller = memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error)
+        journal = Journal(smaller, bottle, experiment, tracking)
+        val = _fit(smaller, examples, bottle, experiment, journal)
+    return finish(config, spec, bottle, experiment, journal, val, tracking)
+
+
+def _fit(
+    config: Config, examples: Examples, bottle: Bottle, experiment: ExperimentPaths, journal: Journal
+) -> DataLoader[Batch]:
+    """Train from where the experiment stands; return the validation loader."""
     gpu = torch.cuda.is_available()
     checkpoint = _last_checkpoint(bottle, experiment)
-    start = int(checkpoint["epoch"]) + 1 if checkpoint else 0
+    start = int(checkpoint["epoch"]) + 1 if checkpoint is not None else 0
     torch.manual_seed(config.seed)
-    module = ClassifierModule(config, _build(config, len(examples.labels)), _class_weights(config, examples))
-    journal = Journal(config, bottle, experiment, tracking)
-    trainer = _trainer(config, journal, gpu)
+    module = ClassifierModule(
+        config, weights.build(config, len(examples.labels), bottle), class_weights(config, examples)
+    )
     train_loader, val_loader = loaders(config, examples.train, examples.val, start, gpu)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*|.*TF32.*|.*is smaller than the logging.*")
-        resume = None
-        if checkpoint is not None:
-            logger.info("resuming after epoch %d of %d", start, config.training.epochs)
-            resume = Path(folder) / "last.ckpt"
-            torch.save(checkpoint, resume)
-        trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
-    return _finish(config, spec, bottle, experiment, journal)
+    trainer = _trainer(config, journal, gpu)
+    try:
+        with _as_file(checkpoint) as resume, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*many workers.*|.*TF32.*|.*LeafSpec.*|.*logging interval.*")
+            if resume is not None:
+                logger.info("resuming after epoch %d of %d", start, config.training.epochs)
+            trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
+    except LossNotFinite as error:
+        raise ConfigurationError(f"{error}; the batch is in {_keep_batch(error, bottle, experiment)}") from error
+    finally:
+        del trainer, module
+        gc.collect()
+    return val_loader
 
 
-def _build(config: Config, classes: int) -> Classifier:
-    model = Classifier(config.model.backbone_name, classes, config.model.in_channels, pretrained=config.model.pretrained)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def class_weights(config: Config, examples: Examples) -> Tensor | None:
+    """Return a weight a class, float32 [K]: `pictures / (classes * pictures of the class)`, or those of the file.
 
-
-def _class_weights(config: Config, examples: Examples) -> Tensor | None:
+    Raises:
+        ConfigurationError: the file has another number of weights than there are classes.
+    """
     chosen = config.criterion.class_weights
     if chosen is None:
         return None
     if chosen == "balanced":
         counts = np.asarray(examples.counts, np.float64)
         return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+    if len(chosen) != len(examples.labels):
+        raise ConfigurationError(
+            f"criterion.class_weights has {len(chosen)} values, but there are {len(examples.labels)} labels: "
+            f"{', '.join(examples.labels)}"
+        )
     return torch.tensor(chosen, dtype=torch.float32)
 
 
@@ -116,25 +144,24 @@ def _last_checkpoint(bottle: Bottle, experiment: ExperimentPaths) -> dict[str, A
     return content
 
 
-def _finish(
-    config: Config, spec: ModelSpec, bottle: Bottle, experiment: ExperimentPaths, journal: Journal
-) -> dict[str, Any]:
-    model = load_classifier(bottle.local(experiment.best_checkpoint), spec)
-    how = spec.preprocessing
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(model, torch.zeros(2, how.channels, how.height, how.width), check_trace=False)
-        path = Path(folder) / "model.pt"
-        torch.jit.save(traced, str(path))
-        bottle.put(experiment.torchscript, path)
-    best = journal.best
-    content = {
-        "best_epoch": int(best["epoch"]),
-        "epochs": len(journal.rows),
-        "metrics": {name: value for name, value in best.items() if name.startswith(("val_", "train_"))},
-        "seed": config.seed,
-        "snapshot_id": spec.snapshot_id,
-        "provenance": provenance(),
-    }
-    bottle.write(experiment.metrics, json.dumps(content, indent=2) + "\n")  # last: it makes the experiment finished
-    return content
+@contextmanager
+def _as_file(checkpoint: dict[str, Any] | None) -> Iterator[Path | None]:
+    """Yield the checkpoint as a file of its own: Lightning resumes from files only, and the bottle's may change."""
+    if checkpoint is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "last.ckpt"
+        torch.save(checkpoint, path)
+        yield path
+
+
+def _keep_batch(error: LossNotFinite, bottle: Bottle, experiment: ExperimentPaths) -> str:
+    """Write the batch whose loss was not finite, as a picture and as arrays; return the key of the arrays."""
+    pictures, labels = (part.cpu().numpy() for part in error.batch)
+    stem = f"{experiment.folder}/train_batches/not_finite_epoch{error.epoch + 1}_batch{error.index + 1}"
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, pictures=pictures, labels=labels)
+    bottle.write(f"{stem}.jpg", sheet(pictures[:64]))
+    bottle.write(f"{stem}.npz", buffer.getvalue())
+    return f"{stem}.npz"

@@ -1,7 +1,7 @@
 """The transforms of the configuration file, by the names that its users know.
 
-A picture inside the pipeline is uint8, [H, W] (grey) or [H, W, 3] (RGB). `FIXED` transforms bring it to the model's
-input and are the same in training, validation and serving; an `Augmentation` changes it at random.
+A picture inside the pipeline is uint8, [H, W] (grey) or [H, W, 3] (RGB). Fixed transforms bring it to the model's
+input and are the same in training, validation and serving; an augmentation changes it at random.
 """
 
 from __future__ import annotations
@@ -10,10 +10,41 @@ from typing import Annotated
 
 from pydantic import Field
 
+from training_jobs.classifier.transforms.automatic import RandAugment, TrivialAugment
+from training_jobs.classifier.transforms.colour import (
+    CoarseDropout,
+    MedianBlur,
+    PlanckianJitter,
+    RandomBrightnessContrast,
+    RgbShift,
+)
 from training_jobs.classifier.transforms.fixed import LongestMaxSize, Normalize, PadIfNeeded, Resize, ToTensor
-from training_jobs.classifier.transforms.geometry import ShiftScaleRotate
+from training_jobs.classifier.transforms.geometry import (
+    ElasticTransform,
+    GridDistortion,
+    HorizontalFlip,
+    RandomCropFromBorders,
+    RandomResizedCrop,
+    ShiftScaleRotate,
+    VerticalFlip,
+)
 
 PreTransform = Annotated[LongestMaxSize | PadIfNeeded | Resize, Field(discriminator="type")]
 PostTransform = Annotated[LongestMaxSize | PadIfNeeded | Resize | Normalize | ToTensor, Field(discriminator="type")]
-AUGMENTATIONS = (ShiftScaleRotate,)
-Augmentation = Annotated[ShiftScaleRotate, Field(discriminator="type")]
+AnyAugmentation = Annotated[
+    RandomCropFromBorders
+    | RandomResizedCrop
+    | HorizontalFlip
+    | VerticalFlip
+    | ShiftScaleRotate
+    | ElasticTransform
+    | GridDistortion
+    | RandomBrightnessContrast
+    | MedianBlur
+    | RgbShift
+    | PlanckianJitter
+    | CoarseDropout
+    | RandAugment
+    | TrivialAugment,
+    Field(discriminator="type"),
+]

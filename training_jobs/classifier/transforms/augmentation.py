@@ -12,13 +12,16 @@ Picture = NDArray[np.uint8]
 Range = tuple[float, float]
 
 
-class RandomTransform(Section):
-    """A transform that is applied with probability `p`."""
+class Augmentation(Section):
+    """A random change of a picture, applied with probability `p`.
+
+    Pictures are uint8, [H, W] or [H, W, 3]. They may be views of a cache: no augmentation writes into its input.
+    """
 
     p: float = Field(0.5, ge=0, le=1, description="probability of applying it to a picture")
 
     def apply(self, picture: Picture, rng: np.random.Generator) -> Picture:
-        """Return the changed picture: uint8, as many channels; the size may change."""
+        """Return the changed picture, with as many channels; its size may differ."""
         raise NotImplementedError(type(self).__name__)
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> Picture:

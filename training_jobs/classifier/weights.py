@@ -1,0 +1,128 @@
+"""The model before the first step: built, fine-tuned from a checkpoint, averaged while it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from jobkit.bottle import Bottle
+from jobkit.classifier import Classifier, read_state_dict
+from jobkit.errors import ConfigurationError
+from training_jobs.classifier.config import Config
+
+logger = logging.getLogger("training_jobs.train_classifier")
+
+
+def build(config: Config, classes: int, bottle: Bottle) -> Classifier:
+    """Return the model with its initial weights: random, published (`pretrained`), or from a checkpoint (`load_from`).
+
+    Raises:
+        ConfigurationError: the architecture is unknown, published weights are not at hand, or layers do not fit.
+        DataRefused: the checkpoint is damaged or holds code.
+    """
+    model = config.model
+    try:
+        built = Classifier(model.backbone_name, classes, model.in_channels, pretrained=model.pretrained)
+    except (OSError, RuntimeError) as error:
+        if not model.pretrained:
+            raise
+        raise ConfigurationError(
+            f"model.pretrained: timm's weights of {model.backbone_name} cannot be had here ({error}); "
+            "put the checkpoint beside the models and name it in model.load_from"
+        ) from error
+    if model.load_from is not None:
+        fine_tune(built, find(config, model.load_from, bottle), model.load_mismatched)
+    return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def find(config: Config, name: str, bottle: Bottle) -> Path:
+    """Return the checkpoint `name`: below directories.models where that is set, else in the bottle."""
+    folder = config.directories.models
+    if folder is not None and (Path(folder) / name).is_file():
+        return Path(folder) / name
+    if not Path(name).is_absolute() and bottle.exists(name):
+        return bottle.local(name)
+    places = [str(Path(folder) / name)] if folder else []
+    raise ConfigurationError(f"model.load_from: there is no {' and no '.join([*places, f'{bottle}/{name}'])}")
+
+
+def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
+    """Load the checkpoint at `path` into `model`, adapting the first layer to other channels.
+
+    The classification layer starts anew where the class count differs. Anything else that does not fit is refused
+    unless `accept_mismatched`; then those layers keep their random weights.
+
+    Raises:
+        ConfigurationError: layers do not fit; the message lists what does and what does not.
+    """
+    state, expected = read_state_dict(path), model.state_dict()
+    first = first_layer(model)
+    if first is not None and first in state:
+        state[first] = adapt_channels(state[first], expected[first].shape[1])
+    fits = {name: value for name, value in state.items() if name in expected and value.shape == expected[name].shape}
+    unfit = sorted(
+        name
+        for name in {*state, *expected} - fits.keys()
+        if not (name.startswith("fc.") and name in state and name in expected)
+    )
+    if unfit and not accept_mismatched:
+        raise ConfigurationError(
+            f"model.load_from: {path}: {len(fits)} of {len(expected)} tensors fit ({_some(sorted(fits))}), "
+            f"these do not: {_some([_why(name, state, expected) for name in unfit])}; "
+            "model.load_mismatched: true trains those from random weights"
+        )
+    model.load_state_dict({**expected, **fits})
+    fresh = sorted(expected.keys() - fits.keys())
+    logger.info("%s: %d of %d tensors loaded, new: %s", path, len(fits), len(expected), _some(fresh) or "none")
+
+
+def first_layer(model: Classifier) -> str | None:
+    """Return the name of the weight that sees the picture's channels, as timm's own registry gives it."""
+    configured = getattr(model.backbone, "pretrained_cfg", {}).get("first_conv")
+    return f"backbone.{configured}.weight" if isinstance(configured, str) else None
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return a first convolution's weight, float [out, in, h, w], for another number of channels.
+
+    A grey picture gives the sum over colours of what the same grey in every colour would give, and the other way round.
+    """
+    have = weight.shape[1]
+    if have == channels or have not in (1, 3):
+        return weight
+    return weight.sum(1, keepdim=True) if channels == 1 else weight.repeat(1, channels, 1, 1) / channels
+
+
+def average_of(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of `model`, with buffers (the statistics of batch norms), not trainable.
+
+    The decay of update n is `min(decay, (1 + n) / (10 + n))`, so that an early average is not its random start.
+    """
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        for mine, new in zip(averaged, current, strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(new.to(mine.dtype), share)
+            else:
+                mine.copy_(new)
+
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average.requires_grad_(False).eval()
+
+
+def _why(name: str, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    if name not in state:
+        return f"{name} (missing)"
+    if name not in expected:
+        return f"{name} (unknown)"
+    return f"{name} (is {list(state[name].shape)}, not {list(expected[name].shape)})"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
