@@ -1,19 +1,21 @@
 """
 ## Retrain a classifier, from collected pictures to a served model
 
-`pull_dataset → train_classifier → evaluate → gate → export_onnx → verify_onnx → package_model → publish_model → deploy_model → report`
+`pull_dataset → train_classifier → evaluate → gate → export_onnx → verify_onnx → package_model → publish_model`
+`→ deploy_model → report`
 
-Made from `configs/pipelines/<name>.yaml`; change that file, not this one.
+Made from `configs/pipelines/<name>.yaml`; change that file, not this one. `docs/pipelines.md` describes its keys.
 
-**A success that ends early.** *Nothing new*: no picture, label or setting changed since the last finished run; trigger with
-**force** to train all the same. *Rejected*: the gate kept the champion; its task says why.
+**A success that ends early.** *Nothing new*: no picture, label or setting changed since the last finished run; trigger
+with **force** to train all the same. *Rejected*: the gate kept the champion; its task says why.
 
-**Triage.** Open the red task's log: its last error line says what happened, where, and what is valid. Exit code 2: fix the
-configuration that it names. 3: the data was refused, look at the snapshot's `refused.jsonl`. 75: a server was away; it was retried.
-Anything else is a crash. `docs/runbook.md` goes on from there.
+**Triage.** Open the red task's log: its last error line says what happened, where, and what is valid. Exit code 2: fix
+the configuration that it names. 3: the data was refused, look at the snapshot's `refused.jsonl`. 75: a server was away;
+it was retried. Anything else is a crash. `docs/runbook.md` goes on from there.
 
-**Resume.** Clear the failed task: every task is safe to run again. Training goes on from its last checkpoint, the same content is
-never published twice, and a bad candidate never replaces the champion. Marking a task as failed ends its job.
+**Resume.** Clear the failed task: every task is safe to run again. Training goes on from its last checkpoint, the same
+content is never published twice, and a bad candidate never replaces the champion. Marking a task as failed ends
+its job.
 """
 
 from datetime import timedelta
@@ -44,7 +46,7 @@ def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
         ),
         "snapshot_id": Param(
             None, type=["null", "string"], pattern="^[0-9a-f]{16}$", title="Pin a snapshot",
-            description="Train on this snapshot of the group, and pull nothing: 16 hex digits. Empty: pull what is there now.",
+            description="Train on this snapshot of the group (16 hex digits). Empty: pull what is there now.",
         ),
         "publish": Param(
             True, type="boolean", title="Publish and deploy",
@@ -142,7 +144,8 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             module="conversion_jobs.publish_model",
             options={
                 "model_name": publish.model_name, "archive": packaged.output["archive"],
-                "sha256": packaged.output["sha256"], "target": "onnx", "experiment": experiment, "snapshot_id": snapshot,
+                "sha256": packaged.output["sha256"], "target": "onnx",
+                "experiment": experiment, "snapshot_id": snapshot,
             },
             only_if_param="publish",
             connections=["bottle", "mlflow", "storage"],

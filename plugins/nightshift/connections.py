@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from airflow.sdk import Connection
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from nightshift.errors import JobMisconfigured
 
 
 @dataclass
@@ -48,12 +50,11 @@ def resolve(names: list[str]) -> JobEnvironment:
     """Return the environment made of the connections `nightshift_<name>`.
 
     Raises:
-        AirflowFailException: a connection lacks a value; the message names the connection and the field.
-        AirflowNotFoundException: a connection is not defined.
+        JobMisconfigured: a connection is not defined or lacks a value; the message names the connection and the field.
     """
     environment = JobEnvironment()
     for name in names:
-        connection = Connection.get(f"nightshift_{name}")
+        connection = _connection(f"nightshift_{name}")
         extra = connection.extra_dejson
         for variable, place, secret in _VARIABLES[name]:
             key = place.removesuffix("?")
@@ -61,7 +62,18 @@ def resolve(names: list[str]) -> JobEnvironment:
             if value:
                 (environment.secrets if secret else environment.variables)[variable] = str(value)
             elif key == place:
-                raise AirflowFailException(
+                raise JobMisconfigured(
                     f"the connection nightshift_{name} lacks {key}, which becomes the job's {variable}"
                 )
     return environment
+
+
+def _connection(conn_id: str) -> Connection:
+    try:
+        connection: Connection = Connection.get(conn_id)
+    except AirflowNotFoundException as error:
+        raise JobMisconfigured(
+            f"the connection {conn_id} is not defined: add it in Airflow (Admin, Connections) or as the environment"
+            f" variable AIRFLOW_CONN_{conn_id.upper()}; docs/architecture.md lists its fields"
+        ) from error
+    return connection

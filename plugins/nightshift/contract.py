@@ -96,7 +96,7 @@ class Launcher(Protocol):
 
 
 def command_options(options: Mapping[str, Any]) -> list[str]:
-    """Return options as command-line arguments: None and "" are left out, True and False become flags, lists and dicts JSON."""
+    """Return options as arguments: None and "" are left out, True and False become flags, lists and dicts JSON."""
     arguments: list[str] = []
     for name, value in options.items():
         if value is None or value == "":

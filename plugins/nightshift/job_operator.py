@@ -10,19 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ResumableJobMixin
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from nightshift import connections
-from nightshift.contract import (
-    CONFIGURATION,
-    DATA_REFUSED,
-    TRY_AGAIN_LATER,
-    JobSpec,
-    Labels,
-    Launcher,
-    Status,
-    command_options,
-)
+from nightshift.contract import JobSpec, Labels, Launcher, Status, command_options
+from nightshift.errors import JobFailed, failure
 from nightshift.process_launcher import ProcessLauncher
 
 if TYPE_CHECKING:
@@ -30,14 +22,6 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
-
-class JobFailed(AirflowException):
-    """A job crashed or was killed; the retry starts it again, and training goes on from its checkpoint."""
-
-
-class JobUnavailable(AirflowException):
-    """A job found that something outside it failed for now; the retry may find it back."""
 
 
 class MlflowLink(BaseOperatorLink):
@@ -116,7 +100,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         if stop_here and self.skips:
             self.log.info("%s: %s", stop_here["outcome"], stop_here["reason"])
             context["ti"].xcom_push(key="return_value", value=result)
-            raise DownstreamTasksSkipped(tasks=self.skips)
+            raise DownstreamTasksSkipped(tasks=self.skips)  # type: ignore[no-untyped-call]
         return result
 
     def on_kill(self) -> None:
@@ -132,6 +116,8 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         if running and jobs.status(running) is Status.RUNNING:
             self.log.info("adopting the running job %s: an earlier worker started it and died", running)
             return running
+        if running:
+            jobs.stop(running)  # what may be left of it, where only its shell was killed: one job at a time
         environment = connections.resolve(self.connections)
         options = self.options | {name: context["params"][key] for name, key in self.options_from_params.items()}
         spec = JobSpec(
@@ -142,12 +128,14 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         return self._job_id
 
     def get_job_status(self, external_id: JsonValue, context: Context) -> str:
-        """Return where the job is."""
-        return launcher().status(str(external_id))
+        """Return where the job is; one that ended well but left no result has failed."""
+        jobs, job_id = launcher(), str(external_id)
+        status = jobs.status(job_id)
+        return Status.FAILED if status is Status.SUCCEEDED and jobs.result(job_id) is None else status
 
     def is_job_active(self, status: str) -> bool:
-        """Whether the job runs."""
-        return status == Status.RUNNING
+        """Whether to attach to the job: also to one that ended well meanwhile, to show its lines and its link."""
+        return status in (Status.RUNNING, Status.SUCCEEDED)
 
     def is_job_succeeded(self, status: str) -> bool:
         """Whether the job ended well."""
@@ -157,18 +145,17 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         """Show the job's lines until it ends; return its result, or raise what its exit code stands for."""
         self._job_id = str(external_id)
         jobs = launcher()
-        last_error = ""
+        reason, last_line = "", "the job wrote nothing"
         for line in jobs.follow_logs(self._job_id):
             event = self._show(line, context)
             if event.get("event") == "error":
-                last_error = str(event.get("message", ""))
+                reason = _reason(event)
+            elif not event and line.strip():
+                last_line = f"its last words: {line.strip()[:500]}"
         ended = jobs.ended(self._job_id)
         if ended.succeeded:
             return self.get_job_result(self._job_id, context)
-        message = f"{self.module}: {last_error or 'the job said nothing of the reason; see its last lines above'} ({ended.describe()})"
-        if ended.exit_code in (CONFIGURATION, DATA_REFUSED):
-            raise AirflowFailException(message)
-        raise (JobUnavailable if ended.exit_code == TRY_AGAIN_LATER else JobFailed)(message)
+        raise failure(ended, f"{self.module}: {reason or last_line} ({ended.describe()})")
 
     def get_job_result(self, external_id: JsonValue, context: Context) -> Any:
         """Return the job's result."""
@@ -197,3 +184,10 @@ class JobOperator(ResumableJobMixin, BaseOperator):
             self._mlflow_url = str(event["url"])
             context["ti"].xcom_push(key=MlflowLink().xcom_key, value=self._mlflow_url)
         return event
+
+
+def _reason(event: dict[str, Any]) -> str:
+    """Return the message of an error event; of a crash also the last line of its traceback."""
+    message = str(event.get("message", ""))
+    last = str(event.get("exception") or "").strip().rpartition("\n")[2]
+    return message if not last or last in message or message in last else f"{message}: {last}"

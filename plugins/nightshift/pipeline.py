@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from nightshift.yaml_lines import load
+from nightshift.yaml_lines import PipelineError, load
 
 NAME = r"^[a-z][a-z0-9_]{0,49}$"
 
@@ -29,18 +30,25 @@ def pipelines_folder() -> Path:
 
 def _cron(text: str) -> str:
     from croniter import croniter
+    from croniter.croniter import CroniterBadDateError
 
-    if text not in {"@hourly", "@daily", "@weekly", "@monthly"} and not croniter.is_valid(text):
+    if text in {"@hourly", "@daily", "@weekly", "@monthly"}:
+        return text
+    if len(text.split()) != 5 or not croniter.is_valid(text):
         raise ValueError(
             "not a cron expression, such as '0 2 * * *' (02:00 every day), nor @hourly, @daily, @weekly, @monthly"
         )
+    try:
+        croniter(text).get_next()
+    except CroniterBadDateError as error:
+        raise ValueError("a cron expression that no day fits") from error
     return text
 
 
 class Section(BaseModel):
     """A part of the file: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Section):
@@ -64,9 +72,11 @@ class Data(Section):
     """with a larger share of bad pictures the night is refused"""
 
     @model_validator(mode="after")
-    def _table_goes_with_postgres(self) -> Data:
+    def _goes_together(self) -> Data:
         if (self.source == "postgres") != (self.table is not None):
             raise ValueError("table goes with source: postgres, and source: postgres needs it")
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side ({self.min_side}) is larger than max_side ({self.max_side})")
         return self
 
 
@@ -184,6 +194,14 @@ def load_pipeline(path: Path) -> Pipeline:
     Raises:
         PipelineError: the file is wrong; the message has a line `file:line: key: what is valid` for every error.
     """
+    if not path.exists() and path.with_suffix(".yml").exists():
+        path = path.with_suffix(".yml")
+    shown = path.relative_to(home()) if path.is_relative_to(home()) else path
+    if path.suffix != ".yaml" or not re.match(NAME, path.stem):
+        raise PipelineError(
+            f"{shown}:1: the file's name: the DAG is named after it, so it has to be <name>.yaml with a name of"
+            " lower-case letters, digits and _, that starts with a letter and has at most 50 characters"
+        )
     pipeline, line_of = load(path, Pipeline, relative_to=home())
     if not (home() / pipeline.train.config).is_file():
         line_of.fail(("train", "config"), f"there is no file {pipeline.train.config} in {home()}")

@@ -49,7 +49,8 @@ class PipelineBundle(BaseDagBundle):
     def refresh(self) -> None:
         """Add a link for each new pipeline file, remove those whose file is gone; safe beside other processes."""
         self._path.mkdir(parents=True, exist_ok=True)
-        wanted = {f"{PREFIX}{file.stem}.py" for file in pipelines_folder().glob("*.yaml")}
+        # A .yml file is shown too, so that Airflow says what is wrong with it.
+        wanted = {f"{PREFIX}{file.stem}.py" for file in pipelines_folder().glob("*.y*ml")}
         for path in self._path.glob(f"{PREFIX}*.py"):
             if path.name not in wanted:
                 path.unlink(missing_ok=True)

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
 from nightshift.contract import Ended, JobSpec, Labels, Status
+from nightshift.errors import JobFailed, JobMisconfigured
 
 # $$ is the shell, the session's leader. Its start time (field 22 of /proc/PID/stat) tells it from a later process with
 # the same number. The exit code is written by the shell, so that a worker that comes later can read it.
@@ -34,8 +35,9 @@ code=$?
 echo $code > "$job/exit_code.new" && mv "$job/exit_code.new" "$job/exit_code"
 """
 POLL_SECONDS = 0.1
+CHUNK_BYTES = 1 << 20
 GRACE_SECONDS = 3.0
-START_SECONDS = 5.0
+START_SECONDS = 30.0  # a machine that is busy to its limit; usually 10 ms
 
 
 class ProcessLauncher:
@@ -45,7 +47,15 @@ class ProcessLauncher:
         self.home, self.jobs = home, state / "jobs"
 
     def start(self, spec: JobSpec) -> str:
-        """Start the job in a new folder; return the folder's name below `jobs/`."""
+        """Start the job in a new folder; return the folder's name below `jobs/`.
+
+        Raises:
+            JobMisconfigured: there is no such environment.
+            JobFailed: the machine did not start a shell in time.
+        """
+        python = self.home / ".venv" / spec.environment / "bin" / "python"
+        if not python.exists():
+            raise JobMisconfigured(f"the environment {spec.environment} is not installed: there is no {python}")
         folder = self._new_attempt(spec.labels)
         described = {
             "labels": vars(spec.labels),
@@ -56,29 +66,32 @@ class ProcessLauncher:
             "secrets": sorted(spec.secrets),
         }
         _write(folder / "job.json", json.dumps(described, indent=2) + "\n")
-        python = self.home / ".venv" / spec.environment / "bin" / "python"
-        subprocess.Popen(
+        shell = subprocess.Popen(
             ["/bin/sh", "-c", WRAPPER, "job", str(python), "-m", spec.module, *spec.options],
             cwd=self.home,
-            env=self._environment(spec, folder),
+            env=self._environment(spec, folder, python.parent),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         deadline = time.monotonic() + START_SECONDS
-        while not (folder / "process.json").exists() and time.monotonic() < deadline:
+        while not (folder / "process.json").exists():
+            if time.monotonic() > deadline or shell.poll() is not None:
+                os.killpg(shell.pid, signal.SIGKILL)
+                raise JobFailed(f"no shell for {spec.module} came up in {START_SECONDS:.0f} s in {folder}")
             time.sleep(0.005)
         return folder.relative_to(self.jobs).as_posix()
 
-    def _environment(self, spec: JobSpec, folder: Path) -> dict[str, str]:
+    def _environment(self, spec: JobSpec, folder: Path, programs: Path) -> dict[str, str]:
         # Airflow's own settings and secrets stay with Airflow.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))}
+        inherited = {name: value for name, value in os.environ.items() if not name.lstrip("_").startswith("AIRFLOW")}
         job = {
             "NIGHTSHIFT_JOB_DIR": str(folder),
             "NIGHTSHIFT_LABELS": spec.labels.to_json(),
             "NIGHTSHIFT_LOG_FORMAT": "json",
             "NIGHTSHIFT_HOME": str(self.home),
+            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
         }
         return {**inherited, **spec.variables, **spec.secrets, **job}
@@ -86,7 +99,7 @@ class ProcessLauncher:
     def _task_folder(self, labels: Labels) -> Path:
         index = "" if labels.map_index < 0 else f".{labels.map_index}"
         parts = (labels.dag_id, labels.run_id, labels.task_id + index)
-        return self.jobs.joinpath(*(re.sub(r"[^A-Za-z0-9_.+-]", "_", part) for part in parts))
+        return self.jobs.joinpath(*(_folder_name(part) for part in parts))
 
     def _new_attempt(self, labels: Labels) -> Path:
         folder = self._task_folder(labels)
@@ -141,18 +154,21 @@ class ProcessLauncher:
         position, rest = 0, b""
         while True:
             running = self.status(job_id) is Status.RUNNING  # before the read: what was written until then is read
+            chunk = b""
             if path.exists():
                 with path.open("rb") as handle:
                     handle.seek(position)
-                    chunk = handle.read()
+                    chunk = handle.read(CHUNK_BYTES)
                 position += len(chunk)
+                running = running or len(chunk) == CHUNK_BYTES  # there may be more to read
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from (line.decode(errors="replace").rstrip("\r") for line in lines)
             if not running:
                 if rest:
                     yield rest.decode(errors="replace")
                 return
-            time.sleep(POLL_SECONDS)
+            if len(chunk) < CHUNK_BYTES:
+                time.sleep(POLL_SECONDS)
 
     def result(self, job_id: str) -> dict[str, Any] | None:
         """Return `result.json`."""
@@ -163,7 +179,7 @@ class ProcessLauncher:
         return found
 
     def stop(self, job_id: str) -> None:
-        """SIGTERM to the group, SIGKILL three seconds later to what is left, also to children in sessions of their own."""
+        """SIGTERM to all that the job started, in whatever session; SIGKILL three seconds later to the rest."""
         folder = self.jobs / job_id
         processes = self._processes(folder)
         _signal(processes, signal.SIGTERM)
@@ -172,15 +188,21 @@ class ProcessLauncher:
         psutil.wait_procs(left, timeout=1.0)
 
     def _processes(self, folder: Path) -> list[psutil.Process]:
-        """Return all that carry the job's folder in their environment: the shell, the job, and what the job started."""
-        found = []
+        """Return all that carry the job's folder in their environment, and what they started: the shell, the job, …"""
+        found: set[psutil.Process] = set()
         for process in psutil.process_iter():
             try:
                 if process.environ().get("NIGHTSHIFT_JOB_DIR") == str(folder):
-                    found.append(process)
+                    found |= {process, *process.children(recursive=True)}
             except psutil.Error:
                 continue
-        return found
+        return list(found)
+
+
+def _folder_name(part: str) -> str:
+    """Return a name that no other label has and that stays in its folder, whatever characters the label has."""
+    name = quote(part, safe="+~")
+    return name.replace(".", "%2E") if set(name) == {"."} else name
 
 
 def _signal(processes: list[psutil.Process], number: int) -> None:

@@ -1,10 +1,15 @@
-"""YAML files checked by a pydantic model: every error at once, each with file, line and key; repeated keys are errors."""
+"""YAML files checked by a pydantic model: all errors at once, each with file, line and key; a repeated key is one.
+
+Booleans are `true` and `false` only (YAML 1.2: `no` is text), numbers may be written `1e-3`, a date is text.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +20,25 @@ Location = tuple[str | int, ...]
 
 class PipelineError(ValueError):
     """A pipeline file is wrong; one line an error: `file:line: key: what is valid`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2's booleans and floats, and without dates."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in ("bool", "float", "timestamp")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
 
 
 class Lines:
@@ -52,26 +76,38 @@ def load(path: Path, model: type[M], relative_to: Path) -> tuple[M, Lines]:
         PipelineError: the file cannot be read, is no YAML, repeats a key or does not fit the model.
     """
     lines = Lines(str(path.relative_to(relative_to) if path.is_relative_to(relative_to) else path))
+    content = _read(path, lines)
+    value = None
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{lines.name}:1: the file cannot be read: {error}") from error
+        value = model.model_validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        for item in error.errors():
+            lines.add(item["loc"], _sentence(item, model))
+    lines.raise_if_any()
+    assert value is not None  # noqa: S101 - without errors there is a value
+    return value, lines
+
+
+def _read(path: Path, lines: Lines) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        for token in yaml.scan(text, yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):  # could make a small file as large as the memory
+                line = token.start_mark.line + 1
+                raise PipelineError(f"{lines.name}:{line}: *{token.value}: aliases are not valid here: write it out")
+        node = yaml.compose(text, Loader=_Loader)
+        return _plain(node, (), lines) if node is not None else {}
+    except OSError as error:
+        raise PipelineError(f"{lines.name}:1: the file cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise PipelineError(f"{lines.name}:{line}: this is not UTF-8 text: {error.reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         raise PipelineError(
             f"{lines.name}:{line}: this is not YAML: {getattr(error, 'problem', None) or error}"
         ) from error
-    content = _plain(node, (), lines) if node is not None else {}
-    try:
-        value = model.model_validate_json(json.dumps(content, default=str), strict=True)
-    except ValidationError as error:
-        for item in error.errors():
-            lines.add(item["loc"], _sentence(item, model))
-        value = None
-    lines.raise_if_any()
-    assert value is not None  # noqa: S101 - without errors there is a value
-    return value, lines
 
 
 def _plain(node: yaml.Node, where: Location, lines: Lines) -> Any:
@@ -91,15 +127,20 @@ def _plain(node: yaml.Node, where: Location, lines: Lines) -> Any:
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*where, index), lines) for index, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+    return _Loader("").construct_object(node)
 
 
 def _sentence(item: Any, model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
-        return f"there is no such key; valid here: {', '.join(_keys(model, item['loc'][:-1]))}"
+        valid = _keys(model, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), valid, 1)
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        return f"there is no such key{hint} valid here: {', '.join(valid)}"
+    if item["type"] == "missing":
+        return "the key is missing"
     message: str = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
-    shown = f", not {given!r}" if item["type"] != "missing" and isinstance(given, (str, int, float, bool)) else ""
+    shown = f", not {given!r}" if isinstance(given, (str, int, float, bool)) or given is None else ""
     return f"{message[0].lower()}{message[1:]}{shown}"
 
 

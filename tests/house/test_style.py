@@ -1,5 +1,6 @@
 """The linters and type checkers that the house agreed on, run as tests so that `make test` is the only gate."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,13 @@ BIN = ROOT / ".venv" / "tools" / "bin"
 
 
 def check(*command: str, **environment: str) -> None:
-    done = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -33,7 +40,9 @@ def test_the_code_is_formatted() -> None:
 def test_mypy_strict_finds_nothing(environment: str, folders: tuple[str, ...], path: str) -> None:
     python = ROOT / ".venv" / environment / "bin" / "python"
     check(
-        "mypy", "--strict", f"--python-executable={python}", f"--cache-dir={ROOT}/.mypy_cache/{environment}", *folders
+        *("mypy", "--strict", f"--python-executable={python}", f"--cache-dir={ROOT}/.mypy_cache/{environment}"),
+        *folders,
+        MYPYPATH=path,
     )
 
 

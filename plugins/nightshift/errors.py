@@ -1,0 +1,33 @@
+"""How a job's task may fail: one exception for each kind of exit code in the contract."""
+
+from __future__ import annotations
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from nightshift.contract import CONFIGURATION, DATA_REFUSED, TRY_AGAIN_LATER, Ended
+
+
+class JobMisconfigured(AirflowFailException):
+    """The configuration or the arguments are wrong; another try would change nothing."""
+
+
+class JobRefusedData(AirflowFailException):
+    """The input data failed validation; another try on the same data would change nothing."""
+
+
+class JobUnavailable(AirflowException):
+    """Something outside the job failed for now; another try may find it back."""
+
+
+class JobFailed(AirflowException):
+    """A job crashed or was killed; another try starts it again, and training goes on from its checkpoint."""
+
+
+def failure(ended: Ended, message: str) -> AirflowException:
+    """Return the exception that stands for how a job ended."""
+    kinds: dict[int | None, type[AirflowException]] = {
+        CONFIGURATION: JobMisconfigured,
+        DATA_REFUSED: JobRefusedData,
+        TRY_AGAIN_LATER: JobUnavailable,
+    }
+    return kinds.get(ended.exit_code, JobFailed)(message)
