@@ -85,7 +85,7 @@ def _write_torchscript(model: Classifier, spec: ModelSpec, bottle: Bottle, exper
 def predict(
     model: Classifier, spec: ModelSpec, val: DataLoader[Batch]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the true classes, int64 [N], and the probabilities, float32 [N, K], of the validation pictures in order."""
+    """Return true classes, int64 [N], and probabilities, float32 [N, K], of the validation pictures in order."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     how = spec.preprocessing

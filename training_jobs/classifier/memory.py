@@ -31,8 +31,8 @@ def smaller_batch(config: Config, model: Classifier, error: torch.OutOfMemoryErr
     factor = -(-batch // fitting)
     if config.training.out_of_memory == "stop":
         raise ConfigurationError(
-            f"out of memory with a batch of {batch}; {fitting} fits. dataset.data_loaders.train_batch_size {fitting} with "
-            f"training.accumulate_grad_batches {accumulated * factor} updates the weights by as many pictures as before; "
+            f"out of memory with a batch of {batch}; {fitting} fits. dataset.data_loaders.train_batch_size {fitting} "
+            f"with training.accumulate_grad_batches {accumulated * factor} updates the weights by as many pictures; "
             "training.out_of_memory: accumulate does that by itself"
         ) from error
     logger.warning("out of memory with a batch of %d: going on with %d, accumulated %d times", batch, fitting, factor)

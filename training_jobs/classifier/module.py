@@ -41,6 +41,12 @@ class ClassifierModule(lightning.LightningModule):
     weights, which the checkpoint has under `average`.
     """
 
+    mean: Tensor
+    std: Tensor
+    class_weights: Tensor | None
+    confusion: Tensor
+    sums: Tensor
+
     def __init__(self, config: Config, model: Classifier, class_weights: Tensor | None) -> None:
         super().__init__()
         self.config, self.model = config, model

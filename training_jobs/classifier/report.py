@@ -136,7 +136,8 @@ def _mistakes(
         shown = base64.b64encode(jpeg(thumbnail(pictures.picture(0, int(index))[0], 128))).decode()
         figures.append(
             f'<figure><img alt="" src="data:image/jpeg;base64,{shown}"><figcaption>'
-            f"{escape(labels[truth[index]])} taken for {escape(labels[answered[index]])} ({probabilities[index, answered[index]]:.0%})<br>"
+            f"{escape(labels[truth[index]])} taken for {escape(labels[answered[index]])} "
+            f"({probabilities[index, answered[index]]:.0%})<br>"
             f"<small>{escape(pictures.examples[int(index)].key[-40:])}</small></figcaption></figure>"
         )
     return "".join(figures) or "<p>No mistakes.</p>"
