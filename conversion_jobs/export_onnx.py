@@ -50,6 +50,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         digest = sha256_of(path)
         context.bottle.put(experiment.onnx, path)
         logger.info("%s: %.1f MB, opset %d", experiment.onnx, path.stat().st_size / 1e6, arguments.opset)
+    if context.is_tracked:
+        context.tracking.params({"opset": arguments.opset})
+        context.tracking.tags({"experiment": experiment.folder, "onnx_sha256": digest})
     return Result(onnx=experiment.onnx, sha256=digest)
 
 
