@@ -68,7 +68,7 @@ def job_times(clone: Path) -> dict[str, object]:
 
 
 def job_starts(clone: Path) -> dict[str, float]:
-    """Return how long `--help` takes, in seconds: start of Python, imports, parsing. Heavy libraries load on first use."""
+    """Return how long `--help` takes, in seconds: Python, imports, parsing. Heavy libraries load at first use."""
     python = clone / ".venv" / "jobs" / "bin" / "python"
     return {module: timed(clone, "sh", "-c", f"{python} -m {module} --help > /dev/null") for module in JOBS}
 
