@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import servers
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see jobkit.job.main
 
 
 @pytest.fixture(scope="session")
