@@ -79,7 +79,7 @@ class Pictures(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitems__(self, indices: list[Index]) -> Batch:
+    def __getitem__(self, indices: list[Index]) -> Batch:
         """Return one batch; every picture is written into it once."""
         how = self.how
         batch = np.empty((len(indices), how.height, how.width, how.channels), np.uint8)
@@ -165,7 +165,8 @@ def loaders(
         built.append(
             DataLoader(
                 pictures,
-                batch_sampler=batches,
+                sampler=batches,  # not batch_sampler: Lightning tells only a sampler which epoch it is
+                batch_size=None,
                 collate_fn=_as_is,
                 num_workers=workers,
                 pin_memory=gpu,

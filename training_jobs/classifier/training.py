@@ -57,15 +57,15 @@ def train(
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     journal = Journal(config, bottle, experiment, tracking)
     try:
-        val = _fit(config, examples, bottle, experiment, journal)
+        val = fit(config, examples, bottle, experiment, journal)
     except torch.OutOfMemoryError as error:
         smaller = memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error)
         journal = Journal(smaller, bottle, experiment, tracking)
-        val = _fit(smaller, examples, bottle, experiment, journal)
+        val = fit(smaller, examples, bottle, experiment, journal)
     return finish(config, spec, bottle, experiment, journal, val, tracking)
 
 
-def _fit(
+def fit(
     config: Config, examples: Examples, bottle: Bottle, experiment: ExperimentPaths, journal: Journal
 ) -> DataLoader[Batch]:
     """Train from where the experiment stands; return the validation loader."""
