@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_jobs.onnx_session import intermediate_tensors
+from conversion_jobs.onnx_session import Intermediates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ def first_difference(source: nn.Module, graph: Any, picture: Picture, atol: floa
     a linear layer with the normalisation that follows: such a layer counts as found where the next module is.
     """
     by_shape: dict[tuple[int, ...], list[Picture]] = {}
-    for value in intermediate_tensors(graph, picture[None]).values():
+    for value in Intermediates(graph).tensors(picture[None]).values():
         by_shape.setdefault(value.shape, []).append(value)
     modules = dict(source.named_modules())
     outputs = [(name, value) for name, value in module_outputs(source, picture) if np.ptp(value) > atol]

@@ -85,37 +85,40 @@ class TensorRange:
     operator: str
     largest: float
 
-    @property
-    def fits_fp16(self) -> bool:
-        """Whether half precision can hold it."""
-        return self.largest <= FP16_MAX
+
+class Intermediates:
+    """Every float32 tensor that the nodes of an `onnx.ModelProto` compute."""
+
+    def __init__(self, model: Any) -> None:
+        import onnx
+
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(model)
+        outputs = {value.name for value in model.graph.output}
+        inferred = onnx.shape_inference.infer_shapes(exposed).graph.value_info
+        floats = {v.name: v for v in inferred if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        for node in model.graph.node:
+            exposed.graph.output.extend(floats[name] for name in node.output if name in floats and name not in outputs)
+        self.nodes = [(node, name) for node in model.graph.node for name in node.output]
+        self._session = OnnxModel(exposed.SerializeToString()).session
+
+    def tensors(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the tensors for `inputs` [n, ...] by name, in graph order."""
+        names = [output.name for output in self._session.get_outputs()]
+        values = dict(zip(names, self._session.run(names, {self._session.get_inputs()[0].name: inputs}), strict=True))
+        return {name: values[name] for _, name in self.nodes if name in values}
 
 
-def intermediate_tensors(model: Any, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Return every float32 tensor that the nodes of an `onnx.ModelProto` compute for `inputs`, in graph order."""
-    import onnx
+def largest_values(model: Any, inputs: NDArray[np.float32]) -> list[TensorRange]:
+    """Return the largest magnitude of each node's float32 outputs over `inputs`; a NaN counts as infinite.
 
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    outputs = {value.name for value in model.graph.output}
-    inferred = onnx.shape_inference.infer_shapes(exposed)
-    floats = {v.name: v for v in inferred.graph.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    wanted = [name for node in model.graph.node for name in node.output if name in floats and name not in outputs]
-    for name in wanted:
-        exposed.graph.output.append(floats[name])
-    session = OnnxModel(exposed.SerializeToString()).session
-    names = [output.name for output in session.get_outputs()]
-    values = dict(zip(names, session.run(names, {session.get_inputs()[0].name: inputs}), strict=True))
-    order = [name for node in model.graph.node for name in node.output if name in values]
-    return {name: values[name] for name in order}
-
-
-def ranges(model: Any, tensors: dict[str, NDArray[np.float32]]) -> list[TensorRange]:
-    """Return the range of each tensor, with the node that computes it; a NaN counts as infinite."""
-    found = []
-    for node in model.graph.node:
-        for name in node.output:
-            if name in tensors and tensors[name].size:
-                magnitude = np.nan_to_num(np.abs(tensors[name]), nan=np.inf, posinf=np.inf)
-                found.append(TensorRange(node.name or name, node.op_type, float(magnitude.max())))
-    return found
+    The pictures go through one by one, so that the memory for intermediate tensors is that of one picture.
+    """
+    intermediates = Intermediates(model)
+    largest: dict[str, float] = {}
+    for start in range(len(inputs)):
+        for name, value in intermediates.tensors(inputs[start : start + 1]).items():
+            magnitude = np.nan_to_num(np.abs(value), nan=np.inf, posinf=np.inf).max(initial=0.0)
+            largest[name] = max(largest.get(name, 0.0), float(magnitude))
+    found = [(node, name) for node, name in intermediates.nodes if name in largest]
+    return [TensorRange(node.name or name, node.op_type, largest[name]) for node, name in found]

@@ -8,15 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from conversion_jobs.archive import write_archive
 from conversion_jobs.experiment import Experiment, read_spec, sha256_of
 from conversion_jobs.graph import GraphInterface, interface, read_graph
 from conversion_jobs.triton_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
-from conversion_jobs.verify_onnx import Verification
+from conversion_jobs.verification import passed_verification
 from jobkit import job
-from jobkit.bottle import Bottle
 from jobkit.errors import DataRefused
 from jobkit.modelspec import SPEC_FILE, ModelSpec
 from jobkit.paths import checked_name, inference_model
@@ -47,7 +46,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     experiment, bottle = Experiment(arguments.experiment), context.bottle
     spec = read_spec(bottle, experiment)
     graph_file = bottle.local(experiment.onnx)
-    refuse_unverified(bottle, experiment, sha256_of(graph_file))
+    digest = sha256_of(graph_file)
+    passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
     graph = interface(read_graph(graph_file))
     config = to_text(model_config(graph, name, max_batch_size=arguments.max_batch_size, device=arguments.device))
     if problems := contradictions(parse(config), graph):
@@ -71,25 +71,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         bottle.put(f"{folder}/{archive.name}", archive)
         digest = sha256_of(archive)
     logger.info("%s/model_onnx.zip: %s", folder, digest)
+    if context.is_tracked:
+        context.tracking.params({"model_name": name, "max_batch_size": arguments.max_batch_size})
+        context.tracking.tags({"experiment": experiment.folder, "archive_sha256": digest})
     return Result(folder=folder, archive=f"{folder}/model_onnx.zip", sha256=digest)
-
-
-def refuse_unverified(bottle: Bottle, experiment: Experiment, digest: str) -> None:
-    """Refuse a graph that `verify_onnx` did not pass as it is now.
-
-    Raises:
-        DataRefused: it was not verified, failed, or was changed or exported again since.
-    """
-    if not bottle.exists(experiment.verification):
-        raise DataRefused(f"{experiment.onnx} was not verified: run conversion_jobs.verify_onnx first")
-    try:
-        found = Verification.model_validate_json(bottle.read(experiment.verification))
-    except ValidationError as error:
-        raise DataRefused(f"{experiment.verification} is damaged: {error}") from error
-    if found.sha256 != digest:
-        raise DataRefused(f"{experiment.onnx} is {digest}, but {found.sha256} was verified: run verify_onnx again")
-    if not found.passed:
-        raise DataRefused(f"{experiment.onnx} failed its verification: see {experiment.verification}")
 
 
 def meta(name: str, spec: ModelSpec, graph: GraphInterface, experiment: Experiment, digest: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import resource
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all
 from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256_of
 from conversion_jobs.graph import compact_json, interface, read_graph
 from conversion_jobs.localise import first_difference
-from conversion_jobs.onnx_session import FP16_MAX, OnnxModel, intermediate_tensors, measure_latency, ranges
+from conversion_jobs.onnx_session import FP16_MAX, OnnxModel, largest_values, measure_latency
+from conversion_jobs.verification import FP16Risk, Verification
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import DataRefused
@@ -28,6 +30,7 @@ logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
 REFERENCE_PICTURES = 8
 MINIMUM_COSINE = 0.9999  # an FP32 graph; plans of half precision are allowed 0.997
+FP16_HEADROOM = 4  # other pictures reach further than those that were looked at
 Pictures = NDArray[np.float32]
 
 
@@ -47,22 +50,6 @@ class Result(job.Result):
 
     verdicts: list[Verdict]
     reference: str = Field(description="npz in the bottle: inputs, outputs and picture names of a few pictures")
-
-
-class Verification(BaseModel):
-    """What stands in `onnx/verification.json`; packaging takes no graph that is not named by one that passed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    sha256: str = Field(description="of the graph")
-    passed: bool
-    snapshot_id: str
-    pictures: int
-    batch_sizes: list[int]
-    verdicts: list[Verdict]
-    where: str | None = Field(None, description="where source and graph part, for a graph that failed")
-    latency_ms: list[dict[str, float]] = Field(description="of ONNX Runtime on the CPU, one thread")
-    beyond_fp16: list[str] = Field(description="nodes whose output half precision cannot hold")
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
@@ -90,7 +77,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         sha256=sha256_of(path), passed=passed, snapshot_id=arguments.snapshot_id, pictures=len(inputs),
         batch_sizes=batches, verdicts=worst, where=where,
         latency_ms=[dataclasses.asdict(measure_latency(model, inputs, size)) for size in (batches if passed else [])],
-        beyond_fp16=fp16_overflows(graph, inputs[:REFERENCE_PICTURES]),
+        peak_memory_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        fp16_risks=fp16_risks(graph, inputs[:REFERENCE_PICTURES]),
     )  # fmt: skip
     bottle.write(experiment.verification, verification.model_dump_json(indent=2) + "\n")
     report(verification, context)
@@ -181,11 +169,12 @@ def locate(
     return first_difference(model, graph, picture, how.atol, how.rtol)
 
 
-def fp16_overflows(graph: Any, inputs: Pictures) -> list[str]:
-    """Name the nodes whose output, on real inputs, is larger than half precision can hold."""
-    beyond = [found for found in ranges(graph, intermediate_tensors(graph, inputs)) if not found.fits_fp16]
+def fp16_risks(graph: Any, inputs: Pictures) -> list[FP16Risk]:
+    """Return the nodes whose output, on real inputs, comes near what half precision can hold, or beyond it."""
     return [
-        f"{found.node} ({found.operator}) reaches {found.largest:.3g}, FP16 ends at {FP16_MAX:.0f}" for found in beyond
+        FP16Risk(node=found.node, operator=found.operator, largest=found.largest, overflows=found.largest > FP16_MAX)
+        for found in largest_values(graph, inputs)
+        if found.largest > FP16_MAX / FP16_HEADROOM
     ]
 
 
@@ -208,8 +197,8 @@ def report(verification: Verification, context: job.Context) -> None:
     """Say what was found in the log, and in MLflow where the job is tracked."""
     for verdict in verification.verdicts:
         logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
-    for line in verification.beyond_fp16:
-        logger.warning("half precision would overflow: %s", line)
+    for risk in verification.fp16_risks:
+        logger.warning("half precision %s: %s", "would overflow" if risk.overflows else "is close to its end", risk)
     for latency in verification.latency_ms:
         logger.info("batch %(batch)d: median %(median).2f ms, p90 %(p90).2f ms, p99 %(p99).2f ms", latency)
     if is_tracked(context):

@@ -16,7 +16,7 @@ from torch import nn
 from conversion_jobs import export_onnx
 from conversion_jobs.checks import Close, Cosine, Finite, Top1Agreement
 from conversion_jobs.experiment import Experiment, read_spec
-from conversion_jobs.verify_onnx import choose, fp16_overflows
+from conversion_jobs.verify_onnx import choose, fp16_risks
 from jobkit.errors import DataRefused
 from jobkit.snapshot import read_snapshot
 from tests.conversion_jobs.conftest import Trained
@@ -141,10 +141,10 @@ def test_nodes_that_would_overflow_half_precision_are_named(trained: Trained) ->
 
     replace_graph(trained, loud)
     path = trained.bottle.local(Experiment(trained.experiment).onnx)
-    lines = fp16_overflows(onnx.load(path), np.ones((2, 3, 32, 32), np.float32))
-    assert any("/layer1/layer1.0/conv1/Conv (Conv) reaches" in line for line in lines)
+    risks = fp16_risks(onnx.load(path), np.ones((2, 3, 32, 32), np.float32))
+    assert any("/layer1/layer1.0/conv1/Conv (Conv) reaches" in str(risk) and risk.overflows for risk in risks)
     replace_graph(trained, lambda model: model)
-    assert fp16_overflows(onnx.load(path), np.ones((2, 3, 32, 32), np.float32)) == []
+    assert fp16_risks(onnx.load(path), np.ones((2, 3, 32, 32), np.float32)) == []
 
 
 def test_pictures_are_taken_from_all_classes_in_turn_and_the_same_ones_each_time(trained: Trained) -> None:

@@ -1,0 +1,265 @@
+"""Build a TensorRT plan on the GPU that will serve it: FP16 if that is accurate, else mixed, else FP32."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from conversion_jobs.checks import Verdict, judge_all
+from conversion_jobs.experiment import Experiment, is_tracked, sha256_of
+from conversion_jobs.graph import GraphInterface, interface, read_graph
+from conversion_jobs.serving import TENSORRT_CHECKS, Reference
+from conversion_jobs.tensorrt.command import Batches, Precision, build_command, check_supported, profile_shapes
+from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
+from conversion_jobs.tensorrt.half import fp32_layers, to_half
+from conversion_jobs.tensorrt.log import skipped_tactics
+from conversion_jobs.tensorrt.plan import Attempt, Plan, PlanPaths, plan_paths, timing_cache_key
+from conversion_jobs.tensorrt.version import parse_version
+from conversion_jobs.verification import Verification, passed_verification, read_model
+from jobkit import job
+from jobkit.bottle import Bottle
+from jobkit.errors import ConfigurationError, DataRefused, JobError
+
+logger = logging.getLogger("conversion_jobs.build_plan")
+
+
+class Arguments(job.Arguments):
+    """Build a TensorRT plan from a verified graph, on the GPU and with the TensorRT that will serve it."""
+
+    experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
+    compute_capability: str = Field("7.5", pattern=r"^\d+\.\d$", description="of the GPU that serves; 7.5: T4")
+    serving_tensorrt: str = Field(description="version of TensorRT in the serving Triton, say 11.1.0.106")
+    precision: Precision = Field("fp16", description="what to try first; less accurate ones are not tried")
+    min_batch: int = Field(1, ge=1)
+    opt_batch: int = Field(1, ge=1, description="the batch size to be fastest at")
+    max_batch: int = Field(8, ge=1)
+    workspace: int = Field(4096, ge=16, description="memory that TensorRT may use while it builds, MiB")
+    timeout: float = Field(3600, gt=0, description="seconds that one run of trtexec may take")
+    trtexec: str = Field("trtexec", description="the program")
+    nvidia_smi: str = Field("nvidia-smi", description="the program")
+
+
+class Result(job.Result):
+    """The plan; keys in the bottle."""
+
+    plan: str
+    record: str
+    sha256: str
+    precision: Precision
+    tensorrt: str
+    gpu: str
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What every attempt shares."""
+
+    arguments: Arguments
+    trtexec: Trtexec
+    scratch: Path
+    onnx: Path
+    model: Any
+    graph: GraphInterface
+    reference: Reference
+    timing_cache: Path
+    verification: Verification
+
+    @property
+    def batches(self) -> Batches:
+        """The batch sizes of the plan; a graph with a fixed batch has no others."""
+        if not self.graph.has_free_batch:
+            fixed = self.graph.inputs[0].shape[0] or 1
+            return Batches(fixed, fixed, fixed)
+        return Batches(self.arguments.min_batch, self.arguments.opt_batch, self.arguments.max_batch)
+
+    def attempts(self) -> Iterator[tuple[Precision, list[str]]]:
+        """Yield the precisions to try, the fastest first, with the nodes that stay in FP32."""
+        if self.arguments.precision == "fp16":
+            yield "fp16", []
+        layers = fp32_layers(self.model, self.verification.fp16_risks)
+        if self.arguments.precision in ("fp16", "mixed") and layers:
+            yield "mixed", layers
+        yield "fp32", []
+
+    def build(self, precision: Precision, layers: list[str], plan: Path) -> str:
+        """Build one plan; return trtexec's log."""
+        source = self.onnx
+        if self.trtexec.version.major >= 11 and precision != "fp32":
+            source = self.scratch / f"{precision}.onnx"
+            to_half(self.onnx, source, self.reference.inputs, layers)
+        command = build_command(
+            self.trtexec.path, self.trtexec.version, source, plan, profile_shapes(self.graph, self.batches),
+            precision=precision, fp32_layers=layers, workspace_mib=self.arguments.workspace,
+            timing_cache=self.timing_cache,
+        )  # fmt: skip
+        text = self.trtexec.run(command)
+        if not plan.is_file() or plan.stat().st_size == 0:
+            raise DataRefused(f"trtexec says that it passed, but wrote no plan; its log: {self.trtexec.log}")
+        return text
+
+    def judge(self, plan: Path) -> list[Verdict]:
+        """Compare the plan's outputs on the verified pictures with the source's."""
+        size = max(self.batches.smallest, min(len(self.reference.inputs), self.batches.largest))
+        inputs = np.resize(self.reference.inputs, (size, *self.reference.inputs.shape[1:]))
+        outputs, _ = run_plan(self.trtexec, plan, self.graph, inputs, self.scratch)
+        source = np.resize(self.reference.outputs, (size, *self.reference.outputs.shape[1:]))
+        names = [self.reference.pictures[i % len(self.reference.pictures)] for i in range(size)]
+        return judge_all(TENSORRT_CHECKS, source, outputs, names)
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Probe, refuse what would not be served, build and check in falling speed, write the plan; its record last."""
+    experiment, bottle = Experiment(arguments.experiment), context.bottle
+    with tempfile.TemporaryDirectory(prefix="nightshift-plan-") as folder:
+        scratch = Path(folder)
+        log = scratch / "build.log"
+        trtexec = probe_trtexec(arguments.trtexec, log, arguments.timeout)
+        gpu = probe_gpu(arguments.nvidia_smi)
+        refuse_wrong_target(arguments, trtexec, gpu)
+        paths = plan_paths(experiment.folder, gpu, trtexec.version)
+        onnx = bottle.local(experiment.onnx)
+        digest = sha256_of(onnx)
+        found = passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
+        model = read_graph(onnx)
+        builder = Builder(
+            arguments, trtexec, scratch, onnx, model, interface(model), Reference(bottle.local(experiment.reference)),
+            fetch_timing_cache(bottle, timing_cache_key(gpu, trtexec.version), scratch), found,
+        )  # fmt: skip
+        if (known := built_before(bottle, paths, digest, builder)) is not None:
+            logger.info("%s is there already: nothing is built again", paths.plan)
+            return result(paths, known)
+        try:
+            plan, record = build_first_accurate(builder, gpu, digest)
+        finally:
+            keep_log(bottle, paths, log)
+        bottle.put(paths.plan, plan)
+        bottle.write(paths.record, record.model_dump_json(indent=2) + "\n")
+        if builder.timing_cache.is_file() and builder.timing_cache.stat().st_size:
+            bottle.put(timing_cache_key(gpu, trtexec.version), builder.timing_cache)
+    if is_tracked(context):
+        context.tracking.tags({"plan": paths.plan, "tensorrt": record.tensorrt, "precision": record.precision})
+        context.tracking.dictionary(record.model_dump(), "plan.json")
+    return result(paths, record)
+
+
+def refuse_wrong_target(arguments: Arguments, trtexec: Trtexec, gpu: Gpu) -> None:
+    """Refuse to build where the plan would not load in the Triton that is to serve it.
+
+    Raises:
+        ConfigurationError: another GPU, another TensorRT, or a version that is not known.
+    """
+    check_supported(trtexec.version)
+    if gpu.compute_capability != arguments.compute_capability:
+        raise ConfigurationError(
+            f"this is a {gpu.name} (compute {gpu.compute_capability}), the plan is for compute "
+            f"{arguments.compute_capability}: it would not load there; run this task on the queue of that GPU"
+        )
+    serving = parse_version(arguments.serving_tensorrt)
+    if not serving.loads_plans_of(trtexec.version):
+        raise ConfigurationError(
+            f"this is TensorRT {trtexec.version}, the serving Triton has {serving}: it loads plans of its own build "
+            "only; use the tensorrt and tritonserver images of the same month"
+        )
+
+
+def build_first_accurate(builder: Builder, gpu: Gpu, onnx_sha256: str) -> tuple[Path, Plan]:
+    """Build in falling speed until a plan is accurate; return it with its record.
+
+    Raises:
+        DataRefused: not even FP32 is.
+    """
+    attempts: list[Attempt] = []
+    for precision, layers in builder.attempts():
+        started = time.monotonic()
+        plan = builder.scratch / f"{precision}.plan"
+        text, verdicts, reason = "", [], "accurate on the verified pictures"
+        try:
+            text = builder.build(precision, layers, plan)
+            verdicts = builder.judge(plan)
+        except DataRefused as error:
+            if precision == "fp32":
+                raise
+            reason = str(error)
+        failed = [verdict.sentence for verdict in verdicts if not verdict.passed]
+        accepted = bool(verdicts) and not failed
+        attempts.append(
+            Attempt(
+                precision=precision, fp32_layers=layers, accepted=accepted, verdicts=verdicts,
+                reason="; ".join(failed) or reason, seconds=round(time.monotonic() - started, 1),
+            )
+        )  # fmt: skip
+        logger.log(logging.INFO if accepted else logging.WARNING, "%s: %s", precision, attempts[-1].reason)
+        if accepted:
+            return plan, record_of(builder, gpu, onnx_sha256, plan, attempts, text)
+    tried = "; ".join(f"{attempt.precision}: {attempt.reason}" for attempt in attempts)
+    raise DataRefused(f"no precision gives an accurate plan: {tried}")
+
+
+def record_of(builder: Builder, gpu: Gpu, onnx_sha256: str, plan: Path, attempts: list[Attempt], text: str) -> Plan:
+    """Return what is known of a plan that was built."""
+    batches = builder.batches
+    return Plan(
+        sha256=sha256_of(plan),
+        onnx_sha256=onnx_sha256,
+        tensorrt=str(builder.trtexec.version),
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        driver=gpu.driver,
+        asked_precision=builder.arguments.precision,
+        precision=attempts[-1].precision,
+        batches=(batches.smallest, batches.best, batches.largest),
+        workspace_mib=builder.arguments.workspace,
+        attempts=attempts,
+        skipped_tactics=skipped_tactics(text),
+    )
+
+
+def built_before(bottle: Bottle, paths: PlanPaths, onnx_sha256: str, builder: Builder) -> Plan | None:
+    """Return the record of a plan that was built from the same graph in the same way; None where there is none."""
+    if not bottle.exists(paths.record) or not bottle.exists(paths.plan):
+        return None
+    try:
+        known = read_model(bottle, paths.record, Plan, "build it again")
+    except DataRefused:
+        return None
+    batches = builder.batches
+    wanted = (onnx_sha256, builder.arguments.precision, (batches.smallest, batches.best, batches.largest))
+    same = (known.onnx_sha256, known.asked_precision, known.batches) == wanted
+    return known if same and sha256_of(bottle.local(paths.plan)) == known.sha256 else None
+
+
+def fetch_timing_cache(bottle: Bottle, key: str, scratch: Path) -> Path:
+    """Return a local timing cache: what earlier builds on this GPU and TensorRT have measured, if any have."""
+    path = scratch / "timing.cache"
+    if bottle.exists(key):
+        path.write_bytes(bottle.read(key))
+    return path
+
+
+def keep_log(bottle: Bottle, paths: PlanPaths, log: Path) -> None:
+    """Keep trtexec's log in the bottle, whatever the build came to; the build's own error is never hidden."""
+    try:
+        bottle.put(paths.log, log)
+    except (OSError, JobError) as error:
+        logger.warning("trtexec's log could not be kept: %s", error)
+
+
+def result(paths: PlanPaths, record: Plan) -> Result:
+    """Return the job's result for a plan."""
+    return Result(
+        plan=paths.plan, record=paths.record, sha256=record.sha256, precision=record.precision,
+        tensorrt=record.tensorrt, gpu=record.gpu,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)

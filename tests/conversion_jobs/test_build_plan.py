@@ -1,0 +1,197 @@
+"""Building plans, against a double of trtexec: no TensorRT can be had here, and nothing below is a plan that ran.
+
+AutoCast, which makes half precision graphs for TensorRT 11, is the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from conversion_jobs import build_plan
+from conversion_jobs.experiment import Experiment
+from conversion_jobs.tensorrt.plan import Plan
+from jobkit.errors import ConfigurationError, DataRefused, JobError, TryAgainLater
+from tests.conversion_jobs.conftest import Trained
+from tests.support.trained import make_model, write_experiment
+from tests.support.trtexec_double import FIRST_LINE, install
+
+SERVING = {8203: "8.2.3", 8601: "8.6.1", 101300: "10.13.0.35", 110100: "11.1.0.106"}
+
+
+def build(trained: Trained, folder: Path, version: int = 101300, **settings: Any) -> build_plan.Result:
+    options = settings.pop("options", {})
+    trtexec, nvidia_smi = install(folder, version, **settings)
+    arguments = build_plan.Arguments(
+        experiment=trained.experiment, serving_tensorrt=options.pop("serving", SERVING[version]), trtexec=str(trtexec),
+        nvidia_smi=str(nvidia_smi), **options,
+    )  # fmt: skip
+    return build_plan.run(arguments, trained.context)
+
+
+def calls(folder: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
+
+
+def record(trained: Trained, result: build_plan.Result) -> Plan:
+    return Plan.model_validate_json(trained.bottle.read(result.record))
+
+
+@pytest.mark.parametrize(
+    ("version", "has", "lacks"),
+    [
+        (8203, {"--fp16", "--workspace=4096", "--buildOnly"}, {"--skipInference", "--memPoolSize=workspace:4096"}),
+        (8601, {"--fp16", "--memPoolSize=workspace:4096", "--skipInference"}, {"--workspace=4096"}),
+        (101300, {"--fp16", "--memPoolSize=workspace:4096", "--skipInference"}, {"--workspace=4096"}),
+        (110100, {"--memPoolSize=workspace:4096", "--skipInference"}, {"--fp16", "--workspace=4096"}),
+    ],
+)
+def test_each_version_gets_the_options_that_it_knows(
+    verified: Trained, tmp_path: Path, version: int, has: set[str], lacks: set[str]
+) -> None:
+    result = build(verified, tmp_path / "trt", version)
+    (building,) = [call for call in calls(tmp_path / "trt") if any(a.startswith("--onnx") for a in call)]
+    assert has <= set(building)
+    assert not lacks & set(building)
+    assert "--minShapes=input:1x3x32x32" in building
+    assert "--maxShapes=input:8x3x32x32" in building
+    found = record(verified, result)
+    assert (found.precision, found.tensorrt, found.gpu) == ("fp16", SERVING[version], "Tesla T4")
+    assert found.skipped_tactics == 2, "out of memory in a build that passed is a tactic left out, no failure"
+    log = verified.bottle.read(f"{verified.experiment}/tensorrt/sm75-{SERVING[version]}/build.log").decode()
+    assert FIRST_LINE in log
+    running = calls(tmp_path / "trt")[-1]
+    assert ("--noCudaGraph" in running) == (version >= 110000), "the versions' defaults differ: they are set"
+
+
+def test_tensorrt_11_gets_a_graph_that_is_in_half_precision_already(verified: Trained, tmp_path: Path) -> None:
+    result = build(verified, tmp_path / "trt", 110100)
+    content = verified.bottle.read(result.plan)
+    graph = onnx.load_from_string(content.split(b"\n", 2)[2])
+    weights = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.graph.initializer}
+    assert "FLOAT16" in weights
+    assert graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert graph.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert {entry.key for entry in graph.metadata_props} >= {"labels", "snapshot_id"}
+
+
+class Loud(nn.Module):
+    """A model whose values leave the range of half precision in the middle and come back."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.backbone, self.fc, self.factor = model.backbone, model.fc, factor
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.backbone(pictures) * self.factor) / self.factor)
+
+
+@pytest.fixture
+def loud(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """An experiment that FP16 breaks."""
+    spec = write_experiment(trained.bottle, trained.experiment, trained.snapshot_id)
+    model = Loud(make_model(spec, 3), 1e6)
+    write_experiment(trained.bottle, trained.experiment, trained.snapshot_id, model=model)
+    monkeypatch.setattr("jobkit.classifier.load_classifier", lambda *_: model)
+    trained.export()
+    trained.verify()
+    return trained
+
+
+def test_a_model_that_overflows_half_precision_keeps_the_named_layers_in_fp32(loud: Trained, tmp_path: Path) -> None:
+    found = record(loud, build(loud, tmp_path / "trt"))
+    assert found.precision == "mixed"
+    first, second = found.attempts
+    assert (first.precision, first.accepted) == ("fp16", False)
+    assert "NaN or infinity" in first.reason
+    assert "/Mul" in second.fp32_layers
+    assert second.accepted
+    building = [call for call in calls(tmp_path / "trt") if any(a.startswith("--onnx") for a in call)]
+    assert any(a.startswith("--layerPrecisions=") and "/Mul:fp32" in a for a in building[1])
+    assert "--precisionConstraints=obey" in building[1]
+
+
+def test_autocast_keeps_what_would_overflow_in_fp32(loud: Trained, tmp_path: Path) -> None:
+    found = record(loud, build(loud, tmp_path / "trt", 110100))
+    assert found.attempts[-1].accepted
+    assert found.precision in ("fp16", "mixed"), "AutoCast looks at the values of real pictures by itself"
+
+
+def test_fp32_is_what_is_left_where_no_layer_is_to_blame(verified: Trained, tmp_path: Path) -> None:
+    key = Experiment(verified.experiment).verification
+    found = json.loads(verified.bottle.read(key))
+    verified.bottle.write(key, json.dumps({**found, "fp16_risks": []}))
+    result = build(verified, tmp_path / "trt", fault="no_kernel", once=True)
+    found_plan = record(verified, result)
+    assert found_plan.precision in ("mixed", "fp32")
+    assert "found no kernel for /fc/Gemm" in found_plan.attempts[0].reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"fault": "no_gpu"}, ConfigurationError, "no usable GPU.*queue of its GPU"),
+        ({"fault": "out_of_memory"}, TryAgainLater, "memory ran out while TensorRT tried kernels.*nothing else uses"),
+        ({"fault": "unknown_operator"}, DataRefused, "no implementation of the operator FancyNorm"),
+        ({"fault": "disk_full"}, TryAgainLater, "the disk is full"),
+        ({"fault": "killed"}, TryAgainLater, r"ended by signal 9 \(the kernel's, for memory\)"),
+        ({"fault": "silent"}, DataRefused, "passed, but wrote no plan"),
+        ({"fault": "hangs", "options": {"timeout": 2.0}}, TryAgainLater, "did not end in 2 s and was killed"),
+        ({"gpu": "NVIDIA A10, 8.6, 580.65.06, 23028"}, ConfigurationError, r"NVIDIA A10 \(compute 8.6\).*compute 7.5"),
+        ({"gpu": None}, ConfigurationError, "finds no GPU"),
+        ({"options": {"serving": "10.13.0.36"}}, ConfigurationError, "TensorRT 10.13.0.35, the serving Triton has 10."),
+        ({"options": {"serving": "twelve"}}, ConfigurationError, "no version of TensorRT"),
+        ({"options": {"opt_batch": 9}}, ConfigurationError, "1, 9, 8 are not in order"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_a_build_that_fails_says_the_cause_and_the_next_step_and_publishes_nothing(
+    verified: Trained, tmp_path: Path, settings: dict[str, Any], error: type[JobError], says: str
+) -> None:
+    with pytest.raises(error, match=f"(?s){says}"):
+        build(verified, tmp_path / "trt", **settings)
+    kept = [key.rpartition("/")[2] for key in verified.bottle.keys(f"{verified.experiment}/tensorrt")]
+    assert kept in ([], ["build.log"])
+
+
+def test_a_lost_tactic_memory_is_tried_again_and_then_builds(verified: Trained, tmp_path: Path) -> None:
+    with pytest.raises(TryAgainLater):
+        build(verified, tmp_path / "trt", fault="out_of_memory", once=True)
+    assert build(verified, tmp_path / "trt", fault="out_of_memory", once=True).precision == "fp16"
+
+
+def test_the_same_plan_is_not_built_twice_and_the_timings_are_kept(verified: Trained, tmp_path: Path) -> None:
+    first = build(verified, tmp_path / "trt")
+    assert list(verified.bottle.keys("timing_caches")) == ["timing_caches/Tesla_T4-10.13.0.35.cache"]
+    count = len(calls(tmp_path / "trt"))
+    assert build(verified, tmp_path / "trt") == first
+    assert [call for call in calls(tmp_path / "trt")[count:] if call != ["--help"]] == []
+    verified.bottle.write(first.plan, b"damaged")
+    assert build(verified, tmp_path / "trt") == first
+    assert verified.bottle.read(first.plan) != b"damaged"
+
+
+def test_a_graph_that_was_not_verified_is_not_built(trained: Trained, tmp_path: Path) -> None:
+    trained.export()
+    with pytest.raises(DataRefused, match="was not verified: run verify_onnx"):
+        build(trained, tmp_path / "trt")
+
+
+def test_a_machine_without_trtexec_is_no_builder(verified: Trained) -> None:
+    arguments = build_plan.Arguments(experiment=verified.experiment, serving_tensorrt="11.1.0.106")
+    with pytest.raises(ConfigurationError, match=r"trtexec cannot be run.*use the TensorRT image"):
+        build_plan.run(arguments, verified.context)
+
+
+def test_the_double_says_what_it_is(tmp_path: Path) -> None:
+    trtexec, _ = install(tmp_path, 110100)
+    done = subprocess.run([trtexec, "--fp16"], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[0] == FIRST_LINE
+    assert (done.returncode, "FAILED" in done.stdout) == (1, False), "recorded: 11.1 ends without a FAILED line"
