@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
 
 from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
@@ -16,6 +17,11 @@ class JobEnvironment:
 
     variables: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
+
+    def masked(self) -> list[str]:
+        """Return the texts that no log may show: the secrets, of an address only its password."""
+        texts = (_password_of(value) if "://" in value else value for value in self.secrets.values())
+        return [text for text in texts if text]
 
 
 # connection -> (variable, where its value stands in the connection, whether it is a secret)
@@ -66,6 +72,13 @@ def resolve(names: list[str]) -> JobEnvironment:
                     f"the connection nightshift_{name} lacks {key}, which becomes the job's {variable}"
                 )
     return environment
+
+
+def _password_of(address: str) -> str:
+    try:
+        return unquote(urlsplit(address).password or "")
+    except ValueError:
+        return address
 
 
 def _connection(conn_id: str) -> Connection:

@@ -76,8 +76,8 @@ class Launcher(Protocol):
     def start(self, spec: JobSpec) -> str:
         """Start a job apart from this process; return its id."""
 
-    def find(self, labels: Labels) -> str | None:
-        """Return the id of the newest job of this task instance (any try), or None."""
+    def find(self, labels: Labels, since_try: int = 1) -> str | None:
+        """Return the id of the newest job of this task instance that runs or that a try from `since_try` on started."""
 
     def status(self, job_id: str) -> Status:
         """Return where the job is; a job that cannot be found has failed."""

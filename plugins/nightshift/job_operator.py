@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ResumableJobMixin
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from airflow.sdk.log import mask_secret
 
-from nightshift import connections
+from nightshift.connections import JobEnvironment, resolve
 from nightshift.contract import JobSpec, Labels, Launcher, Status, command_options
 from nightshift.errors import JobFailed, failure
 from nightshift.process_launcher import ProcessLauncher
@@ -88,13 +89,20 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         self.environment = environment
         self.connections = list(connections)
         self.skips = list(skips)
+        self._environment = JobEnvironment()
         self._job_id: str | None = None
+        self._is_killed = False
         self._mlflow_url = ""
 
     def execute(self, context: Context) -> Any:
         """Run or adopt the job; return its result."""
         if self.only_if_param and not context["params"][self.only_if_param]:
             raise AirflowSkipException(f"the run was started with {self.only_if_param} = false")
+        self._environment = resolve(self.connections)
+        for secret in self._environment.masked():
+            mask_secret(secret)  # what a job prints stands in the task's log as well
+        # What was stored before a clear counts no longer: a task that was cleared runs again.
+        self.external_id_key = f"nightshift_job_since_try_{self._first_try(context)}"
         result: dict[str, Any] = self.execute_resumable(context)
         stop_here = result.get("stop_here")
         if stop_here and self.skips:
@@ -105,6 +113,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
 
     def on_kill(self) -> None:
         """End the job: Airflow allows five seconds."""
+        self._is_killed = True
         if self._job_id:
             launcher().stop(self._job_id)
 
@@ -112,18 +121,24 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         """Start the job, unless an earlier try of this task did and its worker died before it could say so."""
         labels = self._labels(context)
         jobs = launcher()
-        running = jobs.find(labels)
-        if running and jobs.status(running) is Status.RUNNING:
-            self.log.info("adopting the running job %s: an earlier worker started it and died", running)
-            return running
-        if running:
-            jobs.stop(running)  # what may be left of it, where only its shell was killed: one job at a time
-        environment = connections.resolve(self.connections)
+        found = jobs.find(labels, self._first_try(context))
+        if found and self.is_job_active(self.get_job_status(found, context)):
+            self.log.info("adopting the job %s: an earlier worker started it and died", found)
+            return found
+        if found := jobs.find(labels):
+            jobs.stop(found)  # what may be left of it, where only its shell was killed: one job at a time
         options = self.options | {name: context["params"][key] for name, key in self.options_from_params.items()}
         spec = JobSpec(
-            self.module, command_options(options), self.environment, labels, environment.variables, environment.secrets
+            self.module,
+            command_options(options),
+            self.environment,
+            labels,
+            self._environment.variables,
+            self._environment.secrets,
         )
         self._job_id = jobs.start(spec)
+        if self._is_killed:  # the request came before there was a job to end
+            jobs.stop(self._job_id)
         self.log.info("started %s: %s %s", self._job_id, self.module, " ".join(spec.options))
         return self._job_id
 
@@ -163,6 +178,11 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         if content is None:
             raise JobFailed(f"{self.module} ended with 0 but left no result.json in {external_id}")
         return content["result"]
+
+    def _first_try(self, context: Context) -> int:
+        """Return the first try since the task instance was made or cleared: a clear adds tries to `max_tries`."""
+        ti = context["ti"]
+        return max(1, min(ti.try_number, (ti.max_tries or 0) - (self.retries or 0) + 1))
 
     def _labels(self, context: Context) -> Labels:
         ti = context["ti"]

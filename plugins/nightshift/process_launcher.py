@@ -113,11 +113,14 @@ class ProcessLauncher:
             else:
                 return attempt
 
-    def find(self, labels: Labels) -> str | None:
-        """Return the newest attempt that was really started."""
+    def find(self, labels: Labels, since_try: int = 1) -> str | None:
+        """Return the newest attempt that was really started, and that runs or is new enough."""
         for attempt in sorted(self._task_folder(labels).glob("[0-9]*"), reverse=True):
+            job_id = attempt.relative_to(self.jobs).as_posix()
             if (attempt / "process.json").exists():
-                return attempt.relative_to(self.jobs).as_posix()
+                started_by = json.loads((attempt / "job.json").read_text())["labels"]["try_number"]
+                if started_by >= since_try or self.status(job_id) is Status.RUNNING:
+                    return job_id
         return None
 
     def status(self, job_id: str) -> Status:

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,7 @@ class PipelineError(ValueError):
 class _Loader(yaml.SafeLoader):
     """The safe loader with YAML 1.2's booleans and floats, and without dates."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class declares it so
         first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in ("bool", "float", "timestamp")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -102,11 +102,14 @@ def _read(path: Path, lines: Lines) -> Any:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise PipelineError(f"{lines.name}:{line}: this is not UTF-8 text: {error.reason}") from error
+    except RecursionError as error:
+        raise PipelineError(f"{lines.name}:1: this is not YAML that can be read: it is nested too deeply") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
+        mark, context = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        since = f" ({getattr(error, 'context', '')} that begins in line {context.line + 1})" if context else ""
         raise PipelineError(
-            f"{lines.name}:{line}: this is not YAML: {getattr(error, 'problem', None) or error}"
+            f"{lines.name}:{mark.line + 1 if mark else 1}: this is not YAML: {problem}{since}"
         ) from error
 
 
@@ -134,8 +137,8 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         valid = _keys(model, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), valid, 1)
-        hint = f"; did you mean {near[0]}?" if near else ";"
-        return f"there is no such key{hint} valid here: {', '.join(valid)}"
+        hint = f"; did you mean {near[0]}?" if near else "."
+        return f"there is no such key{hint} Valid here: {', '.join(valid)}"
     if item["type"] == "missing":
         return "the key is missing"
     message: str = item["msg"].removeprefix("Value error, ")

@@ -1,0 +1,155 @@
+"""The pipeline file: what is wrong is named by file, line and key, all of it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nightshift.pipeline import Pipeline, load_pipeline
+from nightshift.yaml_lines import PipelineError
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = """\
+description: Shoes and bags
+owner: ml-team
+schedule: "0 2 * * *"
+data:
+  group: footwear
+train:
+  config: configs/classifier/footwear.yaml
+publish:
+  model_name: footwear
+"""
+
+
+@pytest.fixture
+def pipelines(home: Path) -> Path:
+    (home / "configs" / "classifier").mkdir()
+    (home / "configs" / "classifier" / "footwear.yaml").write_text("a: 1\n")
+    return home / "configs" / "pipelines"
+
+
+def load(pipelines: Path, text: str | bytes, name: str = "footwear.yaml") -> Pipeline:
+    path = pipelines / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_pipeline(path)
+
+
+def errors(pipelines: Path, text: str | bytes, name: str = "footwear.yaml") -> list[str]:
+    with pytest.raises(PipelineError) as caught:
+        load(pipelines, text, name)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"configs/pipelines/{name}:") for line in lines)
+    return [line.removeprefix(f"configs/pipelines/{name}:") for line in lines]
+
+
+def with_line(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def test_a_good_file_is_a_pipeline(pipelines: Path) -> None:
+    pipeline = load(pipelines, GOOD)
+    assert pipeline.data.group == "footwear"
+    assert pipeline.schedule == "0 2 * * *"
+    assert pipeline.retries.attempts == 3
+
+
+def test_the_pipelines_that_come_with_the_project_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_HOME", str(ROOT))
+    files = sorted((ROOT / "configs" / "pipelines").glob("*.yaml"))
+    assert files
+    for file in files:
+        load_pipeline(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("owner: ml-team", "ownr: ml-team", 2, "ownr: there is no such key; did you mean owner? Valid here: data"),
+        ("  group: footwear", "  grup: footwear", 5, "data.grup: there is no such key; did you mean group?"),
+        ("  group: footwear", "  source: collect", 4, "data.group: the key is missing"),
+        ("owner: ml-team", "owner: ml-team\nowner: others", 3, "owner: the key stands here again; it stands in line 2"),
+        (
+            "  group: footwear",
+            "  group: footwear\n  group: bags",
+            6,
+            "data.group: the key stands here again; it stands in line 5 already",
+        ),
+        ("  group: footwear", "  group: footwear\n  min_side: small", 6, "data.min_side: input should be a valid int"),
+        ("  group: footwear", "  group: footwear\n  min_side: '16'", 6, "not '16'"),
+        ("  group: footwear", "  group: footwear\n  min_side: 0", 6, "greater than or equal to 1, not 0"),
+        ("  group: footwear", "  group: footwear\n  val_part: 0.5", 6, "data.val_part: input should be less"),
+        ("  group: footwear", "  group: footwear\n  val_part: .inf", 6, "data.val_part: input should be a"),
+        ("  group: footwear", "  group: footwear\n  min_side: 99\n  max_side: 9", 4, "min_side (99) is larger than"),
+        ("  group: footwear", "  group: ../footwear", 5, "data.group: string should match pattern"),
+        ("  group: footwear", "  group: footwear\n  source: s3", 6, "data.source: input should be 'collect' or 'postg"),
+        ("  group: footwear", "  group: footwear\n  source: postgres", 4, "source: postgres needs it"),
+        ("  group: footwear", "  group: footwear\n  table: pictures", 4, "table goes with source: postgres"),
+        ('schedule: "0 2 * * *"', "schedule: every night", 3, "schedule: not a cron expression, such as '0 2 * * *'"),
+        ('schedule: "0 2 * * *"', 'schedule: "0 2 31 2 *"', 3, "schedule: a cron expression that no day fits"),
+        ('schedule: "0 2 * * *"', 'schedule: "0 0 2 * * *"', 3, "schedule: not a cron expression"),
+        ("configs/classifier/footwear.yaml", "configs/classifier/shoe.yaml", 7, "train.config: there is no file"),
+        ("model_name: footwear", "model_name: Foot Wear", 9, "publish.model_name: string should match pattern"),
+        ("owner: ml-team", "owner: ''", 2, "owner: string should have at least 1 character"),
+        ("owner: ml-team", "owner:", 2, "owner: input should be a valid string, not None"),
+        ("owner: ml-team", "tags: [a, 1]\nowner: ml-team", 2, "tags.1: input should be a valid string, not 1"),
+        ("owner: ml-team", "owner: &me ml-team\ntags: [*me]", 3, "*me: aliases are not valid here"),
+        ("owner: ml-team", "owner: !!python/object:os.system x", 2, "this is not YAML: could not determine"),
+        ("owner: ml-team", "owner: 'ml-team", 10, "scalar that begins in line 2"),
+        ("owner: ml-team", "owner: ml-team\n\tindented: by a tab", 3, "this is not YAML"),
+        ("data:\n  group: footwear", "data: footwear", 4, "data: input should be an object, not 'footwear'"),
+    ],
+)  # fmt: skip
+def test_an_error_names_its_line_its_key_and_what_is_valid(
+    pipelines: Path, old: str, new: str, line: int, words: str
+) -> None:
+    (found,) = [error for error in errors(pipelines, with_line(old, new)) if words in error]
+    assert found.startswith(f"{line}: ")
+
+
+def test_all_errors_come_at_once_in_the_order_of_the_file(pipelines: Path) -> None:
+    text = GOOD.replace("owner:", "ownr:").replace(
+        "  group: footwear", "  group: footwear\n  group: bags\n  val_part: 7"
+    )
+    found = errors(pipelines, text)
+    assert [line.partition(": ")[2].partition(":")[0] for line in found] == [
+        "owner", "ownr", "data.group", "data.val_part"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("- description: a list\n", "1: the file: input should be an object"),
+        ("just words\n", "1: the file: input should be an object, not 'just words'"),
+        ("", "1: data: the key is missing"),
+        ("a: 1\n---\nb: 2\n", "2: this is not YAML: but found another document"),
+        (b"description: ok\nowner: \xff\xfe\n", "2: this is not UTF-8 text"),
+        (b"\x00\x01", "not YAML"),
+        ("a: " + "[" * 5000, "not YAML"),
+    ],
+)
+def test_what_is_no_pipeline_at_all_is_an_error_too(pipelines: Path, content: str | bytes, words: str) -> None:
+    assert any(words in line for line in errors(pipelines, content))
+
+
+@pytest.mark.parametrize("name", ["Foot-Wear.yaml", "1st.yaml", "footwear.yml", "foot wear.yaml", "x" * 51 + ".yaml"])
+def test_a_file_that_cannot_name_a_dag_says_how_to_call_it(pipelines: Path, name: str) -> None:
+    (found,) = errors(pipelines, GOOD, name)
+    assert "has to be <name>.yaml" in found
+
+
+def test_numbers_and_words_are_those_of_yaml_1_2(pipelines: Path) -> None:
+    text = GOOD + "gate:\n  floor: 9.e-1\nverify:\n  atol: 1e-3\n"
+    pipeline = load(pipelines, text.replace("ml-team", "no"))
+    assert (pipeline.gate.floor, pipeline.verify.atol, pipeline.owner) == (0.9, 0.001, "no")
+
+
+def test_the_fingerprint_changes_with_what_makes_the_model_and_with_nothing_else(pipelines: Path) -> None:
+    before = load(pipelines, GOOD).fingerprint
+    assert load(pipelines, GOOD.replace("Shoes and bags", "Shoes") + "retries:\n  attempts: 1\n").fingerprint == before
+    assert load(pipelines, GOOD + "gate:\n  floor: 0.5\n").fingerprint != before
+    assert load(pipelines, with_line("group: footwear", "group: season")).fingerprint != before
+    (pipelines.parent / "classifier" / "footwear.yaml").write_text("a: 2\n")
+    assert load(pipelines, GOOD).fingerprint != before
