@@ -36,7 +36,8 @@ def main() -> None:
     run.add_argument("--force", action="store_true", help="train even if there are no new pictures")
     options = parser.parse_args()
     settings = Settings()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(_run_command(options, settings))
     except LocalStackError as error:

@@ -6,9 +6,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
+from threading import Event
 
 import psutil
 
@@ -40,10 +41,16 @@ def up(settings: Settings, say: Callable[[str], None]) -> None:
             postgres.initialise(settings.state / "postgres", settings.secrets["postgres"])
             _start(settings, database)
         components.prepare_databases(settings)
+        interrupted = Event()
         with ThreadPoolExecutor(len(parts)) as pool:
             digits = pool.submit(components.load_digits, settings)
-            list(pool.map(lambda part: _start(settings, part, say), [part for part in others if part in todo]))
-            digits.result()
+            starts = [pool.submit(_start, settings, part, say, interrupted) for part in others if part in todo]
+            try:
+                for done in as_completed([digits, *starts]):
+                    done.result()
+            except BaseException:  # Ctrl-C, or one part failed: there is nothing to wait for any more
+                interrupted.set()
+                raise
         say(f"everything is healthy after {time.monotonic() - started:.0f} s")
 
 
@@ -116,11 +123,18 @@ def _holder(port: int) -> str:
     return ""
 
 
-def _start(settings: Settings, part: Component, say: Callable[[str], None] | None = None) -> None:
+def _start(
+    settings: Settings,
+    part: Component,
+    say: Callable[[str], None] | None = None,
+    interrupted: Event | None = None,
+) -> None:
     started = time.monotonic()
     process = processes.start(part.name, part.command, settings.state, part.environment)
     log = settings.state / "logs" / f"{part.name}.log"
     while not part.healthy():
+        if interrupted and interrupted.is_set():
+            return
         ended = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
         if ended or time.monotonic() - started > START_SECONDS:
             what = "ended" if ended else f"is not healthy after {START_SECONDS:.0f} s"

@@ -1,0 +1,32 @@
+"""One real stack for all tests of this folder: its own state folder, its own ports."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from local import stack
+from local.settings import PREFERRED_PORTS, Settings, port_variable
+from local.triton import free_ports
+
+
+@pytest.fixture(scope="session")
+def console() -> Console:
+    return Console(force_terminal=False, width=160)
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    patch = pytest.MonkeyPatch()
+    for name, port in zip(PREFERRED_PORTS, free_ports(len(PREFERRED_PORTS)), strict=True):
+        patch.setenv(port_variable(name), str(port))
+    found = Settings(tmp_path_factory.mktemp("stack"))
+    patch.setenv("NIGHTSHIFT_STATE", str(found.state))
+    try:
+        stack.up(found, print)
+        yield found
+    finally:
+        stack.down(found, print)
+        patch.undo()
+        os.sync()

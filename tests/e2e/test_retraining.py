@@ -1,0 +1,203 @@
+"""Whole nights on the real stack: Airflow, PostgreSQL, MLflow, collect, model storage, Triton, real digits.
+
+The tests run in the order in which they stand: each goes on with the state that the one before it left, as nights do.
+"""
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+from local import components, processes, stack
+from local.airflow import AirflowApi
+from local.run import Retraining, ask_served_model, retrain
+from local.settings import ROOT, Settings
+from tests.e2e.support import job_logs, jobs, versions, wait_for
+
+DAG = "retrain_digits"
+QUICK = {"force": True, "epochs": 2}  # the gate rejects such a model, so the champion stays
+
+
+@pytest.fixture(scope="module")
+def first_night(settings: Settings, console: Console) -> Retraining:
+    return retrain(settings, DAG, {}, console)
+
+
+@pytest.fixture
+def api(settings: Settings) -> AirflowApi:
+    return AirflowApi(settings)
+
+
+def wait_for_end(api: AirflowApi, run_id: str, seconds: float = 240) -> str:
+    return wait_for(
+        lambda: state if (state := api.run_state(DAG, run_id)) in ("success", "failed") else "", run_id, seconds
+    )
+
+
+def wait_for_first_epoch(settings: Settings, run_id: str) -> None:
+    wait_for(lambda: "epoch" in job_logs(settings, run_id, "train_classifier"), "a log line of the first epoch")
+
+
+def mlflow_children(settings: Settings, run_id: str) -> list[dict[str, Any]]:
+    base = f"{settings.url('mlflow')}/api/2.0/mlflow"
+    experiment = httpx.get(f"{base}/experiments/get-by-name", params={"experiment_name": DAG}).json()["experiment"]
+    query = {"experiment_ids": [experiment["experiment_id"]], "filter": f"tags.`nightshift.dag_run` = '{run_id}'"}
+    runs: list[dict[str, Any]] = httpx.post(f"{base}/runs/search", json=query).json()["runs"]
+    return runs
+
+
+def test_a_night_ends_with_a_served_model(settings: Settings, first_night: Retraining) -> None:
+    assert first_night.state == "success", first_night.failed
+    assert first_night.results["evaluate"]["candidate"]["metrics"]["accuracy"] >= 0.97
+    assert first_night.results["deploy_model"]["version"] == "0.0.1"
+    assert versions(settings) == ["0.0.1"]
+    snapshot = first_night.results["pull_dataset"]["snapshot_id"]
+    answer = ask_served_model(settings, "digits", "digits", snapshot)
+    assert (answer["label"], answer["version"]) == (answer["truth"], "0.0.1")
+
+
+def test_every_job_of_the_night_is_a_child_of_one_mlflow_run(settings: Settings, first_night: Retraining) -> None:
+    runs = mlflow_children(settings, first_night.run_id)
+    names = {run["info"]["run_name"]: run for run in runs}
+    parent = names.pop(first_night.run_id)
+    assert {"train_classifier", "evaluate", "gate", "export_onnx", "verify_onnx"} <= set(names)
+    tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in names.values()]
+    assert {found["mlflow.parentRunId"] for found in tags} == {parent["info"]["run_id"]}
+    assert {run["info"]["status"] for run in runs} == {"FINISHED"}
+
+
+def test_a_second_night_without_new_pictures_ends_as_nothing_new_and_trains_nothing(
+    settings: Settings, first_night: Retraining, console: Console
+) -> None:
+    second = retrain(settings, DAG, {}, console)
+    assert second.state == "success"
+    assert second.results["pull_dataset"]["stop_here"]["outcome"] == "nothing_new"
+    assert not job_logs(settings, second.run_id, "train_classifier")
+    assert versions(settings) == ["0.0.1"]
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_in_the_same_experiment(
+    settings: Settings, first_night: Retraining, api: AirflowApi
+) -> None:
+    run_id = api.trigger(DAG, {"force": True, "epochs": 8})
+    wait_for_first_epoch(settings, run_id)
+    for process in jobs(settings, "train_classifier"):
+        if process.name() != "sh":
+            process.kill()
+    assert wait_for_end(api, run_id) == "success"
+    assert "resuming after epoch" in job_logs(settings, run_id, "train_classifier")
+    runs = [run for run in mlflow_children(settings, run_id) if run["info"]["run_name"] == "train_classifier"]
+    assert len(runs) == 1, "the retry has to go on in the first try's MLflow run"
+
+
+def test_a_killed_worker_does_not_end_the_job_and_the_retry_adopts_it(
+    settings: Settings, first_night: Retraining, api: AirflowApi
+) -> None:
+    run_id = api.trigger(DAG, {"force": True, "epochs": 60})
+    wait_for_first_epoch(settings, run_id)
+    (job,) = [process for process in jobs(settings, "train_classifier") if process.name() == "sh"]
+    for worker in _workers_of(settings, run_id):
+        worker.kill()
+    assert wait_for_end(api, run_id) == "success"
+    folders = list((settings.state / "jobs").rglob("train_classifier/*/process.json"))
+    of_run = [path for path in folders if run_id in (path.parent / "job.json").read_text()]
+    assert len(of_run) == 1, "the job ran once"
+    assert f'"pid": {job.pid},' in of_run[0].read_text()
+
+
+def _workers_of(settings: Settings, run_id: str) -> list[psutil.Process]:
+    """Return the processes that run a task for Airflow just now: LocalExecutor's worker, and the task's own process."""
+    found = processes.of_stack(settings.state, "airflow", with_jobs=False)
+    titles = {process: " ".join(process.cmdline()).strip() for process in found}
+    busy = [p for p, title in titles.items() if title.startswith("airflow worker") and not title.endswith("<idle>")]
+    assert busy, titles
+    return busy
+
+
+def test_a_task_marked_as_failed_ends_its_job_within_five_seconds(
+    settings: Settings, first_night: Retraining, api: AirflowApi
+) -> None:
+    run_id = api.trigger(DAG, {"force": True, "epochs": 500})
+    wait_for_first_epoch(settings, run_id)
+    path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/train_classifier"
+    api._call("PATCH", path, json={"new_state": "failed"})
+    started = time.monotonic()
+    wait_for(lambda: not jobs(settings, "train_classifier"), "the job's processes to end", seconds=15)
+    # Airflow tells the worker with its next heartbeat, up to five seconds later; then the job has five seconds.
+    assert time.monotonic() - started < 12
+    assert wait_for_end(api, run_id) == "failed"
+
+
+def test_mlflow_down_in_the_middle_is_waited_for_and_no_metric_is_lost(
+    settings: Settings, first_night: Retraining, api: AirflowApi
+) -> None:
+    run_id = api.trigger(DAG, QUICK)
+    wait_for(lambda: jobs(settings, "train_classifier"), "the training to start")
+    processes.stop(lambda: processes.of_stack(settings.state, "mlflow"))
+    wait_for(lambda: _state(api, run_id, "train_classifier") == "up_for_retry", "the task to wait for its retry")
+    stack.up(settings, print)
+    assert wait_for_end(api, run_id) == "success"
+    (run,) = [run for run in mlflow_children(settings, run_id) if run["info"]["run_name"] == "train_classifier"]
+    assert run["data"]["metrics"]
+
+
+def _state(api: AirflowApi, run_id: str, task_id: str) -> str:
+    return next((task["state"] for task in api.tasks(DAG, run_id) if task["task_id"] == task_id), "")
+
+
+def test_airflow_killed_with_all_its_processes_is_started_again_and_the_run_goes_on(
+    settings: Settings, first_night: Retraining, api: AirflowApi
+) -> None:
+    run_id = api.trigger(DAG, {"force": True, "epochs": 40})
+    wait_for_first_epoch(settings, run_id)
+    for process in processes.of_stack(settings.state, "airflow", with_jobs=False):
+        process.kill()
+    stack.up(settings, print)
+    assert wait_for_end(AirflowApi(settings), run_id) == "success"
+    attempts = list((settings.state / "jobs").rglob("train_classifier/*/job.json"))
+    assert len([path for path in attempts if run_id in path.read_text()]) == 1, "the job ran once and was adopted"
+
+
+def test_new_and_damaged_pictures_make_a_new_snapshot_with_the_damaged_one_set_aside(
+    settings: Settings, first_night: Retraining, console: Console, tmp_path: Path
+) -> None:
+    table = new_digits(tmp_path)
+    command = [components.python("services"), "-m", "services.collect.importers", str(table), "--group", "digits"]
+    subprocess.run([*command, "--directory", str(settings.folder("collect"))], check=True, cwd=ROOT)
+    night = retrain(settings, DAG, {"epochs": 15}, console)
+    assert night.state == "success", night.failed
+    pulled = night.results["pull_dataset"]
+    before = first_night.results["pull_dataset"]
+    assert pulled["snapshot_id"] != before["snapshot_id"]
+    assert pulled["transferred"] == 21, "only what is new is fetched"
+    assert pulled["pictures"] == before["pictures"] + 20
+    assert pulled["refused"].get("corrupt", 0) == before["refused"].get("corrupt", 0) + 1
+    if night.results["gate"]["decision"] == "promote":
+        assert versions(settings)[-1] == "0.0.2"
+        assert night.results["deploy_model"]["previous_version"] == "0.0.1"
+    else:
+        assert versions(settings) == ["0.0.1"]
+
+
+def new_digits(folder: Path) -> Path:
+    """Write 20 digits turned by 20 degrees, and one file that is no picture, with a table of their labels."""
+    digits = load_digits()
+    rows = ["path,label"]
+    for index in range(20):
+        picture = Image.fromarray((digits.images[index] * 15.9).astype("uint8")).resize(
+            (32, 32), Image.Resampling.BICUBIC
+        )
+        picture.rotate(20, resample=Image.Resampling.BICUBIC).save(folder / f"turned_{index}.png")
+        rows.append(f"turned_{index}.png,{digits.target[index]}")
+    (folder / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    rows.append("damaged.png,3")
+    table = folder / "new.csv"
+    table.write_text("\n".join(rows) + "\n")
+    return table
