@@ -11,7 +11,8 @@ with **force** to train all the same. *Rejected*: the gate kept the champion; it
 
 **Triage.** Open the red task's log: its last error line says what happened, where, and what is valid. Exit code 2: fix
 the configuration that it names. 3: the data was refused, look at the snapshot's `refused.jsonl`. 75: a server was away;
-it was retried. Anything else is a crash. `docs/runbook.md` goes on from there.
+it was retried. Anything else is a crash. `report` is red whenever another task is, so that the run fails.
+`docs/runbook.md` goes on from there.
 
 **Resume.** Clear the failed task: every task is safe to run again. Training goes on from its last checkpoint, the same
 content is never published twice, and a bad candidate never replaces the champion. Marking a task as failed ends
@@ -19,8 +20,10 @@ its job.
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, chain
+from airflow.sdk.exceptions import AirflowFailException
 from nightshift.job_operator import JobOperator
 from nightshift.pipeline import Pipeline, load_pipeline
 from nightshift.pipeline_bundle import pipeline_file
@@ -55,8 +58,16 @@ def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
     }  # fmt: skip
 
 
+def fail_with_the_run(_context: Any, result: Any) -> None:
+    """Let the last task fail where an earlier one did: Airflow takes a run's state from its last task."""
+    if result["outcome"] == "failed":
+        raise AirflowFailException(result["reason"])
+
+
 def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
     """Return the DAG of one pipeline."""
+    # What a run by hand trains otherwise must not pass for what the schedule would have trained.
+    fingerprint = pipeline.fingerprint + "-{{ params.epochs }}x{{ params.batch }}"
     data, train, gate, verify, publish = pipeline.data, pipeline.train, pipeline.gate, pipeline.verify, pipeline.publish
     with DAG(
         dag_id=f"retrain_{name}",
@@ -82,7 +93,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             task_id="pull_dataset",
             module="training_jobs.pull_dataset",
             options={
-                "pipeline": name, "fingerprint": pipeline.fingerprint,
+                "pipeline": name, "fingerprint": fingerprint,
                 **data.model_dump(exclude={"table"}), "table": data.table,
             },
             options_from_params={"force": "force", "snapshot_id": "snapshot_id"},
@@ -164,7 +175,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             module="training_jobs.report",
             options={
                 "pipeline": name,
-                "fingerprint": pipeline.fingerprint,
+                "fingerprint": fingerprint,
                 "snapshot_id": "{{ (ti.xcom_pull('pull_dataset') or {}).get('snapshot_id', '') }}",
                 "outcome": "{{ stopped_by(ti).get('outcome', '') }}",
                 "reason": "{{ stopped_by(ti).get('reason', '') }}",
@@ -173,11 +184,12 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
                 "states": TASK_STATES,
                 "started_at": "{{ dag_run.start_date.isoformat() }}",
             },
+            post_execute=fail_with_the_run,
             connections=["bottle", "database", "mlflow"],
         )
         chain(pulled, trained, evaluated, gated, exported, verified, packaged, published, deployed, reported)
-        # As a teardown it runs whatever happened, and the run's state is that of the tasks before it.
-        reported.as_teardown()
+        # A teardown runs whatever happened before it, also in a run that a person has marked as failed.
+        reported.as_teardown(on_failure_fail_dagrun=True)
     return dag
 
 
