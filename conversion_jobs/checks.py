@@ -123,3 +123,18 @@ def judge_all(checks: Sequence[Check], source: Array, converted: Array, pictures
         sentence = f"the outputs have the shape {list(converted.shape)}, the source's {list(source.shape)}"
         return [Verdict(name="shape", passed=False, value=0, limit=1, sentence=sentence)]
     return [check.judge(source, converted, pictures) for check in checks]
+
+
+def worst_verdicts(by_batch: dict[int, list[Verdict]]) -> list[Verdict]:
+    """Return for each check its verdict at the batch size where it is worst; the sentence names the size."""
+    worst: dict[str, Verdict] = {}
+    for size, verdicts in by_batch.items():
+        for verdict in verdicts:
+            known = worst.get(verdict.name)
+            if known is None or _badness(verdict) > _badness(known):
+                worst[verdict.name] = verdict.model_copy(update={"sentence": f"{verdict.sentence}, batch {size}"})
+    return list(worst.values())
+
+
+def _badness(verdict: Verdict) -> float:
+    return -verdict.value if verdict.name in ("cosine", "top1_agreement", "shape") else verdict.value

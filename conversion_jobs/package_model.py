@@ -1,22 +1,25 @@
-"""Package a verified graph for Triton: seed_003's `inference_model/` folder with `meta.json` and `model_onnx.zip`."""
+"""Package a verified graph or plan for Triton: seed_003's `inference_model/` folder with its archives."""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from conversion_jobs.archive import write_archive
 from conversion_jobs.experiment import Experiment, read_spec, sha256_of
 from conversion_jobs.graph import GraphInterface, interface, read_graph
+from conversion_jobs.tensorrt.plan import Plan, PlanPaths
 from conversion_jobs.triton_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
-from conversion_jobs.verification import passed_verification
+from conversion_jobs.verification import passed_verification, read_model
 from jobkit import job
-from jobkit.errors import DataRefused
+from jobkit.bottle import Bottle
+from jobkit.errors import ConfigurationError, DataRefused
 from jobkit.modelspec import SPEC_FILE, ModelSpec
 from jobkit.paths import checked_name, inference_model
 
@@ -24,12 +27,20 @@ logger = logging.getLogger("conversion_jobs.package_model")
 
 
 class Arguments(job.Arguments):
-    """Put a verified graph, its configuration for Triton and its description into one archive for model storage."""
+    """Put a verified graph or plan, its configuration for Triton and its description into one archive."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     model_name: str = Field(description="name in the model storage and in Triton")
+    target: Literal["onnx", "tensorrt"] = Field("onnx", description="what is served: the graph, or a plan of it")
+    record: str | None = Field(None, description="for tensorrt: the plan's record in the bottle, from build_plan")
     max_batch_size: int = Field(8, ge=1, le=1024, description="largest batch that Triton puts together")
     device: Device = Field("auto", description="where instances run; auto: on a GPU where Triton has one")
+
+    @model_validator(mode="after")
+    def _plan_has_a_record(self) -> Arguments:
+        if (self.target == "tensorrt") != (self.record is not None):
+            raise ValueError("--target tensorrt needs --record, and --target onnx has none")
+        return self
 
 
 class Result(job.Result):
@@ -40,41 +51,87 @@ class Result(job.Result):
     sha256: str = Field(description="of the archive: the same graph and options give the same")
 
 
+@dataclass(frozen=True)
+class Artefact:
+    """What is served: a verified graph, or a verified plan of it."""
+
+    file: Path
+    name: str
+    archive: str
+    max_batch_size: int
+    device: Device
+    facts: dict[str, Any]
+
+
 def run(arguments: Arguments, context: job.Context) -> Result:
-    """Check that the graph is the verified one, generate what Triton needs, write the folder; the archive last."""
+    """Check that the artefact is the verified one, generate what Triton needs, write the folder; the archive last."""
     name = checked_name(arguments.model_name, "model name")
     experiment, bottle = Experiment(arguments.experiment), context.bottle
     spec = read_spec(bottle, experiment)
-    graph_file = bottle.local(experiment.onnx)
-    digest = sha256_of(graph_file)
+    onnx = bottle.local(experiment.onnx)
+    digest = sha256_of(onnx)
     passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
-    graph = interface(read_graph(graph_file))
-    config = to_text(model_config(graph, name, max_batch_size=arguments.max_batch_size, device=arguments.device))
-    if problems := contradictions(parse(config), graph):
+    graph = interface(read_graph(onnx))
+    if arguments.record is None:
+        artefact = Artefact(onnx, "model.onnx", "model_onnx.zip", arguments.max_batch_size, arguments.device, {})
+    else:
+        artefact = verified_plan(bottle, arguments.record, digest, arguments.max_batch_size)
+    config = model_config(
+        graph, name, target=arguments.target, max_batch_size=artefact.max_batch_size, device=artefact.device
+    )
+    if problems := contradictions(parse(to_text(config)), graph):
         raise DataRefused(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")
+    texts = {
+        "config.pbtxt": to_text(config),
+        "meta.json": json.dumps(meta(name, spec, graph, experiment, digest) | artefact.facts, indent=2) + "\n",
+        LABELS_FILE: "".join(f"{label}\n" for label in spec.labels),
+        SPEC_FILE: spec.model_dump_json(indent=2) + "\n",
+    }
     folder = inference_model(experiment.group)
+    archive, digest = write_package(bottle, folder, artefact, texts)
+    logger.info("%s: %s", archive, digest)
+    return Result(folder=folder, archive=archive, sha256=digest)
+
+
+def write_package(bottle: Bottle, folder: str, artefact: Artefact, texts: dict[str, str]) -> tuple[str, str]:
+    """Write the artefact, `meta.json` and the archive of all to `folder`; return the archive's key and sha256."""
     with tempfile.TemporaryDirectory(prefix="nightshift-package-") as scratch:
-        files = {"model.onnx": graph_file}
-        texts = {
-            "config.pbtxt": config,
-            "meta.json": json.dumps(meta(name, spec, graph, experiment, sha256_of(graph_file)), indent=2) + "\n",
-            LABELS_FILE: "".join(f"{label}\n" for label in spec.labels),
-            SPEC_FILE: spec.model_dump_json(indent=2) + "\n",
-        }
+        files = {artefact.name: artefact.file}
         for file_name, text in texts.items():
             files[file_name] = Path(scratch) / file_name
             files[file_name].write_text(text, encoding="utf-8")
-        archive = Path(scratch) / "model_onnx.zip"
+        archive = Path(scratch) / artefact.archive
         write_archive(archive, files)
-        for file_name in ("meta.json", "model.onnx"):
+        for file_name in ("meta.json", artefact.name):
             bottle.put(f"{folder}/{file_name}", files[file_name])
-        bottle.put(f"{folder}/{archive.name}", archive)
-        digest = sha256_of(archive)
-    logger.info("%s/model_onnx.zip: %s", folder, digest)
-    if context.is_tracked:
-        context.tracking.params({"model_name": name, "max_batch_size": arguments.max_batch_size})
-        context.tracking.tags({"experiment": experiment.folder, "archive_sha256": digest})
-    return Result(folder=folder, archive=f"{folder}/model_onnx.zip", sha256=digest)
+        key = f"{folder}/{artefact.archive}"
+        bottle.put(key, archive)
+        return key, sha256_of(archive)
+
+
+def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_size: int) -> Artefact:
+    """Return a plan that `verify_plan` passed and that was built from the present graph.
+
+    Raises:
+        DataRefused: it was not verified, failed, or is of another graph.
+        ConfigurationError: Triton would put larger batches together than the plan takes.
+    """
+    record = read_model(bottle, record_key, Plan, "run build_plan")
+    paths = PlanPaths(record_key.rpartition("/")[0])
+    plan = bottle.local(paths.plan)
+    passed_verification(bottle, paths.plan, paths.verification, sha256_of(plan), "verify_plan")
+    if record.onnx_sha256 != onnx_sha256:
+        raise DataRefused(f"{paths.plan} was built from another graph ({record.onnx_sha256}): run build_plan again")
+    if max_batch_size > record.batches[2]:
+        raise ConfigurationError(f"--max_batch_size {max_batch_size} is above the plan's {record.batches[2]}")
+    facts = {
+        "tensorrt": record.tensorrt,
+        "gpu": record.gpu,
+        "compute_capability": record.compute_capability,
+        "precision": record.precision,
+        "plan_sha256": record.sha256,
+    }
+    return Artefact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts)
 
 
 def meta(name: str, spec: ModelSpec, graph: GraphInterface, experiment: Experiment, digest: str) -> dict[str, Any]:

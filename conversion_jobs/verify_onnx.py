@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import resource
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all
+from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all, worst_verdicts
 from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256_of
+from conversion_jobs.golden import golden_inputs
 from conversion_jobs.graph import compact_json, interface, read_graph
 from conversion_jobs.localise import first_difference
 from conversion_jobs.onnx_session import FP16_MAX, OnnxModel, largest_values, measure_latency
@@ -23,8 +23,7 @@ from conversion_jobs.verification import FP16Risk, Verification
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import DataRefused
-from jobkit.modelspec import ModelSpec, prepare
-from jobkit.snapshot import Sample, read_snapshot
+from jobkit.modelspec import ModelSpec
 
 logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
@@ -60,9 +59,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     path = bottle.local(experiment.onnx)
     graph = read_graph(path)
     refuse_stale_metadata(interface(graph).metadata, spec, experiment)
-    samples = choose(read_snapshot(bottle, experiment.group, arguments.snapshot_id).split("golden"), arguments.samples)
-    pictures = [f"{sample.source} ({sample.label})" for sample in samples]
-    inputs = np.stack([prepare(bottle.local(sample.path), spec.preprocessing) for sample in samples])
+    inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
     source = source_outputs(bottle.local(experiment.torchscript), inputs)
     model = OnnxModel(path)
     batches = sorted({min(size, len(inputs)) for size in (*BATCHES, len(inputs))})
@@ -103,22 +100,6 @@ def refuse_stale_metadata(metadata: dict[str, str], spec: ModelSpec, experiment:
         raise DataRefused(f"{experiment.onnx} was exported from something else: it has the " + "; the ".join(wrong))
 
 
-def choose(golden: list[Sample], count: int) -> list[Sample]:
-    """Return `count` pictures (all, where there are fewer), from all classes in turn; the same ones every time.
-
-    Raises:
-        DataRefused: there is none.
-    """
-    if not golden:
-        raise DataRefused("the snapshot has no golden pictures to verify with")
-    by_label: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted(golden, key=lambda s: s.sha256):
-        by_label[sample.label].append(sample)
-    longest = max(map(len, by_label.values()))
-    turns = [by_label[label][i] for i in range(longest) for label in sorted(by_label) if i < len(by_label[label])]
-    return turns[:count]
-
-
 def source_outputs(path: Path, inputs: Pictures) -> Pictures:
     """Return the logits of the TorchScript model at `path` for `inputs` [n, C, H, W].
 
@@ -137,21 +118,6 @@ def source_outputs(path: Path, inputs: Pictures) -> Pictures:
     if not np.isfinite(outputs).all():
         raise DataRefused(f"{path} itself gives NaN or infinity: training went wrong, not the export")
     return outputs
-
-
-def worst_verdicts(by_batch: dict[int, list[Verdict]]) -> list[Verdict]:
-    """Return for each check its verdict at the batch size where it is worst; the sentence names the size."""
-    worst: dict[str, Verdict] = {}
-    for size, verdicts in by_batch.items():
-        for verdict in verdicts:
-            known = worst.get(verdict.name)
-            if known is None or _badness(verdict) > _badness(known):
-                worst[verdict.name] = verdict.model_copy(update={"sentence": f"{verdict.sentence}, batch {size}"})
-    return list(worst.values())
-
-
-def _badness(verdict: Verdict) -> float:
-    return -verdict.value if verdict.name in ("cosine", "top1_agreement", "shape") else verdict.value
 
 
 def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> Pictures:

@@ -16,7 +16,8 @@ from torch import nn
 from conversion_jobs import export_onnx
 from conversion_jobs.checks import Close, Cosine, Finite, Top1Agreement
 from conversion_jobs.experiment import Experiment, read_spec
-from conversion_jobs.verify_onnx import choose, fp16_risks
+from conversion_jobs.golden import choose
+from conversion_jobs.verify_onnx import fp16_risks
 from jobkit.errors import DataRefused
 from jobkit.snapshot import read_snapshot
 from tests.conversion_jobs.conftest import Trained

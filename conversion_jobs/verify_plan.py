@@ -1,0 +1,169 @@
+"""Verify a TensorRT plan on its GPU: the same golden pictures through the plan and the ONNX graph, and its latency."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from conversion_jobs.checks import Verdict, judge_all, worst_verdicts
+from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256_of
+from conversion_jobs.golden import golden_inputs
+from conversion_jobs.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx_session import Latency, OnnxModel
+from conversion_jobs.serving import TENSORRT_CHECKS, Array
+from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
+from conversion_jobs.tensorrt.plan import Plan, PlanPaths
+from conversion_jobs.tensorrt.version import parse_version
+from conversion_jobs.verification import Verification, passed_verification, read_model
+from jobkit import job
+from jobkit.bottle import Bottle
+from jobkit.errors import ConfigurationError, DataRefused
+
+logger = logging.getLogger("conversion_jobs.verify_plan")
+RUNS = 4  # of trtexec for one batch size: each is a start of several seconds
+TIMED_SECONDS = 3.0
+
+
+class Arguments(job.Arguments):
+    """Compare a plan with its graph on golden pictures at its smallest, best and largest batch, and time it."""
+
+    experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
+    record: str = Field(description="the plan's record in the bottle, as build_plan gives it")
+    snapshot_id: str = Field(description="the pictures come from the golden part of this snapshot of the group")
+    samples: int = Field(32, ge=1, le=1024, description="golden pictures")
+    goal_ms: float = Field(1000, gt=0, description="99th percentile of one picture; a slower plan gets a warning")
+    limit_ms: float = Field(10_000, gt=0, description="99th percentile of one picture; a slower plan is refused")
+    timeout: float = Field(600, gt=0, description="seconds that one run of trtexec may take")
+    trtexec: str = Field("trtexec", description="the program")
+    nvidia_smi: str = Field("nvidia-smi", description="the program")
+
+
+class Result(job.Result):
+    """What was found."""
+
+    verdicts: list[Verdict]
+    verification: str = Field(description="key in the bottle")
+    latency_ms: dict[str, float] = Field(description="of the smallest batch: median, p90, p99, with transfers")
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Compare, time, write what was found, refuse a plan that differs or is too slow."""
+    experiment, bottle = Experiment(arguments.experiment), context.bottle
+    record = read_model(bottle, arguments.record, Plan, "run build_plan")
+    paths = PlanPaths(arguments.record.rpartition("/")[0])
+    plan, onnx = bottle.local(paths.plan), bottle.local(experiment.onnx)
+    refuse_stale_plan(bottle, experiment, record, plan, onnx)
+    inputs, pictures = golden_inputs(
+        bottle, experiment, read_spec(bottle, experiment), arguments.snapshot_id, arguments.samples
+    )
+    with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
+        scratch = Path(folder)
+        trtexec = probe_trtexec(arguments.trtexec, scratch / "run.log", arguments.timeout)
+        refuse_other_machine(record, trtexec, probe_gpu(arguments.nvidia_smi))
+        graph = interface(read_graph(onnx))
+        sizes = sorted(set(record.batches))
+        source = OnnxModel(onnx).run(inputs, 8 if graph.has_free_batch else sizes[0])
+        by_batch, latencies = {}, []
+        for size in sizes:
+            outputs, latency = run_batches(trtexec, plan, graph, inputs, size, scratch)
+            count = len(outputs)
+            by_batch[size] = judge_all(TENSORRT_CHECKS, source[:count], outputs, pictures[:count])
+            latencies.append(latency)
+    slow = judge_latency(latencies[0], arguments.limit_ms)
+    verdicts = [*worst_verdicts(by_batch), slow]
+    verification = Verification(
+        sha256=record.sha256,
+        passed=all(verdict.passed for verdict in verdicts),
+        snapshot_id=arguments.snapshot_id,
+        pictures=len(inputs),
+        batch_sizes=sizes,
+        verdicts=verdicts,
+        latency_ms=[dataclasses.asdict(latency) for latency in latencies],
+    )
+    bottle.write(paths.verification, verification.model_dump_json(indent=2) + "\n")
+    report(verification, arguments, context)
+    if not verification.passed:
+        failed = "; ".join(f"{v.sentence} (worst: {v.worst_picture})" for v in verdicts if not v.passed)
+        raise DataRefused(f"{paths.plan} is not to be served: {failed}")
+    timed = latencies[0]
+    return Result(
+        verdicts=verdicts,
+        verification=paths.verification,
+        latency_ms={"median": timed.median, "p90": timed.p90, "p99": timed.p99},
+    )
+
+
+def refuse_stale_plan(bottle: Bottle, experiment: Experiment, record: Plan, plan: Path, onnx: Path) -> None:
+    """Refuse a plan that is not the recorded one, or was built from another graph than the verified one.
+
+    Raises:
+        DataRefused: with both checksums.
+    """
+    if (actual := sha256_of(plan)) != record.sha256:
+        raise DataRefused(f"{plan.name} is {actual}, but {record.sha256} was built: run build_plan again")
+    digest = sha256_of(onnx)
+    passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
+    if digest != record.onnx_sha256:
+        raise DataRefused(f"the plan was built from the graph {record.onnx_sha256}, now it is {digest}: build it again")
+
+
+def refuse_other_machine(record: Plan, trtexec: Trtexec, gpu: Gpu) -> None:
+    """Refuse to run where the plan does not load.
+
+    Raises:
+        ConfigurationError: another TensorRT, or another GPU.
+    """
+    if not trtexec.version.loads_plans_of(parse_version(record.tensorrt)):
+        raise ConfigurationError(f"the plan is for TensorRT {record.tensorrt}, this is {trtexec.version}")
+    if gpu.compute_capability != record.compute_capability:
+        raise ConfigurationError(
+            f"the plan is for a {record.gpu} (compute {record.compute_capability}), this is a {gpu.name} "
+            f"({gpu.compute_capability}): run this task on the queue of that GPU"
+        )
+
+
+def run_batches(
+    trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array, size: int, scratch: Path
+) -> tuple[Array, Latency]:
+    """Run `inputs` [n, ...] through the plan in batches of `size`, at most `RUNS` of them; time the first.
+
+    Returns the outputs of the pictures that were run (the last batch is filled up, its filling is cut off).
+    """
+    outputs: list[Array] = []
+    latencies: list[Latency] = []
+    for start in range(0, min(len(inputs), RUNS * size), size):
+        batch = np.resize(inputs[start : start + size], (size, *inputs.shape[1:]))
+        output, latency = run_plan(trtexec, plan, graph, batch, scratch, 0 if latencies else TIMED_SECONDS)
+        latencies.append(latency)
+        outputs.append(output[: len(inputs) - start])
+    return np.concatenate(outputs), latencies[0]
+
+
+def judge_latency(latency: Latency, limit: float) -> Verdict:
+    """Return the verdict on the 99th percentile."""
+    sentence = f"batch {latency.batch} takes {latency.p99:g} ms (p99), at most {limit:g} ms are allowed"
+    return Verdict(name="latency", passed=latency.p99 <= limit, value=latency.p99, limit=limit, sentence=sentence)
+
+
+def report(verification: Verification, arguments: Arguments, context: job.Context) -> None:
+    """Say what was found in the log, and in MLflow where the job is tracked."""
+    for verdict in verification.verdicts:
+        logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
+    for latency in verification.latency_ms:
+        logger.info("batch %(batch)d: median %(median).2f ms, p90 %(p90).2f ms, p99 %(p99).2f ms", latency)
+    if (p99 := verification.latency_ms[0]["p99"]) > arguments.goal_ms:
+        logger.warning("p99 %.1f ms is above the goal of %g ms", p99, arguments.goal_ms)
+    if is_tracked(context):
+        metrics = {f"plan.{verdict.name}": verdict.value for verdict in verification.verdicts}
+        context.tracking.metrics({key: value for key, value in metrics.items() if np.isfinite(value)})
+        context.tracking.dictionary(verification.model_dump(), "plan_verification.json")
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)
