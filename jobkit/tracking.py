@@ -24,13 +24,14 @@ from jobkit.errors import ConfigurationError, TryAgainLater
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunInfo
 
 logger = logging.getLogger("jobkit.tracking")
 
 PARENT_TAG = "mlflow.parentRunId"
 DAG_RUN_TAG = "nightshift.dag_run"
 TASK_TAG = "nightshift.task"
+SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
 
 
 class Labels(BaseModel):
@@ -82,6 +83,7 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for log lines
     from mlflow import MlflowClient
 
     uri = settings.require(settings.MLFLOW_URI)
@@ -235,24 +237,30 @@ def _experiment(api: MlflowClient, name: str) -> str:
 
 
 def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-    """Return the oldest run with these tags, so that two jobs that make one at the same time agree on it."""
+    """Return the oldest run with these tags, made if there is none.
+
+    MLflow has no way to make a run only if there is none. Jobs that make that of their DAG run at the same time wait
+    until each other's can be seen, then all take the oldest; those who made another delete theirs.
+    """
     # a filter has no way to write a value with quotes, so tags that are looked for have none
     stored = {key: re.sub(r"['\"\\\\]", "_", value) for key, value in tags.items() if value}
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in stored.items())
     wanted_task = stored.get(TASK_TAG, "")
 
-    def oldest() -> str | None:
+    def oldest() -> RunInfo | None:
         runs = api.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=500)
-        found = [r for r in runs if r.data.tags.get(TASK_TAG, "") == wanted_task]
-        return str(found[0].info.run_id) if found else None
+        found = [r.info for r in runs if r.data.tags.get(TASK_TAG, "") == wanted_task]
+        return min(found, key=lambda info: (info.start_time, info.run_id), default=None)
 
-    if existing := oldest():
-        return existing
-    created = str(api.create_run(experiment, run_name=name, tags=stored).info.run_id)
-    first = oldest() or created
-    if first != created:
-        api.delete_run(created)
-    return first
+    created = None
+    if (first := oldest()) is None:
+        created = first = api.create_run(experiment, run_name=name, tags=stored).info
+    if not wanted_task and time.time() - first.start_time / 1000 < SETTLE_SECONDS:  # a task runs once at a time
+        time.sleep(SETTLE_SECONDS)
+        first = oldest() or first
+    if created and first.run_id != created.run_id:
+        api.delete_run(created.run_id)
+    return str(first.run_id)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ class Arguments(job.Arguments):
     """Decide by an evaluation whether the candidate goes on to be published; a rejection is a normal outcome."""
 
     report: str = Field(description="the evaluation: key in the bottle")
-    metric: Metric = Field("accuracy", description="what is compared")
+    metric: Metric = Field("macro_f1", description="what is compared")
     floor: float = Field(0.0, ge=0, le=1, description="the least value of the metric that the candidate needs")
     min_gain: float = Field(0.0, ge=-1, le=1, description="how much better than the champion's it has to be")
     max_slice_loss: float = Field(0.05, ge=0, le=1, description="how much F1 a class may lose against the champion")
@@ -36,7 +36,7 @@ class Rules(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    metric: Metric = "accuracy"
+    metric: Metric = "macro_f1"
     floor: float = 0.0
     min_gain: float = 0.0
     max_slice_loss: float = 0.05

@@ -8,14 +8,12 @@ from datetime import UTC, datetime
 from pydantic import Field
 
 from jobkit import database, job
-from jobkit.errors import ConfigurationError
+from jobkit.errors import ConfigurationError, DataRefused
 from jobkit.tracking import Run
 from training_jobs.gate import read_evaluation
 from training_jobs.scoring.evaluation import Evaluation
 
 logger = logging.getLogger("training_jobs.report")
-
-FAILED_STATES = ("failed", "upstream_failed")
 
 
 class Arguments(job.Arguments):
@@ -31,7 +29,9 @@ class Arguments(job.Arguments):
     reason: str | None = Field(None, description="the reason that came with the outcome")
     version: str | None = Field(None, description="the version that was deployed")
     report: str | None = Field(None, description="the evaluation: key in the bottle")
-    states: dict[str, str] = Field({}, description="JSON object: the state of each task, as Airflow names it")
+    states: dict[str, str | None] = Field(
+        {}, description="JSON object: the state of each task, as Airflow names it; null: not started"
+    )
     started_at: datetime | None = Field(None, description="when the run started, ISO 8601")
 
 
@@ -72,8 +72,17 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if outcome != "nothing_new":  # then nothing was tracked, and an empty MLflow run a night helps no one
         parent = Run.parent(context.labels)
         database.record_run(row.model_copy(update={"mlflow_run_id": parent.run_id}))
-        _close(parent, arguments, row, read_evaluation(context.bottle, arguments.report) if arguments.report else None)
+        _close(parent, arguments, row, _evaluation(context, arguments.report))
     return Result(outcome=outcome, reason=reason)
+
+
+def _evaluation(context: job.Context, key: str | None) -> Evaluation | None:
+    """Return the evaluation; a run is closed without it too."""
+    try:
+        return read_evaluation(context.bottle, key) if key else None
+    except DataRefused as error:
+        logger.warning("the summary goes without its numbers: %s", error)
+        return None
 
 
 def _close(parent: Run, arguments: Arguments, row: database.PipelineRun, evaluation: Evaluation | None) -> None:
@@ -91,7 +100,7 @@ def _close(parent: Run, arguments: Arguments, row: database.PipelineRun, evaluat
     parent.end(succeeded=row.outcome != "failed")
 
 
-def markdown(row: database.PipelineRun, states: dict[str, str], evaluation: Evaluation | None) -> str:
+def markdown(row: database.PipelineRun, states: dict[str, str | None], evaluation: Evaluation | None) -> str:
     """Return the summary of a run for a person."""
     lines = [f"# {row.pipeline}: {row.outcome}", "", row.reason or "", ""]
     lines += [f"- run: `{row.dag_run_id}`", f"- snapshot: `{row.snapshot_id or 'none'}`"]
@@ -104,7 +113,12 @@ def markdown(row: database.PipelineRun, states: dict[str, str], evaluation: Eval
             lines.append(f"| {name} | " + " | ".join(f"{s.metrics[name]:.4f}" for s in rivals) + " |")
         lines += ["", *(note for scores in rivals for note in scores.notes)]
     if states:
-        lines += ["", "| task | state |", "|---|---|", *(f"| {task} | {state} |" for task, state in states.items())]
+        lines += [
+            "",
+            "| task | state |",
+            "|---|---|",
+            *(f"| {task} | {state or 'not started'} |" for task, state in states.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -230,7 +230,10 @@ def test_a_jobs_run_ends_as_the_job_does(
 ) -> None:
     (tmp_path / "example.py").write_text(JOB)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NIGHTSHIFT_LABELS": labels.model_dump_json()}
-    subprocess.run([sys.executable, "example.py", *options], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "example.py", *options], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert all(json.loads(line)["message"] for line in done.stdout.splitlines()), "only log lines go to standard output"
     child = next(r for r in runs_of(api, labels.dag_id) if r.info.run_name == "train")
     assert (child.info.status, child.data.metrics) == (status, {"value": 1.0})
 

@@ -20,11 +20,11 @@ class SmallClassifier:
     """Logistic regression on 16x16 grey pixels of a snapshot's training pictures; `labels` leaves classes out."""
 
     def __init__(
-        self, bottle: Bottle, snapshot: Snapshot, labels: list[str] | None = None, iterations: int = 100
+        self, bottle: Bottle, snapshot: Snapshot, labels: list[str] | None = None, iterations: int = 400
     ) -> None:
         samples = [s for s in snapshot.split("train") if labels is None or s.label in labels]
         pixels = np.stack([prepare(bottle.local(s.path), HOW).ravel() for s in samples])
-        model = LogisticRegression(max_iter=iterations).fit(pixels, [s.label for s in samples])
+        model = LogisticRegression(max_iter=iterations, tol=0.01).fit(pixels, [s.label for s in samples])
         self.weight, self.bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
         if len(model.classes_) == 2:  # then scikit-learn keeps the second class's scores only
             self.weight, self.bias = (

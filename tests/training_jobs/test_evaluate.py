@@ -1,0 +1,336 @@
+"""`evaluate` with real small models: the candidate by PyTorch, the champion by ONNX Runtime, fetched over HTTP."""
+
+from __future__ import annotations
+
+import io
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from tenacity import wait_none
+
+from jobkit import job
+from jobkit.bottle import FolderBottle
+from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.snapshot import Snapshot, read_snapshot, write_snapshot
+from tests.training_jobs.small_classifier import SmallClassifier
+from training_jobs import evaluate, gate
+from training_jobs.data.listing import Listed
+from training_jobs.data.pictures import inspect
+from training_jobs.data.select import Rules, select
+from training_jobs.scoring.evaluation import Evaluation
+
+LABELS = ("circle", "cross", "square")
+EXPERIMENT = "models/forms/v__0_train_log_16_0.001"
+
+
+def drawing(label: str, random: np.random.Generator) -> bytes:
+    """A form somewhere in a noisy picture: easy, but not for every picture."""
+    image = Image.fromarray(random.integers(0, 90, (32, 32), np.uint8))
+    x, y, r = random.integers(9, 22), random.integers(9, 22), random.integers(4, 9)
+    pen = ImageDraw.Draw(image)
+    if label == "circle":
+        pen.ellipse((x - r, y - r, x + r, y + r), outline=255)
+    elif label == "square":
+        pen.rectangle((x - r, y - r, x + r, y + r), outline=255)
+    else:
+        pen.line((x - r, y - r, x + r, y + r), fill=255)
+        pen.line((x - r, y + r, x + r, y - r), fill=255)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_snapshot(bottle: FolderBottle, labels: tuple[str, ...], count: int = 160) -> Snapshot:
+    random = np.random.default_rng(5)
+    listed, inspected = [], {}
+    for label in LABELS:
+        for n in range(count):
+            content = drawing(label, random)
+            if label in labels:
+                source = f"{label}_{n}.png"
+                listed.append(Listed(source=source, label=label, split_group=source))
+                inspected[source] = inspect(source, content, 100)
+                picture = inspected[source]
+                bottle.write(f"pictures/{picture.sha256[:2]}/{picture.sha256}.png", content)
+    selection = select(listed, inspected, Rules(1, 100, 0.15, 0.25))
+    summary = write_snapshot(bottle, "forms", selection.samples, [])
+    return read_snapshot(bottle, "forms", summary.snapshot_id)
+
+
+class Storage:
+    """The two calls of the model storage that an evaluation makes, over real HTTP.
+
+    Stands in for the service, which promotes a version only through a running Triton.
+    """
+
+    def __init__(self) -> None:
+        self.champion: str | None = None
+        self.archive: bytes = b""
+        self.status = 200
+        self.authorization = ""
+        self.url = ""
+
+    def answer(self, path: str) -> tuple[int, bytes]:
+        if self.status != 200:
+            return self.status, b"no"
+        if self.champion is None:
+            return 404, b'{"detail": "no version is in production"}'
+        if path == "/models/forms/champion":
+            return 200, b'{"version": "%s", "triton_version": 3}' % self.champion.encode()
+        return (200, self.archive) if path == f"/models/forms/versions/{self.champion}/archive" else (404, b"unknown")
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    found = Storage()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.authorization = self.headers.get("Authorization", "")
+            status, content = found.answer(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    found.url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", found.url)
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE_TOKEN", "a token")
+    monkeypatch.setattr("training_jobs.data.http.TIMEOUT", httpx.Timeout(1.0))
+    monkeypatch.setattr("training_jobs.data.http.wait_random_exponential", lambda **_: wait_none())
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], str]]:
+    """A bottle with two snapshots: one of all classes, one that lacks a class."""
+    root = tmp_path_factory.mktemp("forms")
+    return root, {some: make_snapshot(FolderBottle(root), some).summary.snapshot_id for some in (LABELS, LABELS[1:])}
+
+
+@pytest.fixture
+def snapshots(made: tuple[Path, dict[tuple[str, ...], str]], bottle: FolderBottle) -> dict[tuple[str, ...], Snapshot]:
+    bottle.root.mkdir()
+    for folder in ("pictures", "snapshots"):
+        (bottle.root / folder).symlink_to(made[0] / folder)  # only read
+    return {some: read_snapshot(bottle, "forms", identifier) for some, identifier in made[1].items()}
+
+
+@pytest.fixture
+def snapshot(snapshots: dict[tuple[str, ...], Snapshot]) -> Snapshot:
+    return snapshots[LABELS]
+
+
+def run(context: job.Context, snapshot: Snapshot) -> tuple[evaluate.Result, Evaluation]:
+    arguments = evaluate.Arguments(
+        group="forms", snapshot_id=snapshot.summary.snapshot_id, experiment=EXPERIMENT, model_name="forms"
+    )
+    result = evaluate.run(arguments, context)
+    return result, gate.read_evaluation(context.bottle, result.report)
+
+
+def test_a_candidate_alone_is_scored_on_the_golden_pictures(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    SmallClassifier(bottle, snapshot).write_experiment(bottle, Path(EXPERIMENT).name)
+    result, evaluation = run(context, snapshot)
+    golden = snapshot.split("golden")
+    assert result.report == f"evaluations/forms/{snapshot.summary.snapshot_id}/{Path(EXPERIMENT).name}.json"
+    assert result.champion is None
+    assert evaluation.pictures == len(golden)
+    assert {name: part.support for name, part in result.candidate.slices.items()} == {
+        f"class/{label}": sum(s.label == label for s in golden) for label in LABELS
+    }
+    assert 0.45 < result.candidate.metrics["accuracy"] < 1, (
+        "better than chance, and not perfect: the test can see a change"
+    )
+    wrong = round((1 - result.candidate.metrics["accuracy"]) * len(golden))
+    assert len(evaluation.mistakes) == min(wrong, evaluate.SHOWN_MISTAKES)
+    assert [m.probability for m in evaluation.mistakes] == sorted(
+        (m.probability for m in evaluation.mistakes), reverse=True
+    )
+    labels = {s.source: s.label for s in golden}
+    assert all(labels[m.source] == m.label != m.predicted for m in evaluation.mistakes)
+    assert storage.authorization == "Bearer a token"
+
+
+def test_the_same_model_as_torchscript_and_as_onnx_has_the_same_scores(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    model = SmallClassifier(bottle, snapshot)
+    model.write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion, storage.archive = "0.0.7", model.archive()
+    result, evaluation = run(context, snapshot)
+    assert result.champion is not None
+    assert result.champion.version == "0.0.7"
+    assert result.champion.metrics == pytest.approx(result.candidate.metrics, abs=1e-4)
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.gains["accuracy"].value == 0
+    assert gate.decide(evaluation, gate.Rules()).promote
+
+
+def test_a_worse_candidate_is_seen_to_be_worse(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    good, bad = SmallClassifier(bottle, snapshot), SmallClassifier(bottle, snapshot)
+    bad.weight = bad.weight[[1, 2, 0]]
+    bad.write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion, storage.archive = "0.0.1", good.archive()
+    _, evaluation = run(context, snapshot)
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.gains["accuracy"].value < -0.1
+    assert evaluation.comparison.p_value < 0.01
+    assert not gate.decide(evaluation, gate.Rules()).promote
+
+
+def test_a_champion_that_knows_other_classes_is_matched_by_name_and_said_so(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    SmallClassifier(bottle, snapshot).write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion = "0.0.1"
+    storage.archive = SmallClassifier(bottle, snapshot, labels=["cross", "square"]).archive()
+    result, _ = run(context, snapshot)
+    assert result.champion is not None
+    assert result.champion.slices["class/circle"].f1 == 0
+    assert result.champion.slices["class/square"].f1 > 0.4
+    (note,) = result.notes
+    assert "the champion 0.0.1 does not know the class 'circle'" in note
+
+
+def test_a_class_that_is_gone_is_said_so(
+    context: job.Context,
+    bottle: FolderBottle,
+    snapshot: Snapshot,
+    snapshots: dict[tuple[str, ...], Snapshot],
+    storage: Storage,
+) -> None:
+    smaller = snapshots[LABELS[1:]]
+    SmallClassifier(bottle, smaller).write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion, storage.archive = "0.0.1", SmallClassifier(bottle, snapshot).archive()
+    result, evaluation = run(context, smaller)
+    assert "also knows the class 'circle'" in result.notes[0]
+    assert evaluation.champion is not None
+    assert len(evaluation.champion.confusion[0]) == 3
+
+
+def spoiled(archive: bytes, drop: str = "", replace: tuple[str, bytes] = ("", b"")) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as before, zipfile.ZipFile(buffer, "w") as after:
+        for name in before.namelist():
+            if name != drop:
+                after.writestr(name, replace[1] if name == replace[0] else before.read(name))
+    return buffer.getvalue()
+
+
+def test_a_champion_that_cannot_be_used_is_an_error_that_says_what_to_do(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    model = SmallClassifier(bottle, snapshot)
+    model.write_experiment(bottle, Path(EXPERIMENT).name)
+    whole = model.archive()
+    storage.champion = "0.0.1"
+    for archive, message in (
+        (whole[: len(whole) // 2], "its archive is damaged"),
+        (spoiled(whole, drop="model.onnx"), r"lacks model\.onnx, it has model\.json, meta\.json"),
+        (spoiled(whole, drop="model.json"), r"lacks model\.json"),
+        (spoiled(whole, replace=("model.onnx", b"torn")), r"model\.onnx of version 0\.0\.1 .* does not load"),
+        (spoiled(whole, replace=("model.json", b"{}")), r"model\.json of version 0\.0\.1 .* is not valid"),
+    ):
+        storage.archive = archive
+        with pytest.raises(DataRefused, match=message):
+            run(context, snapshot)
+    assert not list(bottle.keys("evaluations"))
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(500, TryAgainLater), (503, TryAgainLater), (401, ConfigurationError), (403, ConfigurationError)],
+)
+def test_a_storage_that_does_not_answer_well_is_typed(
+    context: job.Context,
+    bottle: FolderBottle,
+    snapshot: Snapshot,
+    storage: Storage,
+    status: int,
+    error: type[Exception],
+) -> None:
+    SmallClassifier(bottle, snapshot).write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.status = status
+    with pytest.raises(error, match=f"answered {status}"):
+        run(context, snapshot)
+
+
+def test_a_candidate_that_cannot_be_used_is_refused_with_its_file(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    model = SmallClassifier(bottle, snapshot)
+    with pytest.raises(DataRefused, match=r"model\.json is not in the bottle"):
+        run(context, snapshot)
+    model.write_experiment(bottle, Path(EXPERIMENT).name)
+    script = f"{EXPERIMENT}/torchscripts/model.pt"
+    whole = bottle.read(script)
+    bottle.write(script, whole[:300])
+    with pytest.raises(DataRefused, match=r"model\.pt does not load"):
+        run(context, snapshot)
+    bottle.write(script, whole)
+    spec = model.spec.model_copy(update={"labels": ["circle", "cross"]})
+    bottle.write(f"{EXPERIMENT}/model.json", spec.model_dump_json())
+    with pytest.raises(DataRefused, match=r"gives outputs \[\d+, 3\], but its spec says \[\d+, 2\]"):
+        run(context, snapshot)
+    bottle.write(f"{EXPERIMENT}/model.json", model.spec.model_copy(update={"group": "other"}).model_dump_json())
+    with pytest.raises(DataRefused, match="was trained for group other, not forms"):
+        run(context, snapshot)
+
+
+def test_a_candidate_whose_weights_are_not_numbers_is_refused(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    model = SmallClassifier(bottle, snapshot)
+    model.weight[0, 0] = float("nan")
+    model.write_experiment(bottle, Path(EXPERIMENT).name)
+    with pytest.raises(DataRefused, match="not finite"):
+        run(context, snapshot)
+
+
+def test_mlflow_gets_numbers_and_pictures(
+    bottle: FolderBottle, snapshot: Snapshot, storage: Storage, mlflow_url: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    from jobkit.tracking import Labels
+
+    model = SmallClassifier(bottle, snapshot)
+    model.write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion, storage.archive = "0.0.7", model.archive()
+    context = job.Context(tmp_path, Labels(dag_id="retrain_evaluate_test", run_id="r1", task_id="evaluate"))
+    result, _ = run(context, snapshot)
+    context.close(succeeded=True)
+    api = MlflowClient(mlflow_url)
+    stored = api.get_run(context.tracking.run_id)
+    assert stored.data.metrics["candidate/accuracy"] == pytest.approx(result.candidate.metrics["accuracy"])
+    assert stored.data.metrics["champion/class/circle/f1"] > 0
+    assert stored.data.metrics["gain/macro_f1"] == 0
+    assert stored.data.tags["nightshift.champion"] == "0.0.7"
+    names = {f.path for f in api.list_artifacts(stored.info.run_id)}
+    assert names == {"evaluation.json", "confusion_matrix.png", "worst_mistakes.png"}
+    for name in ("confusion_matrix.png", "worst_mistakes.png"):
+        with Image.open(api.download_artifacts(stored.info.run_id, name, str(tmp_path))) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 200
+            colours = image.convert("RGB").getcolors(1 << 24)
+            assert colours is not None
+            assert len(colours) > 50

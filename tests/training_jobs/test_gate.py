@@ -1,0 +1,177 @@
+"""The gate's rules, one by one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobkit import job
+from jobkit.bottle import FolderBottle
+from jobkit.errors import ConfigurationError, DataRefused
+from training_jobs import gate
+from training_jobs.gate import Decision, Rules, decide
+from training_jobs.scoring.evaluation import Evaluation
+from training_jobs.scoring.metrics import Comparison, Gain, Scores, Slice
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def scores(version: str, accuracy: float, slices: dict[str, tuple[float, int]] | None = None) -> Scores:
+    parts = slices or {"class/ant": (accuracy, 100), "class/bee": (accuracy, 100)}
+    return Scores(
+        version=version,
+        metrics={"accuracy": accuracy, "macro_f1": accuracy - 0.01, "log_loss": 0.1, "ece": 0.01},
+        slices={name: Slice(support=n, precision=f1, recall=f1, f1=f1) for name, (f1, n) in parts.items()},
+        confusion=[[1]],
+    )
+
+
+def evaluation(candidate: Scores, champion: Scores | None) -> Evaluation:
+    comparison = None
+    if champion:
+        gains = {
+            name: Gain(value=candidate.metrics[name] - champion.metrics[name], standard_error=0.004)
+            for name in ("accuracy", "macro_f1")
+        }
+        comparison = Comparison(pictures=200, only_candidate_right=5, only_champion_right=1, p_value=0.22, gains=gains)
+    return Evaluation(
+        group="g", snapshot_id="s", experiment="models/g/v__1", model_name="g", labels=["ant", "bee"], pictures=200,
+        candidate=candidate, champion=champion, comparison=comparison, mistakes=[],
+    )  # fmt: skip
+
+
+def judge(candidate: Scores, champion: Scores | None, **rules: object) -> Decision:
+    return decide(evaluation(candidate, champion), Rules.model_validate({"metric": "accuracy", **rules}))
+
+
+@pytest.mark.parametrize(("value", "promote"), [(0.969, False), (0.97, True), (0.98, True)])
+def test_the_floor(value: float, promote: bool) -> None:
+    decision = judge(scores("new", value), None, floor=0.97)
+    assert decision.promote is promote
+    assert ("reaches the floor of 0.97" if promote else "is below the floor of 0.97") in decision.reasons[0]
+    assert decision.failed == ([] if promote else [decision.reasons[0]])
+
+
+def test_without_a_champion_the_floor_alone_decides() -> None:
+    decision = judge(scores("new", 0.5), None, floor=0.4, min_gain=0.5)
+    assert decision.promote
+    assert "no champion" in decision.reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "min_gain", "promote"),
+    [(0.96, 0.01, True), (0.96, 0.02, False), (0.95, 0.0, True), (0.949, 0.0, False), (0.946, -0.005, True)],
+)
+def test_the_gain_over_the_champion(value: float, min_gain: float, promote: bool) -> None:
+    decision = judge(scores("new", value), scores("0.0.3", 0.95), min_gain=min_gain)
+    assert decision.promote is promote
+    gain = decision.reasons[1]
+    assert "the champion 0.0.3 (0.9500)" in gain
+    assert f"{value - 0.95:+.4f}" in gain
+    assert "Standard error 0.0040" in gain
+    assert "candidate alone is right on 5 pictures, the champion alone on 1 (McNemar p = 0.22)" in gain
+    assert ("not enough" in gain) is not promote
+
+
+def test_the_metric_that_is_asked_for_counts() -> None:
+    assert judge(scores("new", 0.95), None, floor=0.95).promote
+    assert not judge(scores("new", 0.95), None, floor=0.95, metric="macro_f1").promote
+
+
+def test_a_class_may_not_lose_more_than_the_limit() -> None:
+    before = {"class/ant": (0.99, 100), "class/bee": (0.90, 40)}
+    after = {"class/ant": (1.0, 100), "class/bee": (0.84, 40)}
+    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05)
+    assert not decision.promote
+    (reason,) = decision.failed
+    assert "class/bee loses 0.0600 of F1 (0.9000 to 0.8400, 40 golden pictures)" in reason
+    assert judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.06).promote
+
+
+def test_a_class_with_few_pictures_does_not_veto_but_is_named() -> None:
+    before, after = {"class/bee": (1.0, 19)}, {"class/bee": (0.8, 19)}
+    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05)
+    assert decision.promote
+    assert "class/bee loses 0.2000" in decision.reasons[-1]
+    assert "no veto" in decision.reasons[-1]
+    assert not judge(scores("new", 0.97, after), scores("old", 0.95, before), min_support=19).promote
+
+
+def test_every_broken_rule_is_named() -> None:
+    before, after = {"class/ant": (0.9, 50), "class/bee": (0.9, 50)}, {"class/ant": (0.1, 50), "class/bee": (0.2, 50)}
+    decision = judge(scores("new", 0.5, after), scores("old", 0.9, before), floor=0.97)
+    assert len(decision.failed) == 4
+
+
+def test_an_evaluation_without_its_comparison_is_refused() -> None:
+    broken = evaluation(scores("a", 0.9), scores("b", 0.9)).model_copy(update={"comparison": None})
+    with pytest.raises(DataRefused, match="evaluate again"):
+        decide(broken, Rules())
+
+
+def run(context: job.Context, bottle: FolderBottle, found: Evaluation, **options: object) -> gate.Result:
+    bottle.write("evaluations/g/s/v.json", found.model_dump_json())
+    return gate.run(gate.Arguments(report="evaluations/g/s/v.json", metric="accuracy", **options), context)
+
+
+def test_a_rejection_stops_the_run_with_its_reasons(context: job.Context, bottle: FolderBottle) -> None:
+    result = run(context, bottle, evaluation(scores("new", 0.9), scores("old", 0.95)), floor=0.5)
+    assert result.decision == "reject"
+    assert result.stop_here is not None
+    assert result.stop_here.outcome == "rejected"
+    assert "new was rejected: accuracy 0.9000 is a gain of -0.0500" in result.stop_here.reason
+    assert "floor" not in result.stop_here.reason
+
+
+def test_a_promotion_goes_on(context: job.Context, bottle: FolderBottle) -> None:
+    result = run(context, bottle, evaluation(scores("new", 0.96), scores("old", 0.95)))
+    assert (result.decision, result.stop_here, len(result.reasons)) == ("promote", None, 3)
+
+
+def test_an_evaluation_that_is_not_there_or_damaged_is_refused(context: job.Context, bottle: FolderBottle) -> None:
+    with pytest.raises(DataRefused, match=r"evaluations/none\.json is not in the bottle"):
+        gate.run(gate.Arguments(report="evaluations/none.json"), context)
+    bottle.write("evaluations/torn.json", '{"group": "g"')
+    with pytest.raises(DataRefused, match="not a valid evaluation"):
+        gate.run(gate.Arguments(report="evaluations/torn.json"), context)
+
+
+@pytest.mark.parametrize("option", ["--floor=1.5", "--metric=loss", "--max_slice_loss=-1", "--min_support=0"])
+def test_a_rule_out_of_bounds_is_a_configuration_error(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=option[2:].partition("=")[0]):
+        job.parse(gate.Arguments, ["--report", "x", option])
+
+
+def test_the_gate_as_a_process_needs_no_heavy_library(bottle: FolderBottle, tmp_path: Path) -> None:
+    bottle.write("e.json", evaluation(scores("new", 0.96), None).model_dump_json())
+    code = (
+        "import sys; from training_jobs import gate; from jobkit import job; from pathlib import Path;"
+        "print(gate.run(gate.Arguments(report='e.json'), job.Context(Path('.'), None)).decision);"
+        "print([m for m in ('torch', 'mlflow', 'sklearn', 'numpy', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["promote", "[]"], done.stderr
+
+
+def test_mlflow_shows_the_decision_on_the_jobs_run_and_on_the_dag_runs(
+    bottle: FolderBottle, tmp_path: Path, mlflow_url: str
+) -> None:
+    from mlflow import MlflowClient
+
+    from jobkit.tracking import Labels
+
+    labels = Labels(dag_id="retrain_gate_test", run_id="r1", task_id="gate")
+    context = job.Context(tmp_path, labels)
+    run(context, bottle, evaluation(scores("new", 0.5), None), floor=0.9)
+    context.close(succeeded=True)
+    api = MlflowClient(mlflow_url)
+    ours = api.get_run(context.tracking.run_id)
+    parent = api.get_run(context.tracking.parent_id)
+    for stored in (ours, parent):
+        assert stored.data.tags["nightshift.decision"] == "reject"
+        assert "below the floor of 0.9" in stored.data.tags["nightshift.reasons"]
+    assert json.loads(ours.data.params["gate.floor"]) == 0.9

@@ -1,0 +1,169 @@
+"""`report`: what each run came to, in PostgreSQL and MLflow, whatever happened and however often it is written."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from jobkit import database, job
+from jobkit.bottle import FolderBottle
+from jobkit.errors import ConfigurationError, TryAgainLater
+from jobkit.tracking import Labels, Run
+from tests.support.proxy import proxy
+from tests.training_jobs.test_gate import evaluation, scores
+from training_jobs import report
+
+DONE = {"pull_dataset": "success", "train_classifier": "success", "deploy_model": "success", "report": "running"}
+
+
+@pytest.fixture
+def labels() -> Labels:
+    return Labels(dag_id=f"retrain_{uuid.uuid4().hex[:8]}", run_id="scheduled__2026-01-02", task_id="report")
+
+
+Closer = Callable[..., report.Result]
+
+
+@pytest.fixture
+def close(labels: Labels, bottle: FolderBottle, tmp_path: Path, database_url: str, mlflow_url: str) -> Closer:
+    """Run the job as Airflow does: options as text, absent ones empty."""
+
+    def run(**options: object) -> report.Result:
+        texts = {
+            "fingerprint": "f",
+            "snapshot_id": "",
+            "outcome": "",
+            "reason": "",
+            "version": "",
+            "report": "",
+            **options,
+        }
+        argv = ["--pipeline", "digits"]
+        for name, value in texts.items():
+            argv += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+        context = job.Context(tmp_path, labels)
+        return report.run(job.parse(report.Arguments, argv), context)
+
+    return run
+
+
+def row() -> dict[str, object]:
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT row_to_json(r) FROM nightshift.pipeline_runs r")
+        (found,) = cursor.fetchall()
+    return dict(found[0])
+
+
+def parent_of(url: str, labels: Labels) -> object:
+    return MlflowClient(url).get_run(Run.parent(labels).run_id)
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome", "status"),
+    [
+        ({"version": "0.0.4", "states": DONE}, "promoted", "FINISHED"),
+        ({"outcome": "rejected", "reason": "too bad", "states": {"export_onnx": "skipped"}}, "rejected", "FINISHED"),
+        ({"states": {"publish_model": "skipped", "deploy_model": None}}, "not_published", "FINISHED"),
+        ({"states": {"train_classifier": "failed", "evaluate": "upstream_failed"}}, "failed", "FAILED"),
+        ({"version": "0.0.4", "states": {**DONE, "deploy_model": "failed"}}, "failed", "FAILED"),
+        ({"outcome": "rejected", "states": {"gate": "failed"}}, "failed", "FAILED"),
+    ],
+)  # fmt: skip
+def test_what_a_run_came_to(
+    close: Closer, labels: Labels, mlflow_url: str, options: dict[str, object], outcome: str, status: str
+) -> None:
+    result = close(snapshot_id="0123456789abcdef", **options)
+    assert result.outcome == outcome
+    stored = row()
+    assert (stored["outcome"], stored["snapshot_id"], stored["fingerprint"]) == (outcome, "0123456789abcdef", "f")
+    assert stored["finished_at"] is not None
+    parent = parent_of(mlflow_url, labels)
+    assert stored["mlflow_run_id"] == parent.info.run_id
+    assert parent.info.status == status
+    assert parent.data.tags["nightshift.outcome"] == outcome
+
+
+def test_a_failure_names_the_tasks_that_failed(close: Closer) -> None:
+    assert close(states={"train_classifier": "failed", "gate": "upstream_failed"}).reason == "failed: train_classifier"
+
+
+def test_a_promotion_makes_the_next_night_end_early_and_a_failure_does_not(close: Closer) -> None:
+    close(snapshot_id="s", states={"train_classifier": "failed"})
+    assert database.completed_run("digits", "s", "f") is None
+    close(snapshot_id="s", version="0.0.4", states=DONE)
+    found = database.completed_run("digits", "s", "f")
+    assert found is not None
+    assert (found.outcome, found.model_version) == ("promoted", "0.0.4")
+
+
+def test_writing_it_again_changes_nothing(close: Closer, labels: Labels, mlflow_url: str) -> None:
+    first = close(snapshot_id="s", version="0.0.4", states=DONE, started_at="2026-01-02T03:04:05+00:00")
+    before = row()
+    assert close(snapshot_id="s", version="0.0.4", states=DONE, started_at="2026-01-02T03:04:05+00:00") == first
+    after = row()
+    assert {k: v for k, v in after.items() if k != "finished_at"} == {
+        k: v for k, v in before.items() if k != "finished_at"
+    }
+    assert str(after["started_at"]).startswith("2026-01-02T03:04:05")
+    experiment = MlflowClient(mlflow_url).get_experiment_by_name(labels.dag_id)
+    assert len(MlflowClient(mlflow_url).search_runs([experiment.experiment_id])) == 1
+
+
+def test_nothing_new_is_a_row_and_no_mlflow_run(close: Closer, labels: Labels, mlflow_url: str) -> None:
+    assert close(snapshot_id="s", outcome="nothing_new", reason="as last night").outcome == "nothing_new"
+    assert row()["reason"] == "as last night"
+    assert MlflowClient(mlflow_url).get_experiment_by_name(labels.dag_id) is None
+
+
+def test_the_summary_is_for_people_and_for_programs(
+    close: Closer, labels: Labels, mlflow_url: str, bottle: FolderBottle, tmp_path: Path
+) -> None:
+    bottle.write("evaluations/g/s/v.json", evaluation(scores("new", 0.98), scores("0.0.3", 0.95)).model_dump_json())
+    close(snapshot_id="s", version="0.0.4", states=DONE, report="evaluations/g/s/v.json")
+    parent = parent_of(mlflow_url, labels)
+    assert parent.data.metrics["golden/accuracy"] == 0.98
+    api = MlflowClient(mlflow_url)
+    text = Path(api.download_artifacts(parent.info.run_id, "summary.md", str(tmp_path))).read_text()
+    for expected in (
+        "digits: promoted",
+        "version: 0.0.4",
+        "| accuracy | 0.9800 | 0.9500 |",
+        "| train_classifier | success |",
+    ):
+        assert expected in text
+    summary = json.loads(Path(api.download_artifacts(parent.info.run_id, "summary.json", str(tmp_path))).read_text())
+    assert (summary["outcome"], summary["version"], summary["states"]["pull_dataset"]) == (
+        "promoted",
+        "0.0.4",
+        "success",
+    )
+
+
+def test_with_mlflow_down_the_row_is_there_and_a_later_try_does_the_rest(
+    close: Closer, labels: Labels, mlflow_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with proxy(mlflow_url) as line:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", line.url)
+        line.cut()
+        with pytest.raises(TryAgainLater, match="MLflow"):
+            close(snapshot_id="s", version="0.0.4", states=DONE)
+        assert row()["outcome"] == "promoted"
+        line.mend()
+        close(snapshot_id="s", version="0.0.4", states=DONE)
+        assert parent_of(mlflow_url, labels).info.status == "FINISHED"
+
+
+def test_an_evaluation_that_is_gone_does_not_keep_a_run_open(close: Closer, labels: Labels, mlflow_url: str) -> None:
+    assert close(version="0.0.4", states=DONE, report="evaluations/none.json").outcome == "promoted"
+    assert parent_of(mlflow_url, labels).info.status == "FINISHED"
+
+
+def test_by_hand_there_is_no_run_to_close(context: job.Context, database_url: str) -> None:
+    with pytest.raises(ConfigurationError, match="NIGHTSHIFT_LABELS"):
+        report.run(report.Arguments(pipeline="digits"), context)
