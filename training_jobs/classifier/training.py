@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jobkit.bottle import Bottle
-from jobkit.errors import ConfigurationError
+from jobkit.errors import ConfigurationError, DataRefused
 from jobkit.modelspec import ModelSpec
 from jobkit.paths import ExperimentPaths
 from jobkit.tracking import Run
@@ -140,7 +140,15 @@ def _last_checkpoint(bottle: Bottle, experiment: ExperimentPaths) -> dict[str, A
     if not bottle.exists(experiment.last_checkpoint):
         return None
     path = bottle.local(experiment.last_checkpoint)
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DataRefused(
+            f"{experiment.last_checkpoint} is damaged ({str(error).split('.', 1)[0]}); "
+            "without it the training starts anew: delete it to do that"
+        ) from error
     return content
 
 

@@ -31,4 +31,4 @@ class Augmentation(Section):
 
 def span(limit: float | Range) -> Range:
     """Return a limit as a range: a single number `x` means -x..x."""
-    return (-limit, limit) if isinstance(limit, int | float) else (min(limit), max(limit))
+    return (-abs(limit), abs(limit)) if isinstance(limit, int | float) else (min(limit), max(limit))

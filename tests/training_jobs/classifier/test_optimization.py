@@ -1,0 +1,75 @@
+"""Optimizers and one-cycle: what the file says survives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from jobkit.classifier import Classifier
+from jobkit.errors import ConfigurationError
+from tests.training_jobs.classifier.support import config
+from training_jobs.classifier.optimization import build_optimizer, build_scheduler
+
+TWO = {"optimizer__lr": None, "optimizer__lr_type": "two_lrs", "optimizer__backbone_lr": 1e-4, "optimizer__fc_lr": 1e-2}
+
+
+def rates(steps: int = 20, **values: Any) -> tuple[list[list[float]], torch.optim.Optimizer]:
+    chosen = config(**values)
+    optimizer = build_optimizer(chosen.optimizer, Classifier("test_resnet", 3))
+    scheduler = build_scheduler(chosen.scheduler, optimizer, steps)
+    seen = []
+    for _ in range(steps):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return seen, optimizer
+
+
+def test_two_learning_rates_survive_the_schedule() -> None:
+    seen, optimizer = rates(**TWO)
+    highest = [max(step[group] for step in seen) for group in range(4)]
+    assert highest == pytest.approx([1e-4, 1e-4, 1e-2, 1e-2], rel=0.05)
+    backbone = sum(p.numel() for group in optimizer.param_groups[:2] for p in group["params"])
+    assert backbone == sum(p.numel() for p in Classifier("test_resnet", 3).backbone.parameters())
+
+
+def test_betas_survive_the_schedule() -> None:
+    _, optimizer = rates(optimizer__betas=[0.8, 0.99])
+    assert all(group["betas"] == (0.8, 0.99) for group in optimizer.param_groups)
+
+
+def test_the_schedule_starts_rises_and_ends_where_the_file_says() -> None:
+    seen, _ = rates(steps=100, optimizer__lr=0.1, scheduler__div_factor=1000.0, scheduler__final_div_factor=10000.0,
+                    scheduler__pct_start=0.1)  # fmt: skip
+    first = [step[0] for step in seen]
+    assert first[0] == pytest.approx(0.1 / 1000)
+    assert first.index(max(first)) == 9
+    assert max(first) == pytest.approx(0.1)
+    assert first[-1] == pytest.approx(0.1 / 1000 / 10000)
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    _, optimizer = rates(optimizer__weight_decay=0.3)
+    for group in optimizer.param_groups:
+        assert all((parameter.ndim > 1) == (group["weight_decay"] == 0.3) for parameter in group["params"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)]
+)
+def test_the_named_optimizer_is_built(name: str, expected: type) -> None:
+    _, optimizer = rates(optimizer__type=name)
+    assert type(optimizer) is expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_eight_bit_adamw_says_that_it_needs_a_gpu() -> None:
+    with pytest.raises(ConfigurationError, match="adamw_8bit needs a GPU"):
+        rates(optimizer__type="adamw_8bit")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_training_of_few_steps_has_a_schedule(steps: int) -> None:
+    rates(steps=steps)
