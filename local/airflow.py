@@ -51,6 +51,9 @@ def environment(settings: Settings) -> dict[str, str]:
             "TASK_INSTANCE_HEARTBEAT_SEC": HEARTBEAT_SECONDS,
             "TASK_INSTANCE_HEARTBEAT_TIMEOUT": 6 * HEARTBEAT_SECONDS,  # how long a dead worker goes unnoticed
             "TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": HEARTBEAT_SECONDS,
+            # Tasks of a scheduler that was killed are taken over once it counts as dead, looked for this often.
+            "SCHEDULER_HEALTH_CHECK_THRESHOLD": 4 * HEARTBEAT_SECONDS,
+            "ORPHANED_TASKS_CHECK_INTERVAL": 2 * HEARTBEAT_SECONDS,
         },
         "API": {
             "HOST": HOST,

@@ -40,9 +40,11 @@ def jobs(settings: Settings, task_id: str) -> list[psutil.Process]:
     """Return the running processes of a task's job."""
     found = []
     for process in processes.of_stack(settings.state):
-        folder = process.environ().get(processes.JOB, "")
-        if f"/{task_id}/" in folder + "/" or f"/{task_id}" in folder:
-            found.append(process)
+        try:
+            if f"/{task_id}/" in process.environ().get(processes.JOB, ""):
+                found.append(process)
+        except psutil.Error:  # it ended in between
+            continue
     return found
 
 

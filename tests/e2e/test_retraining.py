@@ -42,7 +42,9 @@ def wait_for_end(api: AirflowApi, run_id: str, seconds: float = 240) -> str:
 
 
 def wait_for_first_epoch(settings: Settings, run_id: str) -> None:
-    wait_for(lambda: "epoch" in job_logs(settings, run_id, "train_classifier"), "a log line of the first epoch")
+    wait_for(
+        lambda: '"unit": "epochs"' in job_logs(settings, run_id, "train_classifier"), "the first epoch's progress line"
+    )
 
 
 def mlflow_children(settings: Settings, run_id: str) -> list[dict[str, Any]]:
@@ -100,7 +102,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_in_the_same_experiment(
 def test_a_killed_worker_does_not_end_the_job_and_the_retry_adopts_it(
     settings: Settings, first_night: Retraining, api: AirflowApi
 ) -> None:
-    run_id = api.trigger(DAG, {"force": True, "epochs": 60})
+    run_id = api.trigger(DAG, {"force": True, "epochs": 25})
     wait_for_first_epoch(settings, run_id)
     (job,) = [process for process in jobs(settings, "train_classifier") if process.name() == "sh"]
     for worker in _workers_of(settings, run_id):
