@@ -24,9 +24,11 @@ from nightshift.contract import Ended, JobSpec, Labels, Status
 from nightshift.errors import JobFailed, JobMisconfigured
 
 # $$ is the shell, the session's leader. Its start time (field 22 of /proc/PID/stat) tells it from a later process with
-# the same number. The exit code is written by the shell, so that a worker that comes later can read it.
+# the same number. The exit code is written by the shell, so that a worker that comes later can read it. The shell
+# outlives a request to end, which reaches the job as usual: a child does not inherit a trap.
 WRAPPER = """
 set -u
+trap : TERM INT HUP
 job=$NIGHTSHIFT_JOB_DIR
 start=$(sed 's/.*) //' /proc/$$/stat | cut -d' ' -f20)
 echo "{\\"pid\\": $$, \\"start\\": $start}" > "$job/process.json.new" && mv "$job/process.json.new" "$job/process.json"
@@ -36,7 +38,8 @@ echo $code > "$job/exit_code.new" && mv "$job/exit_code.new" "$job/exit_code"
 """
 POLL_SECONDS = 0.1
 CHUNK_BYTES = 1 << 20
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 3.0  # between SIGTERM and SIGKILL; Airflow allows five in all
+KILL_SECONDS = 1.0
 START_SECONDS = 30.0  # a machine that is busy to its limit; usually 10 ms
 
 
@@ -186,11 +189,11 @@ class ProcessLauncher:
         folder = self.jobs / job_id
         processes = self._processes(folder)
         _signal(processes, signal.SIGTERM)
-        _, left = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
-        _signal(left + self._processes(folder), signal.SIGKILL)
-        psutil.wait_procs(left, timeout=1.0)
+        left = {*_still_running(processes, GRACE_SECONDS), *self._processes(folder)}
+        _signal(left, signal.SIGKILL)
+        _still_running(left, KILL_SECONDS)
 
-    def _processes(self, folder: Path) -> list[psutil.Process]:
+    def _processes(self, folder: Path) -> set[psutil.Process]:
         """Return all that carry the job's folder in their environment, and what they started: the shell, the job, …"""
         found: set[psutil.Process] = set()
         for process in psutil.process_iter():
@@ -199,7 +202,7 @@ class ProcessLauncher:
                     found |= {process, *process.children(recursive=True)}
             except psutil.Error:
                 continue
-        return list(found)
+        return found
 
 
 def _folder_name(part: str) -> str:
@@ -208,7 +211,22 @@ def _folder_name(part: str) -> str:
     return name.replace(".", "%2E") if set(name) == {"."} else name
 
 
-def _signal(processes: list[psutil.Process], number: int) -> None:
+def _still_running(processes: set[psutil.Process], seconds: float) -> set[psutil.Process]:
+    """Wait at most `seconds` for `processes` to end; return the others. One that nobody has reaped yet has ended."""
+    deadline = time.monotonic() + seconds
+    while (left := {process for process in processes if _runs(process)}) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(processes: set[psutil.Process], number: int) -> None:
     for process in processes:
         try:
             process.send_signal(number)

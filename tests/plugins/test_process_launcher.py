@@ -170,6 +170,7 @@ def test_a_job_that_ends_on_sigterm_is_not_waited_for_longer(launcher: ProcessLa
     launcher.stop(job)
     assert time.monotonic() - started < 2
     assert launcher.status(job) is Status.FAILED
+    assert launcher.ended(job).exit_code == 143
 
 
 def test_a_job_killed_with_its_shell_has_failed_with_an_unknown_code(launcher: ProcessLauncher, marks: Path) -> None:
@@ -186,6 +187,7 @@ def test_a_later_process_with_the_same_number_is_not_taken_for_the_job(launcher:
     folder = launcher.jobs / launcher.start(spec(marks, "wait"))
     job_pid(marks)
     launcher.stop(folder.relative_to(launcher.jobs).as_posix())
+    (folder / "exit_code").unlink()  # as if the shell had been killed, too
     own = Path(f"/proc/{os.getpid()}/stat").read_text().rsplit(") ", 1)[1].split()[19]
     (folder / "process.json").write_text(json.dumps({"pid": os.getpid(), "start": int(own) - 1}))
     assert launcher.status(folder.relative_to(launcher.jobs).as_posix()) is Status.FAILED
