@@ -73,7 +73,17 @@ def run(part: Part, extra: list[str]) -> Totals:
         report = Path(scratch) / "report.xml"
         python = ROOT / ".venv" / part.environment / "bin" / "python"
         done = subprocess.run(
-            [str(python), "-m", "pytest", *folders, f"--junitxml={report}", "-p", "no:cacheprovider", *extra],
+            [
+                str(python),
+                "-m",
+                "pytest",
+                *folders,
+                f"--junitxml={report}",
+                "-p",
+                "no:cacheprovider",
+                f"--basetemp={scratch}/tmp",
+                *extra,
+            ],
             cwd=ROOT,
             env={**os.environ, "NIGHTSHIFT_LOG_FORMAT": ""},
             stdout=subprocess.PIPE,

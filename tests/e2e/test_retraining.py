@@ -3,6 +3,7 @@
 The tests run in the order in which they stand: each goes on with the state that the one before it left, as nights do.
 """
 
+import re
 import subprocess
 import time
 from pathlib import Path
