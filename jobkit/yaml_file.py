@@ -83,6 +83,11 @@ def load(path: Path, model: type[M]) -> M:
 def _plain(node: yaml.Node, where: Location, lines: dict[Location, int], errors: list[tuple[int, str]]) -> Any:
     """Return a node as plain values; note the line of every key and every repeated key."""
     lines.setdefault(where, node.start_mark.line + 1)
+    if isinstance(node, yaml.CollectionNode) and not node.tag.startswith("tag:yaml.org,2002:"):
+        errors.append((node.start_mark.line + 1, f"{_name(where) or 'the file'}: tags like {node.tag} are not allowed"))
+    if node.tag.startswith("tag:yaml.org,2002:python"):
+        errors.append((node.start_mark.line + 1, f"{_name(where) or 'the file'}: Python objects are not allowed"))
+        return None
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*where, index), lines, errors) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):

@@ -53,15 +53,16 @@ def train(
         preprocessing=config.preprocessing,
         snapshot_id=examples.snapshot_id,
     )
-    bottle.write(experiment.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    _write_config(config, bottle, experiment)
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     journal = Journal(config, bottle, experiment, tracking)
     try:
         val = fit(config, examples, bottle, experiment, journal)
     except torch.OutOfMemoryError as error:
-        smaller = memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error)
-        journal = Journal(smaller, bottle, experiment, tracking)
-        val = fit(smaller, examples, bottle, experiment, journal)
+        config = memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error)
+        _write_config(config, bottle, experiment)
+        journal = Journal(config, bottle, experiment, tracking)
+        val = fit(config, examples, bottle, experiment, journal)
     return finish(config, spec, bottle, experiment, journal, val, tracking)
 
 
@@ -90,6 +91,10 @@ def fit(
         del trainer, module
         gc.collect()
     return val_loader
+
+
+def _write_config(config: Config, bottle: Bottle, experiment: ExperimentPaths) -> None:
+    bottle.write(experiment.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def class_weights(config: Config, examples: Examples) -> Tensor | None:
