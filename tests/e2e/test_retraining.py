@@ -43,9 +43,8 @@ def wait_for_end(api: AirflowApi, run_id: str, seconds: float = 240) -> str:
 
 
 def wait_for_first_epoch(settings: Settings, run_id: str) -> None:
-    wait_for(
-        lambda: '"unit": "epochs"' in job_logs(settings, run_id, "train_classifier"), "the first epoch's progress line"
-    )
+    second = re.compile(r"· epoch (?:[2-9]|\d\d)")  # the first one's checkpoint is written then
+    wait_for(lambda: second.search(job_logs(settings, run_id, "train_classifier")), "the second epoch")
 
 
 def mlflow_children(settings: Settings, run_id: str) -> list[dict[str, Any]]:
