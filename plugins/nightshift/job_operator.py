@@ -64,7 +64,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         skips: the tasks that a `stop_here` skips.
     """
 
-    template_fields: Sequence[str] = ("options",)
+    template_fields: Sequence[str] = ("module", "options")  # so the UI shows both
     external_id_key = "nightshift_job"
     operator_extra_links = (MlflowLink(),)
     ui_color = "#eef4ff"

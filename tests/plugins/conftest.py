@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins"))  # as Airflow does
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")  # importing Airflow writes its configuration
 
 from tests.plugins.homes import make_home  # noqa: E402
+from tests.support.airflow import Airflow  # noqa: E402
+from tests.support.airflow import airflow as run_airflow  # noqa: E402
+
+PASSWORD = "kuchen-und-tee-5551"
 
 
 @pytest.fixture
@@ -28,3 +37,20 @@ def marks(tmp_path: Path) -> Path:
     folder = tmp_path / "marks"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterator[Airflow]:
+    """A real Airflow with the DAGs of `dags_for_tests.py` and of the pipeline files in `<home>/configs/pipelines`."""
+    folder = tmp_path_factory.mktemp("airflow")
+    home = make_home(folder / "home")
+    (home / "dags" / "dags_for_tests.py").symlink_to(ROOT / "tests" / "plugins" / "dags_for_tests.py")
+    (home / "dags" / "retrain.py").symlink_to(ROOT / "dags" / "retrain.py")
+    collect = {"url": "http://127.0.0.1:9", "files_url": "http://127.0.0.1:9"}
+    connections = {
+        "COLLECT": {"conn_type": "generic", "login": "someone", "password": PASSWORD, "extra": collect},
+        "STORAGE": {"conn_type": "generic", "extra": {}},
+    }
+    environment = {f"AIRFLOW_CONN_NIGHTSHIFT_{name}": json.dumps(value) for name, value in connections.items()}
+    with run_airflow(home, folder / "state", postgres_url, **environment) as running:
+        yield running

@@ -1,0 +1,124 @@
+"""What every DAG has, and that its wiring fits the jobs that it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.models.xcom_arg import XComArg
+
+ROOT = Path(__file__).resolve().parents[2]
+KNOWN_FILES = {"retrain.py"}
+PIPELINES = sorted(path.stem for path in (ROOT / "configs" / "pipelines").glob("*.yaml"))
+CHAIN = [
+    "pull_dataset", "train_classifier", "evaluate", "gate", "export_onnx", "verify_onnx", "package_model",
+    "publish_model", "deploy_model", "report",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def jobs(dags: dict[str, Any]) -> dict[str, dict[str, dict[str, bool]]]:
+    """The arguments (name -> required) and the result's fields of each job that a DAG runs, as its module has them."""
+    modules = sorted({task.module for dag in dags.values() for task in dag.tasks})
+    program = (
+        "import importlib, json, sys\n"
+        "def fields(model): return {name: field.is_required() for name, field in model.model_fields.items()}\n"
+        "modules = {name: importlib.import_module(name) for name in sys.argv[1:]}\n"
+        "print(json.dumps({name: {'arguments': fields(module.Arguments), 'result': fields(module.Result)}"
+        " for name, module in modules.items()}))"
+    )
+    python = ROOT / ".venv" / "jobs" / "bin" / "python"
+    done = subprocess.run([str(python), "-c", program, *modules], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, dict[str, bool]]] = json.loads(done.stdout)
+    return found
+
+
+def every(dags: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(f"{dag_id}.{task.task_id}", task) for dag_id, dag in dags.items() for task in dag.tasks]
+
+
+def test_every_file_of_dags_is_known_here() -> None:
+    assert {path.name for path in (ROOT / "dags").glob("*.py")} == KNOWN_FILES
+
+
+def test_every_pipeline_file_is_a_dag(dags: dict[str, Any]) -> None:
+    assert PIPELINES
+    assert set(dags) == {f"retrain_{name}" for name in PIPELINES}
+
+
+def test_every_dag_says_what_it_is_for_and_what_to_do_when_it_fails(dags: dict[str, Any]) -> None:
+    for name, dag in dags.items():
+        assert dag.description, name
+        assert dag.tags, name
+        for heading in ("## ", "**Triage.**", "**Resume.**", "docs/runbook.md"):
+            assert heading in dag.doc_md, f"{name} lacks {heading}"
+
+
+def test_every_task_has_an_owner_and_is_tried_again(dags: dict[str, Any]) -> None:
+    for name, task in every(dags):
+        assert task.owner and task.owner != "airflow", name
+        assert task.retries >= 1, name
+        assert task.retry_delay.total_seconds() > 0, name
+
+
+def test_every_field_of_a_trigger_form_is_named_described_and_bounded(dags: dict[str, Any]) -> None:
+    for name, dag in dags.items():
+        assert dag.params, name
+        for key in dag.params:
+            param = dag.params.get_param(key)
+            schema, where = param.schema, f"{name}.{key}"
+            assert schema.get("title") and param.description, where
+            kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+            if "integer" in kinds or "number" in kinds:
+                assert {"minimum", "maximum"} <= set(schema), where
+            if "string" in kinds:
+                assert {"pattern", "enum"} & set(schema), where
+
+
+def test_one_run_of_a_pipeline_at_a_time(dags: dict[str, Any]) -> None:
+    for name, dag in dags.items():
+        assert dag.max_active_runs == 1, name
+        assert dag.catchup is False, name
+
+
+def test_the_tasks_follow_each_other_and_the_report_comes_whatever_happened(dags: dict[str, Any]) -> None:
+    for name, dag in dags.items():
+        assert [task.task_id for task in dag.topological_sort()] == CHAIN, name
+        assert dag.get_task("report").is_teardown, name
+
+
+def test_what_an_early_end_skips_is_what_follows(dags: dict[str, Any]) -> None:
+    for name, task in every(dags):
+        assert set(task.skips) <= task.downstream_task_ids, name
+    assert {task.task_id for _, task in every(dags) if task.skips} == {"pull_dataset", "gate"}
+
+
+def test_every_option_of_a_task_is_one_of_its_job(dags: dict[str, Any], jobs: dict[str, Any]) -> None:
+    for name, task in every(dags):
+        arguments = jobs[task.module]["arguments"]
+        given = {*task.options, *task.options_from_params}
+        assert given <= set(arguments), f"{name}: {task.module} has no {sorted(given - set(arguments))}"
+        missing = {key for key, required in arguments.items() if required} - given
+        assert not missing, f"{name}: {task.module} needs {sorted(missing)}"
+        assert set(task.options_from_params.values()) <= set(task.dag.params), name
+
+
+def test_every_value_that_goes_from_job_to_job_is_in_a_result(dags: dict[str, Any], jobs: dict[str, Any]) -> None:
+    used = 0
+    for name, task in every(dags):
+        for option, value in task.options.items():
+            if isinstance(value, XComArg):
+                used += 1
+                assert value.key in jobs[value.operator.module]["result"], f"{name}: {option}"
+                assert value.operator.task_id in task.get_flat_relative_ids(upstream=True), f"{name}: {option}"
+    assert used >= 10
+
+
+def test_no_task_is_given_a_secret(dags: dict[str, Any]) -> None:
+    for name, task in every(dags):
+        assert not [key for key in task.options if "password" in key or "token" in key], name
+        assert task.connections, name

@@ -1,0 +1,46 @@
+"""DAGs of jobs that end in all ways; the tests link this file into the folder of DAGs."""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, Param, chain
+from nightshift.job_operator import JobOperator
+
+PARAMS = {
+    "how": Param("succeed", type="string"),
+    "marks": Param("/nowhere", type="string"),
+    "tracking": Param(None, type=["null", "string"]),
+    "epochs": Param(3, type="integer", minimum=1),
+    "force": Param(False, type="boolean"),
+    "publish": Param(True, type="boolean"),
+}
+EXAMPLE = "jobs_for_tests.example"
+MARKS = "{{ params.marks }}"
+
+with DAG("one_job", params=PARAMS, schedule=None):
+    JobOperator(
+        task_id="job",
+        module=EXAMPLE,
+        options={"how": "{{ params.how }}", "marks": MARKS, "tracking": "{{ params.tracking or '' }}"},
+        options_from_params={"epochs": "epochs", "force": "force"},
+        connections=["collect"],
+        retries=1,
+        retry_delay=timedelta(seconds=0.1),
+    )
+
+with DAG("chain_of_jobs", params=PARAMS, schedule=None):
+    first = JobOperator(
+        task_id="first",
+        module=EXAMPLE,
+        options={"how": "{{ params.how }}", "marks": MARKS, "text": "täxt"},
+        skips=["second"],
+    )
+    second = JobOperator(task_id="second", module=EXAMPLE, options={"marks": MARKS, "text": first.output["text"]})
+    third = JobOperator(task_id="third", module=EXAMPLE, options={"marks": MARKS}, only_if_param="publish")
+    fourth = JobOperator(task_id="fourth", module=EXAMPLE, options={"marks": MARKS})
+    last = JobOperator(task_id="last", module=EXAMPLE, options={"marks": MARKS, "text": "{{ params.how }}"})
+    chain(first, second, third, fourth, last)
+    last.as_teardown()
+
+with DAG("missing_connection", schedule=None):
+    JobOperator(task_id="undefined", module=EXAMPLE, connections=["triton"], retries=1)
+    JobOperator(task_id="incomplete", module=EXAMPLE, connections=["storage"], retries=1)
