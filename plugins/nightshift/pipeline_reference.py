@@ -17,9 +17,9 @@ from nightshift.pipeline import Pipeline
 
 HEAD = """# Pipeline files
 
-One file `configs/pipelines/<name>.yaml` makes one DAG, `retrain_<name>`; Airflow takes up a new or changed file within seconds.
-A wrong file shows in Airflow as an import error that names file, line, key and what is valid, and touches no other pipeline. A
-key that stands there twice is an error; so is a key that is not in these tables.
+One file `configs/pipelines/<name>.yaml` makes one DAG, `retrain_<name>`; Airflow takes up a new or changed file within
+seconds. A wrong file shows in Airflow as an import error that names file, line, key and what is valid, and touches no
+other pipeline. A key that stands there twice is an error; so is a key that is not in these tables.
 
 The shortest file that works:
 
@@ -32,9 +32,9 @@ train: {config: configs/classifier/footwear.yaml}
 publish: {model_name: footwear}
 ```
 
-Epochs and batch size of the file are the defaults of the form that starts a run by hand. What a run trains, but for the data, has a
-*fingerprint* (the sections `data`, `train` and `gate`, the training configuration, the epochs and the batch size); a run with a
-snapshot and a fingerprint that a finished run has had already ends early as "nothing new".
+Epochs and batch size of the file are the defaults of the form that starts a run by hand. What makes a run's model, but
+for its data, has a *fingerprint*: the sections `data`, `train` and `gate`, the training configuration, the epochs and
+the batch size. A run ends early as "nothing new" if a finished run had the same snapshot and the same fingerprint.
 
 This page is made by `python -m nightshift.pipeline_reference` (in `plugins/`, with `.venv/airflow`).
 """
