@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query
@@ -15,9 +15,9 @@ from starlette.requests import Request
 
 from services.model_storage import seed_calls
 from services.model_storage.access import requires
-from services.model_storage.catalogue import CANDIDATE, Record
+from services.model_storage.catalogue import CANDIDATE, Record, check_model_name
 from services.model_storage.download import stream_zip
-from services.model_storage.errors import NotFound, StorageError
+from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.history import Note, Promotion
 from services.model_storage.metrics import Measured
 from services.model_storage.service import Service
@@ -153,6 +153,7 @@ def _reading(service: Service) -> APIRouter:
     @router.get("/models/{model}/champion")
     def champion(model: str) -> Champion:
         """The version in production; 404 where nothing is."""
+        check_model_name(model)
         if row := history.champion(model):
             return Champion.model_validate(row.model_dump())
         raise NotFound(f"no version of {model!r} is in production")
@@ -163,11 +164,18 @@ def _reading(service: Service) -> APIRouter:
         at: Annotated[datetime | None, Query(description="only what was in production at this time")] = None,
     ) -> list[Promotion]:
         """All changes of what is in production, the latest first; with `at` the one that was in force then."""
-        if at is None:
-            return history.rows(model)
-        return history.rows(model, at if at.tzinfo else at.astimezone(), limit=1)
+        check_model_name(model)
+        return history.rows(model) if at is None else history.rows(model, _in_utc(at), limit=1)
 
     return router
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """Return a time in UTC; one without a zone is in the service's."""
+    try:
+        return moment.astimezone(UTC)
+    except (OverflowError, ValueError) as error:
+        raise Refused(f"{moment} is no time that a calendar has") from error
 
 
 def _promoting(service: Service) -> APIRouter:

@@ -10,12 +10,12 @@ import queue
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import psycopg2
 import psycopg2.extensions
 from psycopg2.extras import RealDictCursor
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.model_storage.errors import Conflict, Unavailable
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 Action = Literal["promote", "rollback", "load", "unload"]
 T = TypeVar("T")
+Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]  # PostgreSQL's text has no NUL
 IDLE_CONNECTIONS = 4
 LOCK_SECONDS = 150  # longer than a load may take: the second of two promotions waits for the first
 
@@ -52,10 +53,10 @@ class Note(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: str | None = None
-    run_id: str | None = None
-    snapshot_id: str | None = None
-    actor: str | None = None
+    reason: Text | None = None
+    run_id: Text | None = None
+    snapshot_id: Text | None = None
+    actor: Text | None = None
 
 
 class Promotion(BaseModel):

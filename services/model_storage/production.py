@@ -99,8 +99,9 @@ class Production:
             Unavailable: Triton or PostgreSQL does not answer.
         """
         champions, served, failed = self.history.champions(), self.triton.served(), []
-        for model, champion in champions.items():
-            if served.get(model) == [champion.triton_version]:
+        numbers = {model: [champion.triton_version] for model, champion in champions.items()}
+        for model in {*champions, *self.catalogue.models()}:
+            if served.get(model, []) == numbers.get(model, []):
                 continue
             try:
                 self._change(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
@@ -148,10 +149,15 @@ class Production:
         self.triton.check_serves(model, number)
 
     def _ensure(self, change: Change, model: str) -> None:
-        """Load what is in production into a Triton that does not serve it."""
-        if change.champion is None or change.champion.version is None:
+        """Load what is in production into a Triton that does not serve it; unload what is served and is not."""
+        champion = change.champion
+        if self.triton.served().get(model, []) == ([champion.triton_version] if champion else []):
+            return  # a change that was under way has done it
+        if champion is None or champion.version is None:
+            logger.warning("Triton serves %s, which is not in production: unloaded", model)
+            self.triton.unload(model)
             return
-        record = self.catalogue.version(model, change.champion.version)
+        record = self.catalogue.version(model, champion.version)
         try:
             self._serve(record)
         except ServingFailed:  # a model whose backend process died stays "loaded": only an unload clears it

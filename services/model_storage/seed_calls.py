@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from services.model_storage.access import requires
-from services.model_storage.catalogue import NEXT, Record
+from services.model_storage.catalogue import NEXT, Record, check_model_name
 from services.model_storage.errors import NotFound, Refused
 from services.model_storage.history import Note
 from services.model_storage.modelconfig import MODEL_FILES
@@ -145,6 +145,7 @@ def _zipped(path: Path, filename: str) -> Path:
 
 
 def _active(service: Service, model: str) -> Record:
+    check_model_name(model)
     champion = service.history.champion(model)
     if champion is None or champion.version is None:
         raise NotFound(f"no version of {model!r} is in production")

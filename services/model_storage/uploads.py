@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from services.model_storage.errors import Refused
 from services.model_storage.store import out_of_space
 
-BLOCK = 4 << 20  # what is collected in memory before it is written
+BLOCK = 1 << 20  # what is collected in memory before it is written; each upload under way has two of them
 MAX_FIELD = 4096
 MAX_FIELDS = 20
 

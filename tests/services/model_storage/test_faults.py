@@ -184,6 +184,16 @@ def test_a_version_in_the_history_beats_what_triton_serves(database: Database, t
         assert storage.scale_served("digits") == 2.0
 
 
+def test_a_model_that_is_served_and_was_never_promoted_is_unloaded(database: Database, triton: TritonServer) -> None:
+    settings = settings_for(triton, database.new())
+    with serving(triton, settings) as storage:
+        storage.published("digits", 2.0)
+        storage.service.triton.load("digits")
+        assert storage.scale_served("digits") == 2.0
+    with serving(triton, settings):
+        assert refuses(triton, "digits")
+
+
 def test_a_champion_that_cannot_be_loaded_is_reported_and_the_others_are_served(
     database: Database, triton: TritonServer
 ) -> None:
