@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ from pydantic import Field
 from jobkit import job, settings
 from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError
+from jobkit.paths import checked_name
 
 if TYPE_CHECKING:
     from training_jobs.classifier.config import Config
     from training_jobs.classifier.examples import Examples
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "classifier"
 logger = logging.getLogger("training_jobs.train_classifier")
 
 
@@ -26,7 +29,9 @@ class Arguments(job.Arguments):
     answers at once.
     """
 
-    config_filename: Path = Field(description="the configuration file; docs/classifier.md lists its keys")
+    config_filename: Path | None = Field(
+        None, description="the configuration file; default: configs/classifier/<cat>.yaml, else default.yaml beside it"
+    )
     cat: str | None = Field(None, description="group of the snapshot; default: the file's experiment_name")
     snapshot_id: str | None = Field(None, description="the snapshot to train on")
     epochs: int | None = Field(None, ge=1, description="overrides training.epochs")
@@ -49,7 +54,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     from training_jobs.classifier import experiment as experiments
     from training_jobs.classifier.config import read_config
 
-    config = read_config(arguments.config_filename, arguments.epochs, arguments.batch)
+    config = read_config(_config_file(arguments), arguments.epochs, arguments.batch)
     group = arguments.cat or config.experiment_name
     source = config.dataset.label_source or ("snapshot" if arguments.cat or arguments.snapshot_id else "rotation")
     snapshot_id = _snapshot_id(arguments, source, group, context)
@@ -81,6 +86,16 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         best_epoch=content["best_epoch"],
         epochs=content["epochs"],
     )
+
+
+def _config_file(arguments: Arguments) -> Path:
+    """Return the named file, else the group's, else the default one."""
+    if arguments.config_filename is not None:
+        return arguments.config_filename
+    if arguments.cat is None:
+        raise ConfigurationError("--config_filename or --cat is missing")
+    named = CONFIGS / f"{checked_name(arguments.cat, 'group')}.yaml"
+    return named if named.is_file() else CONFIGS / "default.yaml"
 
 
 def _examples(config: Config, source: str, group: str, snapshot_id: str | None, bottle: Bottle) -> Examples:
@@ -125,4 +140,8 @@ def _bottle(config: Config, context: job.Context) -> Bottle:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        from training_jobs.classifier import reference
+
+        Arguments.__doc__ = f"{Arguments.__doc__}\nKeys of the configuration file:\n{reference.text()}"
     job.main(Arguments, run)

@@ -30,7 +30,7 @@ class Directories(Section):
 class Criterion(Section):
     """The loss."""
 
-    type: Literal["cross_entropy"] = "cross_entropy"
+    type: Literal["cross_entropy"] = Field("cross_entropy", description="of soft targets where pictures are mixed")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = Field(
         None,
@@ -109,8 +109,12 @@ class Model(Section):
 class Optimizer(Section):
     """Optimizer and learning rates."""
 
-    type: Literal["adamw", "adamw_8bit", "adam", "sgd"] = "adamw"
-    lr_type: Literal["one_lr", "two_lrs"] = "one_lr"
+    type: Literal["adamw", "adamw_8bit", "adam", "sgd"] = Field(
+        "adamw", description="adamw_8bit needs a GPU and the package bitsandbytes"
+    )
+    lr_type: Literal["one_lr", "two_lrs"] = Field(
+        "one_lr", description="two_lrs: one rate for the backbone, one for the classification layer"
+    )
     lr: float | None = Field(None, gt=0, description="highest rate of one_lr; default 1e-3")
     backbone_lr: float | None = Field(None, gt=0, description="highest rate of the backbone, two_lrs")
     fc_lr: float | None = Field(None, gt=0, description="highest rate of the classification layer, two_lrs")
@@ -135,7 +139,9 @@ class Scheduler(Section):
 class Mixing(Section):
     """Mixing of the pictures of a batch."""
 
-    strategy: Literal["mixup", "cutmix"] | None = None
+    strategy: Literal["mixup", "cutmix"] | None = Field(
+        None, description="mixup blends pictures, cutmix pastes a part of one into another"
+    )
     p: float = Field(1.0, ge=0, le=1, description="probability of mixing a batch")
     alpha: float = Field(0.2, gt=0, description="of the beta distribution that the share is drawn from")
 
@@ -164,7 +170,7 @@ class Config(Section):
     experiment_name: str = Field(
         "classifier", pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", description="group without --cat"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="of everything random")
     directories: Directories = Directories()
     criterion: Criterion = Criterion()
     dataset: Dataset = Dataset()

@@ -23,6 +23,7 @@ from jobkit.paths import ExperimentPaths, picture
 from jobkit.snapshot import Sample, write_snapshot
 from jobkit.tracking import Labels
 from tests.training_jobs.classifier.support import TINY, draw
+from training_jobs import train_classifier
 from training_jobs.train_classifier import Arguments, Result, run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,6 +70,20 @@ def test_a_training_answers_with_its_experiment(context: job.Context, bottle: Fo
     assert "epochs: 1" in bottle.read(f"{result.experiment}/config.yaml").decode()
     second = train(context, config, cat="colours", epochs=1, batch=6)  # the group's only snapshot
     assert second.experiment == "models/colours/v__1_train_test_resnet_6_0.01"
+
+
+def test_without_a_file_a_group_trains_by_its_own_or_the_default_one(
+    context: job.Context, bottle: FolderBottle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """seed_003: `train.py --cat GROUP --epochs 1 --batch 4`."""
+    monkeypatch.setattr(train_classifier, "CONFIGS", tmp_path)
+    write_pictures(bottle, tmp_path / "source")
+    write_config(tmp_path).rename(tmp_path / "default.yaml")
+    assert run(Arguments(cat="colours", epochs=1, batch=4), context).experiment.endswith("_4_0.01")
+    write_config(tmp_path, optimizer={"weight_decay": 0.5}).rename(tmp_path / "colours.yaml")
+    assert run(Arguments(cat="colours", epochs=1, batch=4), context).experiment.endswith("_4_0.5")
+    with pytest.raises(ConfigurationError, match="--config_filename or --cat is missing"):
+        run(Arguments(epochs=1), context)
 
 
 def test_a_fine_tuning_is_named_so(context: job.Context, bottle: FolderBottle, tmp_path: Path) -> None:
