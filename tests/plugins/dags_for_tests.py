@@ -41,6 +41,13 @@ with DAG("chain_of_jobs", params=PARAMS, schedule=None):
     chain(first, second, third, fourth, last)
     last.as_teardown()
 
+with DAG("closed_by_last", params={**PARAMS, "last": Param("succeed", type="string")}, schedule=None):
+    work = JobOperator(task_id="work", module=EXAMPLE, options={"how": "{{ params.how }}", "marks": MARKS})
+    more = JobOperator(task_id="more", module=EXAMPLE, options={"marks": MARKS})
+    close = JobOperator(task_id="close", module=EXAMPLE, options={"how": "{{ params.last }}", "marks": MARKS})
+    chain(work, more, close)
+    close.as_teardown(on_failure_fail_dagrun=True)
+
 with DAG("missing_connection", schedule=None):
     JobOperator(task_id="undefined", module=EXAMPLE, connections=["triton"], retries=1)
     JobOperator(task_id="incomplete", module=EXAMPLE, connections=["storage"], retries=1)

@@ -89,6 +89,7 @@ def wait_for_second_run(arguments: Arguments) -> None:
 
 
 ACTIONS: dict[str, Any] = {
+    "tell": lambda _: logger.info("the password is %s", os.environ["NIGHTSHIFT_COLLECT_PASSWORD"]),
     "wait": wait,
     "breed": breed,
     "crash": lambda _: {}["no such key"],
