@@ -68,8 +68,8 @@ def page() -> str:
     """Return `docs/classifier.md`."""
     parts = [HEAD, _table(keys(Config)), "\n## Transforms\n\n"]
     parts.append(
-        "Each is an entry `- type: <name>` with its parameters. `pre_transforms` and `post_transforms` bring a picture\n"
-        "to the model's input; validation, evaluation and serving do exactly the same.\n"
+        "Each is an entry `- type: <name>` with its parameters. `pre_transforms` and `post_transforms` bring a\n"
+        "picture to the model's input; validation, evaluation and serving do exactly the same.\n"
     )
     parts += [_transform(member) for member in _members(PostTransform)]
     parts.append(
