@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from conversion_jobs.experiment import Experiment, read_spec, sha256_of
-from conversion_jobs.graph import add_metadata, compact_json, interface, read_graph
+from conversion_jobs.families import load_torchscript
+from conversion_jobs.graph import GraphInterface, add_metadata, compact_json, interface, read_graph
 from jobkit import job
+from jobkit.bottle import Bottle
 from jobkit.errors import DataRefused
 from jobkit.modelspec import ModelSpec
 
@@ -39,11 +41,9 @@ class Result(job.Result):
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Build the model, load its weights, export, check, write to the bottle."""
-    from jobkit.classifier import load_classifier
-
     experiment = Experiment(arguments.experiment)
     spec = read_spec(context.bottle, experiment)
-    model = load_classifier(context.bottle.local(experiment.best_checkpoint), spec)
+    model = source_model(context.bottle, experiment, spec)
     with tempfile.TemporaryDirectory(prefix="nightshift-export-") as folder:
         path = Path(folder) / "model.onnx"
         export(model, spec, path, arguments.opset, {"experiment": experiment.folder})
@@ -56,34 +56,67 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     return Result(onnx=experiment.onnx, sha256=digest)
 
 
-def export(model: nn.Module, spec: ModelSpec, path: Path, opset: int, origin: dict[str, str]) -> None:
-    """Write `model` (evaluation mode, float32 [N, C, H, W] -> [N, classes]) to `path` as ONNX.
+def source_model(bottle: Bottle, experiment: Experiment, spec: ModelSpec) -> nn.Module:
+    """Return the model of an experiment: from its checkpoint; an imported one without, from its TorchScript."""
+    if bottle.exists(experiment.best_checkpoint):
+        from jobkit.classifier import load_classifier
 
-    The file tells what it is: labels, preprocessing, snapshot and `origin` stand in its `metadata_props`. The same
-    weights and arguments give the same bytes.
+        return load_classifier(bottle.local(experiment.best_checkpoint), spec)
+    return load_torchscript(bottle.local(experiment.torchscript))
+
+
+def export(model: nn.Module, spec: ModelSpec, path: Path, opset: int, origin: dict[str, str]) -> None:
+    """Write the classifier of `spec` to `path` as ONNX.
+
+    The file tells what it is: labels, preprocessing, snapshot and `origin` stand in its `metadata_props`.
 
     Raises:
         DataRefused: the graph does not have the interface of `spec`.
     """
+    how = spec.preprocessing
+    shape = (how.channels, how.height, how.width)
+    found = export_module(model, shape, path, output=OUTPUT, opset=opset, metadata=origin | spec_metadata(spec))
+    if found.outputs[0].shape != (None, len(spec.labels)):
+        raise DataRefused(f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)")
+
+
+def export_module(
+    model: nn.Module, shape: tuple[int, ...], path: Path, *, output: str, opset: int, metadata: dict[str, str]
+) -> GraphInterface:
+    """Write `model` (evaluation mode, one input float32 [N, *shape], one output [N, ...]) to `path` as ONNX.
+
+    The batch is free. The same weights and arguments give the same bytes.
+
+    Raises:
+        DataRefused: the model cannot be exported, or its graph has no free batch.
+    """
     import onnx
     import torch
 
-    how = spec.preprocessing
-    example = torch.zeros(2, how.channels, how.height, how.width)  # a batch of 1 would be taken for a constant
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's notes on shapes; verify_onnx tries several batch sizes
-        # The exporter on torch.export takes 2 s longer to start and gives the same graph for these models.
-        torch.onnx.export(
-            model, (example,), str(path), input_names=[INPUT], output_names=[OUTPUT], opset_version=opset,
-            dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}}, dynamo=False,
-        )  # fmt: skip
+    example = torch.zeros(2, *shape)  # a batch of 1 would be taken for a constant
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's notes on shapes; verification tries several batch sizes
+            # The exporter on torch.export takes 2 s longer to start and gives the same graph for these models.
+            torch.onnx.export(
+                model, (example,), str(path), input_names=[INPUT], output_names=[output], opset_version=opset,
+                dynamic_axes={INPUT: {0: "N"}, output: {0: "N"}}, dynamo=False,
+            )  # fmt: skip
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataRefused(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reason}") from error
     graph = onnx.load(str(path))
-    add_metadata(graph, origin | spec_metadata(spec))
+    add_metadata(graph, metadata)
     onnx.save(graph, str(path))
     found = interface(read_graph(path))
-    wanted = (None, len(spec.labels))
-    if not found.has_free_batch or found.outputs[0].shape != wanted:
-        raise DataRefused(f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)")
+    if len(found.inputs) != 1 or not found.has_free_batch:
+        shown = ", ".join(map(str, (*found.inputs, *found.outputs)))
+        raise DataRefused(f"the exported graph has a fixed batch or more than one input: {shown}")
+    return found
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def spec_metadata(spec: ModelSpec) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all, worst_verdicts
 from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256_of
+from conversion_jobs.families import load_torchscript
 from conversion_jobs.golden import golden_inputs
 from conversion_jobs.graph import compact_json, interface, read_graph
 from conversion_jobs.localise import first_difference
@@ -108,10 +109,7 @@ def source_outputs(path: Path, inputs: Pictures) -> Pictures:
     """
     import torch
 
-    try:
-        model = torch.jit.load(str(path), map_location="cpu").eval()
-    except RuntimeError as error:
-        raise DataRefused(f"{path} is not a TorchScript model: {str(error).strip().splitlines()[0]}") from error
+    model = load_torchscript(path)
     with torch.inference_mode():
         parts = [model(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
     outputs: NDArray[np.float32] = torch.cat(parts).numpy()
@@ -129,6 +127,8 @@ def locate(
     bottle: Bottle, experiment: Experiment, spec: ModelSpec, graph: Any, picture: Pictures, how: Arguments
 ) -> str:
     """Say where the checkpoint's model and the graph part, for one picture [C, H, W]."""
+    if not bottle.exists(experiment.best_checkpoint):
+        return "not known, since there is no checkpoint to look into"
     from jobkit.classifier import load_classifier
 
     model = load_classifier(bottle.local(experiment.best_checkpoint), spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -24,11 +24,7 @@ class Classifier(nn.Module):
 
     def __init__(self, architecture: str, classes: int, channels: int = 3, **options: Any) -> None:
         super().__init__()
-        if not timm.is_model(architecture):
-            near = timm.list_models(f"*{architecture.split('.', maxsplit=1)[0].split('_', maxsplit=1)[0]}*")[:8]
-            raise ConfigurationError(
-                f"timm has no architecture {architecture!r}; near it: {', '.join(near) or 'nothing'}"
-            )
+        check_architecture(architecture)
         backbone: Any = timm.create_model(architecture, num_classes=0, in_chans=channels, **options)
         self.backbone: nn.Module = backbone
         # Some backbones (hgnetv2, mobilenetv3) have a layer between their features and their logits.
@@ -38,6 +34,17 @@ class Classifier(nn.Module):
         """Return the logits."""
         logits: Tensor = self.fc(self.backbone(pictures))
         return logits
+
+
+def check_architecture(architecture: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        ConfigurationError: the message names architectures near it.
+    """
+    if not timm.is_model(architecture):
+        near = timm.list_models(f"*{architecture.split('.', maxsplit=1)[0].split('_', maxsplit=1)[0]}*")[:8]
+        raise ConfigurationError(f"timm has no architecture {architecture!r}; near it: {', '.join(near) or 'nothing'}")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -72,7 +79,18 @@ def load_classifier(path: Path, spec: ModelSpec) -> Classifier:
         DataRefused: the weights are not those of this architecture and these classes; the message names what differs.
     """
     model = Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels)
-    state = read_state_dict(path)
+    return load_weights(model, read_state_dict(path), path)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_weights(model: M, state: dict[str, Tensor], path: Path) -> M:
+    """Return `model` with the weights `state`, which were read from `path`, in evaluation mode.
+
+    Raises:
+        DataRefused: names or shapes differ; the message says which.
+    """
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is unknown" for name in state if name not in expected]
@@ -83,6 +101,6 @@ def load_classifier(path: Path, spec: ModelSpec) -> Classifier:
     ]
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise DataRefused(f"{path} does not fit {spec.architecture} with {len(spec.labels)} classes: {shown}")
+        raise DataRefused(f"{path} does not fit the model: {shown}")
     model.load_state_dict(state)
     return model.eval()

@@ -65,7 +65,7 @@ def _write(path: Path, content: object) -> None:
         (b"", "not a checkpoint of weights alone"),
         (Malicious(), "not a checkpoint of weights alone"),
         ({"epoch": 1}, "holds no state_dict"),
-        ({"fc.weight": torch.zeros(5, 5)}, r"does not fit test_resnet with 3 classes: backbone.*and \d+ more"),
+        ({"fc.weight": torch.zeros(5, 5)}, r"does not fit the model: backbone.*and \d+ more"),
     ],
     ids=["text", "empty", "code", "no weights", "other weights"],
 )

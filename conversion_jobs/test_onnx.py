@@ -1,0 +1,146 @@
+"""Compare an ONNX file of `torch2onnx` with its weights on real inputs: `python -m conversion_jobs.test_onnx --onnx M`.
+
+seed_000's check compared outputs of different random inputs; this one gives both models the same real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all, worst_verdicts
+from conversion_jobs.experiment import sha256_of
+from conversion_jobs.families import SourceArguments, load_source
+from conversion_jobs.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx_session import OnnxModel, measure_latency
+from conversion_jobs.torch2onnx import seed_line
+from jobkit import job
+from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.modelspec import Preprocessing, prepare
+
+__test__ = False  # a command, not a test: its name is that of the users' documents
+logger = logging.getLogger("conversion_jobs.test_onnx")
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+Inputs = NDArray[np.float32]
+
+
+class Arguments(job.Arguments):
+    """Check an ONNX file; with --weights and --inputs, compare it with the model that it was exported from."""
+
+    onnx: Path = Field(description="the ONNX file, as torch2onnx wrote it")
+    weights: Path | None = Field(None, description="the weights that it was exported from")
+    inputs: Path | None = Field(None, description="folder of pictures; for a head, .npy of embeddings [n, features]")
+    samples: int = Field(32, ge=1, description="inputs to compare")
+    atol: float = Field(1e-4, gt=0)
+    rtol: float = Field(1e-3, ge=0)
+    top1_agreement: float = Field(0.99, ge=0, le=1)
+
+
+class Result(job.Result):
+    """What was found; `compared` is 0 where no weights or no inputs were given."""
+
+    compared: int
+    verdicts: list[Verdict]
+    latency_ms: dict[str, float]
+
+
+def run(arguments: Arguments, _context: job.Context) -> Result:
+    """Check the file, run it at several batch sizes, compare."""
+    found = interface(read_graph(arguments.onnx))
+    logger.info("%s: %s -> %s, opset %d", arguments.onnx, found.inputs[0], found.outputs[0], found.opset)
+    model = OnnxModel(arguments.onnx)
+    checks: list[Check] = [Finite()]
+    if arguments.inputs is None or arguments.weights is None:
+        logger.warning("nothing is compared: that needs --weights and --inputs")
+        inputs, names = np.zeros((2, *_sizes(found)), np.float32), ["zeros", "zeros"]
+        source = model.run(inputs, 2)
+    else:
+        inputs, names = read_inputs(arguments.inputs, found, arguments.samples)
+        source, checks = source_outputs(arguments.weights, found, inputs), all_checks(arguments, found)
+    sizes = sorted({1, min(2, len(inputs)), len(inputs)})
+    by_batch = {size: judge_all(checks, source, model.run(inputs, size), names) for size in sizes}
+    verdicts = worst_verdicts(by_batch)
+    for verdict in verdicts:
+        logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
+    failed = [f"{verdict.sentence} (worst: {verdict.worst_picture})" for verdict in verdicts if not verdict.passed]
+    if failed:
+        raise DataRefused(f"{arguments.onnx} is not the model in {arguments.weights}: {'; '.join(failed)}")
+    latency = measure_latency(model, inputs, 1)
+    logger.info("one input: median %.2f ms, p90 %.2f ms, p99 %.2f ms", latency.median, latency.p90, latency.p99)
+    return Result(
+        compared=len(inputs) if arguments.weights and arguments.inputs else 0,
+        verdicts=verdicts,
+        latency_ms={"median": latency.median, "p90": latency.p90, "p99": latency.p99},
+    )
+
+
+def all_checks(arguments: Arguments, found: GraphInterface) -> list[Check]:
+    """Return the thresholds; the first class is compared where there are classes."""
+    checks: list[Check] = [Finite(), Close(arguments.atol, arguments.rtol), Cosine(0.9999)]
+    return [*checks, Top1Agreement(arguments.top1_agreement)] if found.outputs[0].name != "embedding" else checks
+
+
+def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inputs:
+    """Return what the model of `weights` gives for `inputs`, which are prepared as the graph wants them.
+
+    Raises:
+        DataRefused: the file was exported from other weights.
+        ConfigurationError: the file does not say how its model is built.
+    """
+    import torch
+
+    from conversion_jobs.normalised import normalised
+
+    if "source" not in found.metadata:
+        raise ConfigurationError("the ONNX file does not say what it was exported from: export it with torch2onnx")
+    if (actual := sha256_of(weights)) != found.metadata["weights"]:
+        raise DataRefused(f"{weights} is {actual}, the file was exported from {found.metadata['weights']}")
+    options = SourceArguments(**json.loads(found.metadata["source"]))
+    module = load_source(weights, options).module
+    if found.metadata["normalised"] == "true":
+        how = Preprocessing.model_validate_json(found.metadata["inside"])
+        module = normalised(module, how)
+    with torch.inference_mode():
+        parts = [module(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
+    return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+
+def read_inputs(path: Path, found: GraphInterface, count: int) -> tuple[Inputs, list[str]]:
+    """Return real inputs for a graph, and their names.
+
+    Raises:
+        DataRefused: there are none, or they have another shape.
+    """
+    if path.suffix == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False).astype(np.float32)[:count]
+        except (OSError, ValueError) as error:
+            raise DataRefused(f"{path} is no array that can be read: {error}") from error
+        names = [f"{path.name}[{index}]" for index in range(len(values))]
+    else:
+        if "preprocessing" not in found.metadata:
+            raise ConfigurationError("the graph does not take pictures: give --inputs an .npy file")
+        how = Preprocessing.model_validate_json(found.metadata["preprocessing"])
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)[:count]
+        if not files:
+            raise DataRefused(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
+        values = np.stack([prepare(file, how) for file in files])
+        names = [str(file.relative_to(path)) for file in files]
+    if values.shape[1:] != _sizes(found) or not len(values):
+        raise DataRefused(f"{path} holds inputs {list(values.shape)}, the graph takes {found.inputs[0]}")
+    return values, names
+
+
+def _sizes(found: GraphInterface) -> tuple[int, ...]:
+    return tuple(size or 1 for size in found.inputs[0].shape[1:])
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = seed_line(sys.argv[1:])
+    job.main(Arguments, run)
