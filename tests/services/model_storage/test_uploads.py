@@ -108,7 +108,7 @@ BAD = {
 def test_an_archive_is_refused_before_it_reaches_the_repository(storage: Storage, what: str) -> None:
     archive, reason = BAD[what]
     before = set(storage.repository.iterdir())
-    reply = storage.upload("m", archive, "0.0.1")
+    reply = storage.upload("m", archive, "9.9.9")
     assert reply.status_code == 400, reply.text
     assert reason in reply.json()["detail"]
     assert set(storage.repository.iterdir()) == before
