@@ -19,9 +19,8 @@ class JobEnvironment:
     secrets: dict[str, str] = field(default_factory=dict)
 
     def masked(self) -> list[str]:
-        """Return the texts that no log may show: the secrets, of an address only its password."""
-        texts = (_password_of(value) if "://" in value else value for value in self.secrets.values())
-        return [text for text in texts if text]
+        """Return the texts that no log may show: the secrets; of an address its password, as written and as meant."""
+        return [text for value in self.secrets.values() for text in _hidden_parts(value) if text]
 
 
 # connection -> (variable, where its value stands in the connection, whether it is a secret)
@@ -74,11 +73,14 @@ def resolve(names: list[str]) -> JobEnvironment:
     return environment
 
 
-def _password_of(address: str) -> str:
+def _hidden_parts(value: str) -> list[str]:
+    if "://" not in value:
+        return [value]
     try:
-        return unquote(urlsplit(address).password or "")
+        password = urlsplit(value).password or ""
     except ValueError:
-        return address
+        return [value]
+    return [password, unquote(password)]
 
 
 def _connection(conn_id: str) -> Connection:

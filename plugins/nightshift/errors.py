@@ -23,6 +23,14 @@ class JobFailed(AirflowException):
     """A job crashed or was killed; another try starts it again, and training goes on from its checkpoint."""
 
 
+WHAT_TO_DO: dict[type[AirflowException], str] = {
+    JobMisconfigured: "It is not tried again: put right what is named above, then clear the task.",
+    JobRefusedData: "It is not tried again: the data has to change, or the limit that it broke; then clear the task.",
+    JobUnavailable: "Nothing is lost. After the last try: look at the server that is named above, then clear the task.",
+    JobFailed: "The next try goes on where this one stopped. A crash that comes again is a bug: its traceback is above.",
+}
+
+
 def failure(ended: Ended, message: str) -> AirflowException:
     """Return the exception that stands for how a job ended."""
     kinds: dict[int | None, type[AirflowException]] = {
@@ -30,4 +38,5 @@ def failure(ended: Ended, message: str) -> AirflowException:
         DATA_REFUSED: JobRefusedData,
         TRY_AGAIN_LATER: JobUnavailable,
     }
-    return kinds.get(ended.exit_code, JobFailed)(message)
+    kind = kinds.get(ended.exit_code, JobFailed)
+    return kind(f"{message}\n{WHAT_TO_DO[kind]}")
