@@ -27,7 +27,7 @@ WHAT_TO_DO: dict[type[AirflowException], str] = {
     JobMisconfigured: "It is not tried again: put right what is named above, then clear the task.",
     JobRefusedData: "It is not tried again: the data has to change, or the limit that it broke; then clear the task.",
     JobUnavailable: "Nothing is lost. After the last try: look at the server that is named above, then clear the task.",
-    JobFailed: "The next try goes on where this one stopped. A crash that comes again is a bug: its traceback is above.",
+    JobFailed: "The next try goes on where this one stopped. A crash that comes again is a bug: see the traceback.",
 }
 
 
