@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from conversion_jobs import deploy_model, export_onnx, package_model, publish_model, verify_onnx
@@ -110,3 +112,14 @@ def served(serving_process: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving
 def model() -> str:
     """A model name that no other test uses."""
     return f"m{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(5)
+    for number in range(5):
+        picture = cv2.resize(generator.integers(0, 255, (6, 7, 3), np.uint8), (70, 50))
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    return folder

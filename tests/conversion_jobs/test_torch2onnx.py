@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -25,16 +24,6 @@ from jobkit.errors import ConfigurationError, DataRefused, JobError
 from jobkit.job import Context, parse
 
 CONTEXT = Context(Path(), None)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(5)
-    for number in range(5):
-        picture = cv2.resize(generator.integers(0, 255, (6, 7, 3), np.uint8), (70, 50))
-        cv2.imwrite(str(folder / f"{number}.png"), picture)
-    return folder
 
 
 def save(module: nn.Module, path: Path) -> Path:

@@ -1,0 +1,173 @@
+"""Bring weights from elsewhere into the bottle as an experiment, so that they are exported, verified, served like ours.
+
+The first task of a conversion alone: what follows reads the experiment that this writes, whatever the weights were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import Field
+
+from conversion_jobs.experiment import Experiment, sha256_of
+from conversion_jobs.families import SourceArguments, load_source
+from conversion_jobs.graph import compact_json
+from jobkit import job
+from jobkit.bottle import Bottle, open_bottle
+from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.modelspec import SPEC_FILE, ModelSpec, Preprocessing
+from jobkit.paths import checked_name, experiments, picture
+from jobkit.snapshot import Refused, Sample, write_snapshot
+
+logger = logging.getLogger("conversion_jobs.import_weights")
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+class Arguments(SourceArguments):
+    """Make an experiment of a file of weights: its model, its classes, and pictures to verify it with."""
+
+    weights: str = Field(description="a file, a key in the bottle, or s3://bucket/key")
+    group: str = Field(description="the group that the model is for")
+    labels: str = Field(description="class names in the order of the outputs, separated by commas")
+    pictures: Path | None = Field(None, description="folder of real pictures to verify with; they become a snapshot")
+    snapshot_id: str | None = Field(None, description="or: a snapshot of the group, whose golden part verifies")
+    resize: str = Field("letterbox", pattern="^(letterbox|stretch)$", description="how a picture gets to --img_size")
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
+
+
+class Result(job.Result):
+    """The experiment and the snapshot to verify it with."""
+
+    experiment: str
+    snapshot_id: str
+
+
+def run(arguments: Arguments, context: job.Context) -> Result:
+    """Load the weights once, to see that they are what they should be; write the experiment, its spec last."""
+    group, bottle = checked_name(arguments.group, "group"), context.bottle
+    if (arguments.pictures is None) == (arguments.snapshot_id is None):
+        raise ConfigurationError("give --pictures or --snapshot_id: a model is verified with real pictures")
+    if arguments.family in ("vit", "head"):
+        raise ConfigurationError(
+            f"--family {arguments.family} gives no classes, or takes no pictures: convert it with torch2onnx"
+        )
+    labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
+    snapshot_id = arguments.snapshot_id or write_pictures(bottle, group, Path(str(arguments.pictures)))
+    with local_weights(arguments.weights, bottle) as weights:
+        spec = ModelSpec(
+            group=group, architecture=arguments.architecture or arguments.family, labels=labels,
+            preprocessing=preprocessing(arguments), snapshot_id=None,
+        )  # fmt: skip
+        identity = [sha256_of(weights), spec.model_dump(mode="json"), arguments.factory]
+        mark = hashlib.sha256(compact_json(identity).encode()).hexdigest()[:12]
+        experiment = Experiment(f"{experiments(group)}/imported_{arguments.family}_{mark}")
+        if not bottle.exists(experiment.spec):
+            write_experiment(bottle, experiment, weights, arguments, spec)
+    logger.info("%s: %d classes, verified with snapshot %s", experiment.folder, len(labels), snapshot_id)
+    return Result(experiment=experiment.folder, snapshot_id=snapshot_id)
+
+
+def preprocessing(arguments: Arguments) -> Preprocessing:
+    """Return how a picture becomes the model's input.
+
+    Raises:
+        ConfigurationError: mean and std are not one value a channel.
+    """
+    if not len(arguments.mean) == len(arguments.std) == arguments.channels:
+        raise ConfigurationError(
+            f"--mean and --std have {len(arguments.mean)} and {len(arguments.std)} values for {arguments.channels} "
+            "channels"
+        )
+    height, width = arguments.img_size
+    values = {"height": height, "width": width, "channels": arguments.channels, "resize": arguments.resize}
+    return Preprocessing.model_validate({**values, "mean": arguments.mean, "std": arguments.std})
+
+
+def write_experiment(
+    bottle: Bottle, experiment: Experiment, weights: Path, arguments: Arguments, spec: ModelSpec
+) -> None:
+    """Write checkpoint (of a classifier), TorchScript model and spec.
+
+    Raises:
+        DataRefused: the model does not give one value a class.
+    """
+    import torch
+
+    source = load_source(weights, arguments)
+    example = torch.zeros(2, *source.shape)
+    with torch.inference_mode():
+        given = tuple(source.module(example).shape)
+    if given != (2, len(spec.labels)):
+        raise DataRefused(
+            f"{weights.name} gives {list(given)} for 2 pictures, but {len(spec.labels)} classes are named: "
+            f"{', '.join(spec.labels)}"
+        )
+    with tempfile.TemporaryDirectory(prefix="nightshift-import-") as folder:
+        script = Path(folder) / "model.pt"
+        module = source.module
+        if not isinstance(module, torch.jit.ScriptModule):
+            module = torch.jit.trace(module, example, check_trace=False)
+        torch.jit.save(module, str(script))
+        bottle.put(experiment.torchscript, script)
+    if arguments.family == "classifier":
+        bottle.put(experiment.best_checkpoint, weights)
+    bottle.write(experiment.config, arguments.model_dump_json(indent=2) + "\n")  # JSON is YAML
+    bottle.write(f"{experiment.folder}/{SPEC_FILE}", spec.model_dump_json(indent=2) + "\n")
+
+
+@contextmanager
+def local_weights(where: str, bottle: Bottle) -> Iterator[Path]:
+    """Yield a local file with the weights at `where`.
+
+    Raises:
+        DataRefused: they are not there.
+    """
+    if where.startswith("s3://"):
+        root, _, name = where.rpartition("/")
+        yield open_bottle(root).local(name)
+    elif Path(where).is_absolute() or where.startswith("."):
+        if not Path(where).is_file():
+            raise DataRefused(f"{where} is not a file on this worker")
+        yield Path(where)
+    else:
+        yield bottle.local(where)
+
+
+def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:
+    """Make a snapshot of a folder of pictures, all of them golden; return its id. A subfolder's name is the label.
+
+    Raises:
+        DataRefused: there is no picture that can be decoded.
+    """
+    import cv2
+    import numpy as np
+
+    samples: dict[str, Sample] = {}
+    refused: list[Refused] = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES):
+        content, name = path.read_bytes(), str(path.relative_to(folder))
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+        digest = hashlib.sha256(content).hexdigest()
+        if decoded is None:
+            refused.append(Refused(source=name, reason="corrupt", detail="cannot be decoded", sha256=digest))
+            continue
+        key = picture(digest, path.suffix.lower())
+        bottle.write(key, content)
+        label = path.parent.name if path.parent != folder else "unlabelled"
+        samples[digest] = Sample(
+            sha256=digest, path=key, label=label, split="golden", width=decoded.shape[1], height=decoded.shape[0],
+            split_group=digest, source=name,
+        )  # fmt: skip
+    if not samples:
+        raise DataRefused(f"{folder} has no picture that can be decoded ({', '.join(sorted(PICTURES))})")
+    return write_snapshot(bottle, group, list(samples.values()), refused).snapshot_id
+
+
+if __name__ == "__main__":
+    job.main(Arguments, run)

@@ -1,0 +1,127 @@
+"""A conversion alone: weights from elsewhere become an experiment that goes the way of those trained here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conversion_jobs import import_weights
+from conversion_jobs.experiment import Experiment
+from jobkit.bottle import open_bottle
+from jobkit.errors import ConfigurationError, DataRefused, JobError
+from jobkit.job import Context
+from tests.conversion_jobs.conftest import Trained
+from tests.conversion_jobs.serving import Serving
+from tests.conversion_jobs.test_torch2onnx import weights_of
+from tests.support.trained import LABELS
+
+
+def bring(trained: Trained, weights: Path | str, folder: Path | None, **options: Any) -> import_weights.Result:
+    defaults = {"family": "torchscript", "group": "footwear", "labels": "boot, shoe", "img_size": (32, 32)}
+    arguments = import_weights.Arguments(**{"weights": str(weights), "pictures": folder, **defaults, **options})
+    return import_weights.run(arguments, trained.context)
+
+
+def imported(trained: Trained, result: import_weights.Result) -> Trained:
+    return Trained(trained.bottle, result.snapshot_id, result.experiment, trained.context)
+
+
+def test_foreign_weights_are_converted_verified_and_served(
+    trained: Trained,
+    served: Serving,
+    model: str,
+    tmp_path: Path,
+    pictures: Path,
+) -> None:
+    weights, _ = weights_of("torchscript", tmp_path)
+    foreign = imported(trained, bring(trained, weights, pictures))
+    foreign.export()
+    assert all(verdict.passed for verdict in foreign.verify().verdicts)
+    published = foreign.publish(model)
+    assert foreign.deploy(published.version, model).version == "0.0.1"
+
+
+def test_a_classifiers_state_dict_becomes_an_experiment_like_one_trained_here(trained: Trained, pictures: Path) -> None:
+    key = Experiment(trained.experiment).best_checkpoint
+    options = {"family": "classifier", "architecture": "test_resnet", "labels": ",".join(LABELS), "group": "digits"}
+    result = bring(trained, key, pictures, **options)
+    foreign = imported(trained, result)
+    assert foreign.bottle.exists(Experiment(foreign.experiment).best_checkpoint)
+    foreign.export()
+    foreign.verify()
+    assert bring(trained, key, pictures, **options) == result, "the same weights are the same experiment"
+
+
+def test_weights_are_found_in_a_bucket(trained: Trained, s3_bottle: str, tmp_path: Path, pictures: Path) -> None:
+    weights, _ = weights_of("torchscript", tmp_path)
+    open_bottle(s3_bottle).put("incoming/best.pt", weights)
+    trained.context = Context(tmp_path / "job", None)
+    result = bring(trained, f"{s3_bottle}/incoming/best.pt", pictures)
+    assert open_bottle(s3_bottle).exists(Experiment(result.experiment).torchscript)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"labels": "boot,shoe,sandal"}, DataRefused, r"gives \[2, 2\] for 2 pictures, but 3 classes are named"),
+        ({"family": "vit", "architecture": "test_vit"}, ConfigurationError, "convert it with torch2onnx"),
+        ({"pictures": None}, ConfigurationError, "give --pictures or --snapshot_id"),
+        ({"mean": (0.5,)}, ConfigurationError, "have 1 and 3 values for 3 channels"),
+        ({"weights": "models/none.pt"}, DataRefused, "models/none.pt is not in the bottle"),
+        ({"weights": "/no/such/file.pt"}, DataRefused, "is not a file on this worker"),
+        ({"group": "../up"}, ConfigurationError, "group '../up' is not valid"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_with_its_reason(
+    trained: Trained,
+    tmp_path: Path,
+    pictures: Path,
+    options: dict[str, Any],
+    error: type[JobError],
+    says: str,
+) -> None:
+    weights, _ = weights_of("torchscript", tmp_path)
+    options = {"folder": pictures, "weights": weights, **options}
+    if "pictures" in options:
+        options["folder"] = options.pop("pictures")
+    with pytest.raises(error, match=says):
+        bring(trained, **options)
+    assert not list(trained.bottle.keys("models/footwear"))
+
+
+def test_pictures_that_cannot_be_decoded_are_left_out_and_none_is_an_error(
+    trained: Trained,
+    tmp_path: Path,
+    pictures: Path,
+) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "empty.png").touch()
+    weights, _ = weights_of("torchscript", tmp_path)
+    result = bring(trained, weights, folder)
+    summary = trained.bottle.read(f"snapshots/footwear/{result.snapshot_id}/summary.json")
+    assert b'"corrupt": 2' in summary
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataRefused, match="has no picture that can be decoded"):
+        bring(trained, weights, tmp_path / "none")
+
+
+def test_a_model_whose_outputs_depend_on_the_batch_is_refused_on_the_way(
+    trained: Trained,
+    tmp_path: Path,
+    pictures: Path,
+) -> None:
+    class Centred(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - x.mean(0, keepdim=True)).mean((2, 3))[:, :2]
+
+    torch.jit.trace(Centred(), torch.zeros(2, 3, 32, 32)).save(str(tmp_path / "centred.pt"))
+    foreign = imported(trained, bring(trained, tmp_path / "centred.pt", pictures))
+    foreign.export()
+    with pytest.raises(DataRefused, match="is not the model that was trained"):
+        foreign.verify()
