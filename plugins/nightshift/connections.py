@@ -92,3 +92,19 @@ def _connection(conn_id: str) -> Connection:
             f" variable AIRFLOW_CONN_{conn_id.upper()}; docs/architecture.md lists its fields"
         ) from error
     return connection
+
+
+def database_url() -> str:
+    """Return the address of Nightshift's database, in whichever of Airflow's processes.
+
+    Raises:
+        JobMisconfigured: the connection is not defined or has no address.
+    """
+    try:
+        return resolve(["database"]).secrets["NIGHTSHIFT_DATABASE_URL"]
+    except JobMisconfigured:
+        # Airflow's servers read connections from its database by its models; a worker has no way there.
+        from airflow.models.connection import Connection as StoredConnection
+
+        stored = StoredConnection.get_connection_from_secrets("nightshift_database")
+        return str(stored.extra_dejson["url"])

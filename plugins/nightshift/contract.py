@@ -49,9 +49,13 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended; `exit_code` is None where the whole job was killed before anything could record it."""
+    """How a job ended; `exit_code` is None where the whole job was killed before anything could record it.
+
+    `reason` is what the launcher knows beyond the code.
+    """
 
     exit_code: int | None
+    reason: str = ""
 
     @property
     def succeeded(self) -> bool:
@@ -60,6 +64,8 @@ class Ended:
 
     def describe(self) -> str:
         """Return the end in words."""
+        if self.reason:
+            return self.reason if self.exit_code is None else f"exit code {self.exit_code}: {self.reason}"
         if self.exit_code is None:
             return "it was killed, and everything that it had started with it"
         if self.exit_code > 128:

@@ -15,7 +15,7 @@ from airflow.sdk.log import mask_secret
 
 from nightshift.connections import JobEnvironment, resolve
 from nightshift.contract import JobSpec, Labels, Launcher, Status, command_options
-from nightshift.errors import JobFailed, failure
+from nightshift.errors import JobFailed, JobMisconfigured, failure
 from nightshift.process_launcher import ProcessLauncher
 
 if TYPE_CHECKING:
@@ -41,7 +41,17 @@ class MlflowLink(BaseOperatorLink):
 
 
 def launcher() -> Launcher:
-    """Return what runs jobs here: processes, from the checkout `NIGHTSHIFT_HOME` with state in `NIGHTSHIFT_STATE`."""
+    """Return what runs jobs here, by `NIGHTSHIFT_LAUNCHER`: `process` (the default) or `docker`.
+
+    Processes run from the checkout `NIGHTSHIFT_HOME`, with their state in `NIGHTSHIFT_STATE`.
+    """
+    kind = os.environ.get("NIGHTSHIFT_LAUNCHER") or "process"
+    if kind == "docker":
+        from nightshift.docker_launcher import docker_launcher
+
+        return docker_launcher()
+    if kind != "process":
+        raise JobMisconfigured(f"NIGHTSHIFT_LAUNCHER is {kind!r}; there is: process, docker")
     home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[2])
     return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
 

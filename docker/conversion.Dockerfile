@@ -1,0 +1,43 @@
+# What exports, verifies, packages, publishes and deploys. Two variants of one image:
+#   --target cpu       on the training image: everything but TensorRT plans
+#   --target tensorrt  on the TensorRT image of docker/versions.env: builds and verifies plans on the GPU that serves them
+ARG TRAINING_IMAGE=nightshift/training:dev
+ARG TENSORRT_IMAGE=nvcr.io/nvidia/tensorrt
+ARG TENSORRT_TAG=26.07-py3
+
+FROM ${TRAINING_IMAGE} AS cpu
+LABEL org.opencontainers.image.title="nightshift-conversion" \
+      org.opencontainers.image.description="Nightshift's conversion jobs: python -m conversion_jobs.<name>"
+USER root
+COPY conversion_jobs conversion_jobs
+RUN python -m compileall -q conversion_jobs
+USER nightshift
+
+FROM ${TENSORRT_IMAGE}:${TENSORRT_TAG} AS tensorrt
+ARG TORCH_BACKEND
+LABEL org.opencontainers.image.title="nightshift-tensorrt" \
+      org.opencontainers.image.description="Nightshift's TensorRT jobs: build_plan and verify_plan, with trtexec"
+RUN useradd --uid 10001 --no-create-home --home-dir /job/home --shell /usr/sbin/nologin nightshift \
+ && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache
+WORKDIR /opt/nightshift
+COPY local/__init__.py local/bootstrap.py local/
+COPY local/torchvision_cpu local/torchvision_cpu
+COPY requirements/jobs.txt requirements/jobs.txt
+# The jobs are locked for Python 3.11; uv fetches one where the image has another.
+RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wheels,target=/wheels \
+    python3 -m pip install --quiet --no-cache-dir uv==0.13.8 \
+ && UV_PYTHON_INSTALL_DIR=/opt/python uv python install 3.11 \
+ && NIGHTSHIFT_TORCH_BACKEND=${TORCH_BACKEND} PIP_FIND_LINKS=/wheels UV_LINK_MODE=copy \
+    "$(UV_PYTHON_INSTALL_DIR=/opt/python uv python find 3.11)" -m local.bootstrap jobs && rm -rf .venv/tools
+ENV PATH=/opt/nightshift/.venv/jobs/bin:/opt/tensorrt/bin:/usr/src/tensorrt/bin:$PATH HOME=/job/home \
+    TMPDIR=/job/tmp NIGHTSHIFT_CACHE=/cache PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    MLFLOW_DISABLE_TELEMETRY=true NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY jobkit jobkit
+COPY configs configs
+COPY conversion_jobs conversion_jobs
+RUN python -m compileall -q jobkit conversion_jobs
+USER nightshift
+HEALTHCHECK NONE
+# The base image's entry point prints a banner, which is no log line of a job.
+ENTRYPOINT []
+CMD ["python", "-c", "print('say which job: python -m conversion_jobs.<name> --help')"]

@@ -1,0 +1,25 @@
+# The HTTP services: model storage, the collect reference server, MLflow.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+WORKDIR /opt/nightshift
+ENV UV_LINK_MODE=copy
+COPY local/__init__.py local/bootstrap.py local/
+COPY requirements/services.txt requirements/services.txt
+RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap services && rm -rf .venv/tools
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="nightshift-services" \
+      org.opencontainers.image.description="Nightshift's services: python -m services.model_storage, services.collect; mlflow"
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
+ && install -d -o nightshift -g nightshift /models /artifacts /collect /bottle
+ENV PATH=/opt/nightshift/.venv/services/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    MLFLOW_DISABLE_TELEMETRY=true
+WORKDIR /opt/nightshift
+COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY services services
+RUN python -m compileall -q services
+USER nightshift
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["healthy", "http://127.0.0.1:8300/health/ready"]
+CMD ["python", "-m", "services.model_storage"]

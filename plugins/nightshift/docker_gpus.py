@@ -1,0 +1,147 @@
+"""Which GPUs a job container gets, and whether they are what the job needs, before anything long starts."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from docker.errors import APIError, ContainerError
+from docker.types import DeviceRequest
+
+from nightshift.docker_settings import DockerSettings
+from nightshift.errors import JobMisconfigured, JobUnavailable
+
+logger = logging.getLogger(__name__)
+QUERY = ["nvidia-smi", "--query-gpu=index,name,compute_cap,driver_version,memory.free,memory.total"]
+FORMAT = "--format=csv,noheader,nounits"
+NO_DRIVER = "could not select device driver"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as nvidia-smi sees it; memory in MiB."""
+
+    index: str
+    name: str
+    compute_capability: str
+    driver: str
+    free: int
+    total: int
+
+    def describe(self) -> str:
+        """Return it in words."""
+        return (
+            f"{self.name}, compute capability {self.compute_capability}, driver {self.driver},"
+            f" {self.free:,} of {self.total:,} MiB free"
+        )
+
+
+def request(ids: Sequence[str]) -> list[DeviceRequest]:
+    """Return what asks the engine for exactly these GPUs."""
+    if not ids:
+        return []
+    return [DeviceRequest(driver="nvidia", device_ids=list(ids), capabilities=[["gpu", "utility", "compute"]])]
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let one task of this worker at a time choose its GPU and start."""
+    with (Path(tempfile.gettempdir()) / "nightshift-gpus.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def choose(settings: DockerSettings, taken: set[str]) -> tuple[str, ...]:
+    """Return the GPU for a job: one that no running job has; none on a worker without GPUs.
+
+    Raises:
+        JobUnavailable: all are taken; the pool has more slots than there are GPUs.
+    """
+    if not settings.gpus:
+        return ()
+    free = [gpu for gpu in settings.gpus if gpu not in taken]
+    if not free:
+        raise JobUnavailable(
+            f"all GPUs of this worker ({', '.join(settings.gpus)}) have a job: give the pool as many slots as there"
+            " are GPUs, and the worker that concurrency"
+        )
+    return (free[0],)
+
+
+def preflight(client: Any, image: str, ids: Sequence[str], settings: DockerSettings) -> list[Gpu]:
+    """Ask nvidia-smi in a container of the job's image; return the GPUs, which the task's log shows.
+
+    Raises:
+        JobMisconfigured: the host cannot give containers GPUs, or they are others than the settings say.
+        JobUnavailable: the GPU does not answer, or has too little free memory now.
+    """
+    try:
+        output = client.containers.run(
+            image, [*QUERY, FORMAT], device_requests=request(ids), remove=True, network_mode="none", entrypoint=[]
+        )
+    except ContainerError as error:
+        raise JobUnavailable(f"nvidia-smi failed for GPU {', '.join(ids)}: {error.stderr or error}") from error
+    except APIError as error:
+        raise refused(error, ids) from error
+    gpus = parse(output.decode())
+    for gpu in gpus:
+        logger.info("GPU %s: %s", gpu.index, gpu.describe())
+    check(gpus, ids, settings)
+    return gpus
+
+
+def refused(error: APIError, ids: Sequence[str]) -> Exception:
+    """Return what an engine's refusal to start a container with GPUs means."""
+    text = str(error.explanation or error)
+    if NO_DRIVER in text:
+        return JobMisconfigured(
+            f"the host has no NVIDIA container toolkit, so no container gets GPU {', '.join(ids)} ({text}):"
+            " docs/gpu-workers.md, step 2"
+        )
+    return JobUnavailable(f"the engine could not start a container with GPU {', '.join(ids)}: {text}")
+
+
+def parse(output: str) -> list[Gpu]:
+    """Return the GPUs of nvidia-smi's CSV.
+
+    Raises:
+        JobUnavailable: it wrote something else, say that a GPU is lost.
+    """
+    gpus = []
+    for line in output.strip().splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        try:
+            index, name, capability, driver, free, total = fields
+            gpus.append(Gpu(index, name, capability, driver, int(free), int(total)))
+        except ValueError as error:
+            raise JobUnavailable(f"nvidia-smi does not describe a GPU: {line[:200]}") from error
+    return gpus
+
+
+def check(gpus: Sequence[Gpu], ids: Sequence[str], settings: DockerSettings) -> None:
+    """See that there are as many GPUs as asked for, and that each is what the settings say.
+
+    Raises:
+        JobMisconfigured: another number, or another compute capability.
+        JobUnavailable: too little free memory.
+    """
+    if len(gpus) != len(ids):
+        raise JobMisconfigured(f"asked for GPU {', '.join(ids)}, the container sees {len(gpus)}: NIGHTSHIFT_JOB_GPUS")
+    for gpu in gpus:
+        wanted = settings.gpu_compute_capability
+        if wanted and gpu.compute_capability != wanted:
+            raise JobMisconfigured(
+                f"this worker is for compute capability {wanted} (NIGHTSHIFT_JOB_GPU_COMPUTE_CAPABILITY), and its GPU"
+                f" is another: {gpu.describe()}"
+            )
+        if gpu.free < settings.gpu_free_mib:
+            raise JobUnavailable(
+                f"the GPU has less free memory than the {settings.gpu_free_mib:,} MiB of NIGHTSHIFT_JOB_GPU_FREE_MIB:"
+                f" {gpu.describe()}; `nvidia-smi` on the host shows who uses it"
+            )
