@@ -18,6 +18,7 @@ from local.components import Component
 from local.settings import HOST, LocalStackError, Settings, port_variable
 
 START_SECONDS = 120.0
+PORT_SECONDS = 3.0  # a process that was killed may keep its port until the kernel has cleared it away
 
 
 def up(settings: Settings, say: Callable[[str], None]) -> None:
@@ -104,15 +105,25 @@ def _is_leader(process: psutil.Process) -> bool:
 def _check_ports(settings: Settings, part: Component) -> None:
     for name in part.ports:
         port = settings.port(name)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
+        deadline = time.monotonic() + PORT_SECONDS
+        while not _is_free(port):
+            if time.monotonic() > deadline:
+                other = port + 1000 if port < 64000 else port - 1000
                 raise LocalStackError(
                     f"port {port}, wanted by {part.name}, is taken{_holder(port)}. "
-                    f"Stop that process, or choose another port: {port_variable(name)}={port + 1000} make run"
-                ) from error
+                    f"Stop that process, or choose another port: {port_variable(name)}={other} make run"
+                )
+            time.sleep(0.1)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 def _holder(port: int) -> str:
