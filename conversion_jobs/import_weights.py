@@ -59,7 +59,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         )
     labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
     snapshot_id = arguments.snapshot_id or write_pictures(bottle, group, Path(str(arguments.pictures)))
-    with local_weights(arguments.weights, bottle) as weights:
+    with local_weights(arguments.weights, context) as weights:
         spec = ModelSpec(
             group=group, architecture=arguments.architecture or arguments.family, labels=labels,
             preprocessing=preprocessing(arguments), snapshot_id=None,
@@ -122,8 +122,8 @@ def write_experiment(
 
 
 @contextmanager
-def local_weights(where: str, bottle: Bottle) -> Iterator[Path]:
-    """Yield a local file with the weights at `where`.
+def local_weights(where: str, context: job.Context) -> Iterator[Path]:
+    """Yield a local file with what is at `where`: a key in the bottle, `s3://bucket/key`, or a path (absolute or `./`).
 
     Raises:
         DataRefused: they are not there.
@@ -136,7 +136,7 @@ def local_weights(where: str, bottle: Bottle) -> Iterator[Path]:
             raise DataRefused(f"{where} is not a file on this worker")
         yield Path(where)
     else:
-        yield bottle.local(where)
+        yield context.bottle.local(where)
 
 
 def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:

@@ -108,7 +108,7 @@ def parse(text: str, where: str = "config.pbtxt") -> Any:
 def contradictions(config: Any, graph: GraphInterface, folder: Path | None = None) -> list[str]:
     """Return everything in which a configuration contradicts the graph that it is for; nothing where it fits.
 
-    `folder` is the model's folder in a repository: its name and its labels file are compared too.
+    With `folder`, the model's folder in a repository, its labels files are looked for too.
     """
     batched = config.max_batch_size > 0
     problems = []
@@ -116,8 +116,6 @@ def contradictions(config: Any, graph: GraphInterface, folder: Path | None = Non
         problems.append(f"max_batch_size is {config.max_batch_size}, but the graph's batch is fixed: it has to be 0")
     for kind, configured, known in (("input", config.input, graph.inputs), ("output", config.output, graph.outputs)):
         problems += _tensor_contradictions(kind, configured, known, batched)
-    if folder is not None and config.name not in ("", folder.name):
-        problems.append(f"name is {config.name!r}, the folder is {folder.name!r}: they have to be the same")
     if folder is not None:
         labels = [output.label_filename for output in config.output if output.label_filename]
         problems += [f"the labels file {name} is missing" for name in labels if not (folder / name).is_file()]
