@@ -209,6 +209,13 @@ class Run:
         """Upload `value` as the JSON artifact `name`."""
         self.text(json.dumps(value, indent=2, default=str) + "\n", name)
 
+    def end_children(self) -> None:
+        """End the runs of jobs that were killed before they could end them themselves, as killed."""
+        query = f"tags.`{PARENT_TAG}` = '{self.run_id}' and attributes.status = 'RUNNING'"
+        with server_errors("ending the runs of killed jobs"):
+            for child in self.client.search_runs([self.experiment_id], query, max_results=500):
+                self.client.set_terminated(child.info.run_id, "KILLED")
+
     def end(self, succeeded: bool) -> None:
         """Send what is pending and end the run; a failed job's own error is never hidden by MLflow's."""
         try:

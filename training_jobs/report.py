@@ -97,6 +97,7 @@ def _close(parent: Run, arguments: Arguments, row: database.PipelineRun, evaluat
     summary = {**tags, "dag_run": row.dag_run_id, "states": arguments.states}
     parent.dictionary(summary, "summary.json")
     parent.text(markdown(row, arguments.states, evaluation), "summary.md")
+    parent.end_children()
     parent.end(succeeded=row.outcome != "failed")
 
 

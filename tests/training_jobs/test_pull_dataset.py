@@ -118,6 +118,7 @@ def test_damaged_pictures_are_quarantined_with_reasons_and_the_rest_goes_on(
     }
     key = f"snapshots/{group}/{result.snapshot_id}/refused.jsonl"
     assert b"50000x50000" in bottle.read(key)
+    assert b"the format GIF is not one of JPEG" in bottle.read(key)
     assert result.pictures == 80
 
 

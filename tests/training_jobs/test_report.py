@@ -164,6 +164,18 @@ def test_an_evaluation_that_is_gone_does_not_keep_a_run_open(close: Closer, labe
     assert parent_of(mlflow_url, labels).info.status == "FINISHED"
 
 
+def test_the_run_of_a_killed_job_is_ended_and_those_of_others_are_left(
+    close: Closer, labels: Labels, mlflow_url: str
+) -> None:
+    api = MlflowClient(mlflow_url)
+    done, killed = (Run.start(labels.model_copy(update={"task_id": name})) for name in ("pull_dataset", "train"))
+    done.end(succeeded=True)
+    other = Run.start(labels.model_copy(update={"task_id": "train", "run_id": "another"}))
+    close(states={"train": "failed"})
+    statuses = [api.get_run(run.run_id).info.status for run in (done, killed, other)]
+    assert statuses == ["FINISHED", "KILLED", "RUNNING"]
+
+
 def test_by_hand_there_is_no_run_to_close(context: job.Context, database_url: str) -> None:
     with pytest.raises(ConfigurationError, match="NIGHTSHIFT_LABELS"):
         report.run(report.Arguments(pipeline="digits"), context)

@@ -23,19 +23,24 @@ def random_predictions(seed: int, count: int = 400) -> tuple[np.ndarray, np.ndar
     return truth, np.hstack([probabilities, np.zeros((count, 1))])
 
 
-def test_the_metrics_are_those_of_the_libraries() -> None:
-    truth, probabilities = random_predictions(1)
+@pytest.mark.parametrize(("seed", "count"), [(1, 400), (2, 60), (3, 25), (4, 3)])
+def test_the_metrics_are_those_of_the_libraries(seed: int, count: int) -> None:
+    truth, probabilities = random_predictions(seed, count)
     scores = score("v", LABELS, truth, probabilities)
     predicted = probabilities.argmax(1)
     assert scores.metrics["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
-    assert scores.metrics["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
-    assert scores.metrics["log_loss"] == pytest.approx(log_loss(truth, probabilities[:, :3]), rel=1e-4)
+    assert scores.metrics["macro_f1"] == pytest.approx(
+        f1_score(truth, predicted, average="macro", labels=[0, 1, 2], zero_division=0)
+    )
+    assert scores.metrics["log_loss"] == pytest.approx(
+        log_loss(truth, probabilities[:, :3], labels=[0, 1, 2]), rel=1e-4
+    )
     reference = multiclass_calibration_error(
         torch.from_numpy(probabilities[:, :3]), torch.from_numpy(truth), num_classes=3, n_bins=15, norm="l1"
     )
     assert scores.metrics["ece"] == pytest.approx(float(reference), abs=1e-6)
-    assert np.array_equal(np.array(scores.confusion)[:, :3], confusion_matrix(truth, predicted))
-    f1 = f1_score(truth, predicted, average=None)
+    assert np.array_equal(np.array(scores.confusion)[:, :3], confusion_matrix(truth, predicted, labels=[0, 1, 2]))
+    f1 = f1_score(truth, predicted, average=None, labels=[0, 1, 2], zero_division=0)
     assert [scores.slices[f"class/{label}"].f1 for label in LABELS] == pytest.approx(list(f1))
     assert sum(part.support for part in scores.slices.values()) == len(truth)
 

@@ -97,6 +97,12 @@ def test_metadata_of_picsets(client: httpx.Client) -> None:
     ]
 
 
+def test_an_unknown_picset_is_named(client: httpx.Client) -> None:
+    guids = [picset_guid("season", "winter", "1"), "no-such-guid"]
+    answer = client.post("/meta/picsets", json={"guids": guids})
+    assert (answer.status_code, answer.json()["detail"]) == (404, "there is no picset no-such-guid")
+
+
 def test_picsets_move_along(client: httpx.Client) -> None:
     guid = picset_guid("season", "winter", "1")
     for call, mode in (("preparing", "PREPARING"), ("checking", "CHECKING"), ("trained", "TRAINED")):
