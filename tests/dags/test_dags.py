@@ -11,7 +11,7 @@ import pytest
 from airflow.models.xcom_arg import XComArg
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOWN_FILES = {"retrain.py"}
+KNOWN_FILES = {"retrain.py", "convert_model.py"}
 PIPELINES = sorted(path.stem for path in (ROOT / "configs" / "pipelines").glob("*.yaml"))
 CHAIN = [
     "pull_dataset", "train_classifier", "evaluate", "gate", "export_onnx", "verify_onnx", "package_model",
@@ -41,13 +41,17 @@ def every(dags: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(f"{dag_id}.{task.task_id}", task) for dag_id, dag in dags.items() for task in dag.tasks]
 
 
+def retraining(dags: dict[str, Any]) -> dict[str, Any]:
+    return {name: dag for name, dag in dags.items() if name.startswith("retrain_")}
+
+
 def test_every_file_of_dags_is_known_here() -> None:
     assert {path.name for path in (ROOT / "dags").glob("*.py")} == KNOWN_FILES
 
 
 def test_every_pipeline_file_is_a_dag(dags: dict[str, Any]) -> None:
     assert PIPELINES
-    assert set(dags) == {f"retrain_{name}" for name in PIPELINES}
+    assert set(retraining(dags)) == {f"retrain_{name}" for name in PIPELINES}
 
 
 def test_every_dag_says_what_it_is_for_and_what_to_do_when_it_fails(dags: dict[str, Any]) -> None:
@@ -86,7 +90,7 @@ def test_one_run_of_a_pipeline_at_a_time(dags: dict[str, Any]) -> None:
 
 
 def test_the_tasks_follow_each_other_and_the_report_comes_whatever_happened(dags: dict[str, Any]) -> None:
-    for name, dag in dags.items():
+    for name, dag in retraining(dags).items():
         assert [task.task_id for task in dag.topological_sort()] == CHAIN, name
         assert dag.get_task("report").is_teardown, name
 

@@ -39,14 +39,14 @@ def test_the_last_task_fails_where_an_earlier_one_did_and_says_which(retrain: An
 
 
 def test_the_report_closes_the_run(dags: dict[str, Any], retrain: Any) -> None:
-    for dag in dags.values():
+    for dag in (dag for name, dag in dags.items() if name.startswith("retrain_")):
         report = dag.get_task("report")
         assert report.is_teardown and report.on_failure_fail_dagrun
         assert report._post_execute_hook.__name__ == retrain.fail_with_the_run.__name__
 
 
 def test_a_run_with_other_epochs_is_recorded_under_another_fingerprint(dags: dict[str, Any]) -> None:
-    for dag in dags.values():
+    for dag in (dag for name, dag in dags.items() if name.startswith("retrain_")):
         recorded = {dag.get_task(task).options["fingerprint"] for task in ("pull_dataset", "report")}
         assert len(recorded) == 1
         (template,) = recorded
