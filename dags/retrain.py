@@ -23,7 +23,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, chain
-from airflow.sdk.exceptions import AirflowFailException
+from nightshift.errors import RunFailed
 from nightshift.job_operator import JobOperator
 from nightshift.pipeline import Pipeline, load_pipeline
 from nightshift.pipeline_bundle import pipeline_file
@@ -61,7 +61,7 @@ def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
 def fail_with_the_run(_context: Any, result: Any) -> None:
     """Let the last task fail where an earlier one did: Airflow takes a run's state from its last task."""
     if result["outcome"] == "failed":
-        raise AirflowFailException(result["reason"])
+        raise RunFailed(result["reason"])
 
 
 def retrain_dag(name: str, pipeline: Pipeline) -> DAG:

@@ -94,9 +94,9 @@ def task_succeeded(url: str, dag_id: str, run_id: str, task_id: str, map_index: 
     )
 
 
-def run_succeeded(url: str, dag_id: str) -> None:
-    """Note that all failures of a DAG so far are over."""
-    _resolve(url, "dag_id = %s", (dag_id,))
+def run_succeeded(url: str, dag_id: str, run_id: str, started_at: datetime) -> None:
+    """Note that the failures of a run are over, and those of its DAG from before the run began."""
+    _resolve(url, "dag_id = %s AND (run_id = %s OR occurred_at < %s)", (dag_id, run_id, started_at))
 
 
 def readable_again(url: str, still_broken: list[str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.listeners import hookimpl
+from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from nightshift import connections, failures
@@ -53,16 +54,17 @@ def on_dag_run_failed(dag_run: Any, msg: str) -> None:
 
 @hookimpl
 def on_dag_run_success(dag_run: Any, msg: str) -> None:
-    """Note that the DAG's failures are over."""
-    _safely(lambda: str(dag_run.dag_id), failures.run_succeeded)
+    """Note that the run's failures are over, and the DAG's earlier ones."""
+    _safely(
+        lambda: (dag_run.dag_id, dag_run.run_id, dag_run.start_date),
+        lambda url, run: failures.run_succeeded(url, *run),
+    )
 
 
 @hookimpl
 def on_new_dag_import_error(filename: str, stacktrace: str) -> None:
     """Write a DAG file down that cannot be read."""
-    _safely(
-        lambda: [Failure("import_error", Path(filename).stem, import_error_message(stacktrace))], failures.record
-    )
+    _safely(lambda: [Failure("import_error", Path(filename).stem, import_error_message(stacktrace))], failures.record)
 
 
 def import_error_message(stacktrace: str) -> str:
@@ -132,4 +134,4 @@ def _message(error: Any, kind: str) -> str:
     if kind in ("other", "timed_out"):
         text = f"{type(error).__name__}: {text}"
     remedy = REMEDIES[kind].text if kind in REMEDIES else ""
-    return text.removesuffix(f"\n{remedy}")[:MESSAGE_LIMIT]
+    return str(redact(text.removesuffix(f"\n{remedy}")))[:MESSAGE_LIMIT]

@@ -48,6 +48,9 @@ with DAG("closed_by_last", params={**PARAMS, "last": Param("succeed", type="stri
     chain(work, more, close)
     close.as_teardown(on_failure_fail_dagrun=True)
 
+with DAG("never_again", params=PARAMS, schedule=None):
+    JobOperator(task_id="job", module=EXAMPLE, options={"how": "{{ params.how }}", "marks": MARKS}, retries=0)
+
 with DAG("missing_connection", schedule=None):
     JobOperator(task_id="undefined", module=EXAMPLE, connections=["triton"], retries=1)
     JobOperator(task_id="incomplete", module=EXAMPLE, connections=["storage"], retries=1)

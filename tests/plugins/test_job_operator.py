@@ -171,9 +171,9 @@ def test_secrets_stand_in_no_file_no_log_and_no_database(airflow: Airflow, marks
     assert PASSWORD not in dumped
 
 
-def workers_of(airflow: Airflow, run: str) -> list[psutil.Process]:
+def workers_of(airflow: Airflow, run: str, dag_id: str = "one_job") -> list[psutil.Process]:
     """Return the processes that run Airflow's side of the task: the one that reported itself, and its supervisor."""
-    task = psutil.Process(airflow.task("one_job", run, "job")["pid"])
+    task = psutil.Process(airflow.task(dag_id, run, "job")["pid"])
     supervisor = task.parent()
     assert supervisor is not None
     return [supervisor, task]

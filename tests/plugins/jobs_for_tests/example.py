@@ -88,6 +88,17 @@ def wait_for_second_run(arguments: Arguments) -> None:
         raise TryAgainLater("the server is away")
 
 
+def tell_secret(_arguments: Arguments) -> None:
+    """Fail with a message that holds a secret."""
+    raise ConfigurationError(f"{os.environ['NIGHTSHIFT_COLLECT_PASSWORD']} is not accepted")
+
+
+def fail_until_mended(arguments: Arguments) -> None:
+    """Fail until somebody says go."""
+    if not (arguments.marks / "go").exists():
+        raise ConfigurationError("not mended yet")
+
+
 ACTIONS: dict[str, Any] = {
     "tell": lambda _: logger.info("the password is %s", os.environ["NIGHTSHIFT_COLLECT_PASSWORD"]),
     "wait": wait,
@@ -96,6 +107,8 @@ ACTIONS: dict[str, Any] = {
     "segfault": lambda _: ctypes.string_at(0),
     "out_of_memory": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "no_result": lambda _: os._exit(0),
+    "tell_secret": tell_secret,
+    "mended": fail_until_mended,
     "later_once": wait_for_second_run,
 }
 
