@@ -12,7 +12,6 @@ import pytest
 
 from tests.support import servers
 
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see jobkit.job.main
 
 

@@ -25,6 +25,7 @@ class Part:
     name: str
     environment: str
     folders: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
 
 @dataclass
@@ -40,7 +41,8 @@ PARTS = (
     Part("jobs", "jobs", ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs")),
     Part("airflow", "airflow", ("tests/plugins", "tests/dags")),
     Part("services", "services", ("tests/services", "tests/local")),
-    Part("house", "tools", ("tests/house",)),
+    # The shared fixtures need libraries that the linters' environment does without.
+    Part("house", "tools", ("tests/house",), ("--confcutdir=tests/house",)),
     Part("e2e", "services", ("tests/e2e",)),  # last and alone: it measures nothing, but it needs the machine
 )
 
@@ -78,6 +80,7 @@ def run(part: Part, extra: list[str]) -> Totals:
                 "-m",
                 "pytest",
                 *folders,
+                *part.options,
                 f"--junitxml={report}",
                 "-p",
                 "no:cacheprovider",

@@ -26,7 +26,7 @@ PICSET_SIZE = 6
 
 def digits() -> Iterator[Item]:
     """Yield the digits as PNG files in picsets of `PICSET_SIZE`."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     data = load_digits()
     seen = dict.fromkeys(range(10), 0)
