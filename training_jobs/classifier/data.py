@@ -74,7 +74,8 @@ class Pictures(Dataset[Batch]):
         self.background_p = dataset.insert_background_p if training else 0.0
         self.background_ratio = dataset.background_max_ratio
         self.backgrounds = Backgrounds(config.directories.backgrounds, self.how) if self.background_p else None
-        self.cached: tuple[Tensor, Tensor] | None = None
+        self.is_random = bool(self.augmentations or self.background_p or any(e.turns is None for e in examples))
+        self.cached: tuple[NDArray[np.uint8], NDArray[np.int32]] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -92,6 +93,8 @@ class Pictures(Dataset[Batch]):
         """Return one picture as the model gets it in `epoch`, before normalisation: uint8 [H, W, C]; and its class."""
         example = self.examples[index]
         picture, mask = self._loaded(index)
+        if not self.is_random and mask is None and not example.turns:
+            return modelspec.fit(picture, self.how), example.label
         rng = np.random.default_rng([self.seed, epoch, index])
         label, turns = example.label, example.turns
         if turns is None:
@@ -118,8 +121,8 @@ class Pictures(Dataset[Batch]):
         if self.cached is None:
             return load(self.examples[index], self.how, quick=self.training)
         stored, sizes = self.cached
-        height, width = (int(side) for side in sizes[index])
-        content, channels = stored[index, :height, :width].numpy(), self.how.channels
+        height, width = sizes[index]
+        content, channels = stored[index, :height, :width], self.how.channels
         return content[:, :, :channels], content[:, :, channels] if content.shape[2] > channels else None
 
     def cache(self) -> bool:
@@ -128,18 +131,19 @@ class Pictures(Dataset[Batch]):
         planes = how.channels + any(example.person is not None for example in self.examples)
         if len(self) * how.height * how.width * planes > CACHE_BYTES:
             return False
-        stored = torch.empty((len(self), how.height, how.width, planes), dtype=torch.uint8).share_memory_()
-        sizes = torch.empty((len(self), 2), dtype=torch.int32).share_memory_()
+        shape = (len(self), how.height, how.width, planes)
+        stored = torch.empty(shape, dtype=torch.uint8).share_memory_().numpy()
+        sizes = np.empty((len(self), 2), np.int32)
         progress = Progress("decode", len(self), "pictures")
 
         def fill(index: int) -> None:
             picture, mask = self._loaded(index)
             height, width = picture.shape[:2]
-            place = stored[index, :height, :width].numpy()
+            place = stored[index, :height, :width]
             place[:, :, : how.channels] = picture
             if planes > how.channels:
                 place[:, :, how.channels] = 255 if mask is None else mask
-            sizes[index] = torch.tensor([height, width])
+            sizes[index] = height, width
 
         with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(fill, range(len(self))):

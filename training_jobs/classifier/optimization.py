@@ -15,8 +15,11 @@ from jobkit.errors import ConfigurationError
 from training_jobs.classifier import config as configuration
 
 
-def build_optimizer(config: configuration.Optimizer, model: Classifier) -> Optimizer:
+def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: bool = True) -> Optimizer:
     """Return the optimizer, with one group of parameters per learning rate and weight decay.
+
+    `fused` updates all weights in one call. It has to be off where scaled gradients (precision 16) are clipped: a fused
+    optimizer unscales them itself, after the clipping.
 
     Raises:
         ConfigurationError: adamw_8bit is asked for and bitsandbytes or a GPU is missing.
@@ -27,11 +30,11 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier) -> Optim
     ]
     betas, eps = config.betas, config.eps
     if config.type == "sgd":
-        return torch.optim.SGD(groups, momentum=betas[0], nesterov=betas[0] > 0)
+        return torch.optim.SGD(groups, momentum=betas[0], nesterov=betas[0] > 0, fused=fused)
     if config.type == "adam":
-        return torch.optim.Adam(groups, betas=betas, eps=eps)
+        return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
     if config.type == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, eps=eps)
+        return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
     return _adamw_8bit(groups, betas, eps)
 
 

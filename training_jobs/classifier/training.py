@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import tempfile
@@ -87,9 +86,6 @@ def fit(
             trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
     except LossNotFinite as error:
         raise ConfigurationError(f"{error}; the batch is in {_keep_batch(error, bottle, experiment)}") from error
-    finally:
-        del trainer, module
-        gc.collect()
     return val_loader
 
 
