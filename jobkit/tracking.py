@@ -167,6 +167,14 @@ class Run:
         with server_errors("setting tags"):
             self.client.log_batch(self.run_id, tags=[RunTag(k, str(v)[:5000]) for k, v in values.items()])
 
+    def dataset(self, name: str, snapshot_id: str, source: str, context: str) -> None:
+        """Say which snapshot the run used, and for what: `training` or `evaluation`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        used = Dataset(name=name, digest=snapshot_id, source_type="bottle", source=json.dumps({"uri": source}))
+        with server_errors("logging the dataset"):
+            self.client.log_inputs(self.run_id, [DatasetInput(used, [InputTag("mlflow.data.context", context)])])
+
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step. A server that is away for a while does not stop the job: they are sent later."""
         from mlflow.entities import Metric

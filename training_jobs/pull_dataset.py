@@ -180,6 +180,8 @@ def _track(context: job.Context, result: Result) -> None:
         return
     run = context.tracking
     run.params({"snapshot_id": result.snapshot_id, "group": result.group, "classes": len(result.labels)})
+    folder = SnapshotPaths(result.group, result.snapshot_id).folder
+    run.dataset(result.group, result.snapshot_id, f"{context.bottle}/{folder}", "training")
     sides = {f"pictures/{split}": float(sum(labels.values())) for split, labels in result.counts.items()}
     reasons = {f"refused/{reason}": float(count) for reason, count in result.refused.items()}
     run.metrics({"pictures": result.pictures, "transferred": result.transferred} | sides | reasons)

@@ -325,6 +325,8 @@ def test_mlflow_gets_numbers_and_pictures(
     assert stored.data.metrics["champion/class/circle/f1"] > 0
     assert stored.data.metrics["gain/macro_f1"] == 0
     assert stored.data.tags["nightshift.champion"] == "0.0.7"
+    (used,) = stored.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("forms", snapshot.summary.snapshot_id)
     names = {f.path for f in api.list_artifacts(stored.info.run_id)}
     assert names == {"evaluation.json", "confusion_matrix.png", "worst_mistakes.png"}
     for name in ("confusion_matrix.png", "worst_mistakes.png"):

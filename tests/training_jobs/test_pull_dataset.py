@@ -338,6 +338,26 @@ def test_a_night_with_nothing_new_is_quick_and_loads_no_heavy_library(
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_mlflow_gets_the_snapshot_and_its_counts(
+    collect: CollectServer, bottle: FolderBottle, group: str, mlflow_url: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    from jobkit.tracking import Labels
+
+    publish(collect, group, [*items(40), item("torn.png", picture(1)[:60])])
+    context = job.Context(tmp_path, Labels(dag_id=f"retrain_{group}", run_id="r1", task_id="pull_dataset"))
+    result = pull(context, group)
+    context.close(succeeded=True)
+    stored = MlflowClient(mlflow_url).get_run(context.tracking.run_id)
+    assert stored.data.params["snapshot_id"] == result.snapshot_id
+    assert stored.data.metrics["pictures"] == 80
+    assert stored.data.metrics["refused/corrupt"] == 1
+    assert stored.data.metrics["pictures/golden"] == sum(result.counts["golden"].values())
+    (used,) = stored.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == (group, result.snapshot_id)
+
+
 def test_a_table_goes_with_postgres_only() -> None:
     with pytest.raises(ConfigurationError, match="--table goes with --source postgres"):
         job.parse(pull_dataset.Arguments, ["--pipeline", "p", "--group", "g", "--source", "postgres"])

@@ -64,6 +64,11 @@ def inspect(source: str, content: bytes, max_side: int) -> Inspected:
             if image.format not in SUFFIX:
                 detail = f"the format {image.format} is not one of {', '.join(SUFFIX)}"
                 return Inspected(source=source, sha256=digest, fault="corrupt", detail=detail)
+            if max(image.size) <= max_side and not _training_decodes(content):
+                detail = (
+                    f"OpenCV, which reads pictures for training, does not decode this {image.format} ({image.mode})"
+                )
+                return Inspected(source=source, sha256=digest, fault="corrupt", detail=detail)
             return Inspected(
                 source=source,
                 sha256=digest,
@@ -75,6 +80,15 @@ def inspect(source: str, content: bytes, max_side: int) -> Inspected:
     except Exception as error:  # noqa: BLE001 - decoders of damaged files raise anything, from OSError to struct.error
         detail = f"it does not decode: {str(error) or type(error).__name__}"
         return Inspected(source=source, sha256=digest, fault="corrupt", detail=detail)
+
+
+def _training_decodes(content: bytes) -> bool:
+    """Whether `jobkit.modelspec.prepare` can read the picture: it takes torn files that Pillow does not, and the
+    other way round, say TIFF with 32 bits a value."""
+    import cv2
+    import numpy as np
+
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
 def _thumbnail(image: Image) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobkit import job
 from jobkit.bottle import Bottle
+from jobkit.paths import SnapshotPaths
 from training_jobs.scoring.evaluation import Evaluation, Mistake
 
 _NOT_IN_A_NAME = re.compile(r"[^\w\-./: ]")  # what MLflow does not take in the name of a metric
@@ -26,6 +27,8 @@ def track(context: job.Context, evaluation: Evaluation) -> None:
             "model_name": evaluation.model_name,
         }
     )
+    folder = SnapshotPaths(evaluation.group, evaluation.snapshot_id).folder
+    run.dataset(evaluation.group, evaluation.snapshot_id, f"{context.bottle}/{folder}", "evaluation")
     values: dict[str, float] = {"golden_pictures": evaluation.pictures}
     for role, scores in (("candidate", evaluation.candidate), ("champion", evaluation.champion)):
         if scores is not None:
