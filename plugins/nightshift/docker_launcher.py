@@ -260,6 +260,8 @@ class DockerLauncher:
         while True:
             try:
                 return call()
+            except APIError:  # an answer, though requests counts it among its errors
+                raise
             except CONNECTION_ERRORS as error:
                 if time.monotonic() > deadline:
                     message = f"the Docker engine has not answered for {PATIENCE_SECONDS:.0f} s: {error}"

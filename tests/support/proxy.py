@@ -13,8 +13,7 @@ class Proxy:
     """Passes connections on to a server while `up` is true; otherwise ends them at once."""
 
     def __init__(self, target: str) -> None:
-        parts = urlsplit(target)
-        self._target = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self._target = urlsplit(target)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self.up = True
@@ -46,10 +45,17 @@ class Proxy:
             if not self.up:
                 client.close()
                 continue
-            server = socket.create_connection(self._target)
+            server = self._connect()
             self._open |= {client, server}
             for source, sink in ((client, server), (server, client)):
                 threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        if self._target.scheme == "unix":
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._target.path)
+            return server
+        return socket.create_connection((self._target.hostname or "127.0.0.1", self._target.port or 80))
 
     def _copy(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
@@ -64,7 +70,7 @@ class Proxy:
 
 @contextmanager
 def proxy(target: str) -> Iterator[Proxy]:
-    """Run a proxy in front of the server at `target`, an http:// address."""
+    """Run a proxy in front of the server at `target`, an http:// or unix:// address."""
     found = Proxy(target)
     try:
         yield found

@@ -1,0 +1,288 @@
+"""Jobs as containers that outlive the worker, on a real engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from nightshift.contract import Labels, Status, command_options
+from nightshift.docker_settings import DockerSettings
+from nightshift.errors import JobMisconfigured, JobUnavailable
+
+from tests.containers.conftest import ROOT, Bench
+from tests.support.proxy import proxy
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.container
+
+
+def container(bench: Bench, job: str) -> Any:
+    return bench.launcher.client.containers.get(job.rpartition("/")[2])
+
+
+def ran(bench: Bench) -> None:
+    wait_for((bench.marks / "ran").exists, "the job")
+
+
+def test_a_job_ends_with_its_lines_its_exit_code_and_its_result(bench: Bench) -> None:
+    job = bench.launcher.start(bench.spec())
+    lines = list(bench.launcher.follow_logs(job))
+    assert bench.launcher.status(job) is Status.SUCCEEDED
+    assert bench.launcher.ended(job).succeeded
+    result = bench.launcher.result(job)
+    assert result is not None and result["result"]["runs"] == 1
+    assert json.loads(lines[-1])["event"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [("configuration", 2, "exit code 2"), ("later", 75, "exit code 75"), ("segfault", 139, "SIGSEGV")],
+)
+def test_each_end_has_its_exit_code(bench: Bench, how: str, code: int, words: str) -> None:
+    job = bench.launcher.start(bench.spec(how))
+    list(bench.launcher.follow_logs(job))
+    assert bench.launcher.status(job) is Status.FAILED
+    assert bench.launcher.ended(job).exit_code == code
+    assert words in bench.launcher.ended(job).describe()
+    assert bench.launcher.result(job) is None
+
+
+def test_a_job_without_enough_memory_says_so_and_names_the_setting(bench: Bench) -> None:
+    (bench.marks / "eats.py").write_text("x = bytearray(900 << 20)\nx[::4096] = x[::4096]\n")
+    job = bench.launcher.start(bench.spec(module="jobs_for_tests", options=[]))
+    list(bench.launcher.follow_logs(job))  # no such main module: an ordinary failure is not taken for a lack of memory
+    assert "memory" not in bench.launcher.ended(job).describe()
+    greedy = bench.with_settings(volumes=(f"{bench.marks}:/opt/nightshift/eats",), images={"eats": _image(bench)})
+    job = greedy.start(bench.spec(module="eats.eats", options=[]))
+    list(greedy.follow_logs(job))
+    assert greedy.ended(job).exit_code == 137
+    assert "512m" in greedy.ended(job).describe() and "NIGHTSHIFT_JOB_MEMORY" in greedy.ended(job).describe()
+
+
+def _image(bench: Bench) -> str:
+    return bench.launcher.settings.images["jobs_for_tests"]
+
+
+def test_another_worker_finds_and_follows_the_job_of_one_that_was_killed(bench: Bench) -> None:
+    starter = (
+        "import sys, docker; sys.path.insert(0, sys.argv[1]);"
+        "from nightshift.contract import JobSpec, Labels; from nightshift.docker_launcher import DockerLauncher;"
+        "from nightshift.docker_settings import DockerSettings;"
+        "settings = DockerSettings.model_validate_json(sys.argv[2]);"
+        "launcher = DockerLauncher(docker.from_env(), settings, lambda labels: None);"
+        "job = launcher.start(JobSpec('jobs_for_tests.example', ['--how', 'wait', '--marks', '/marks'], 'jobs',"
+        " Labels(*sys.argv[3:6], -1, 1)));"
+        "list(launcher.follow_logs(job))"
+    )
+    settings = bench.launcher.settings.model_dump_json()
+    arguments = [str(ROOT / "plugins"), settings, *list(vars(bench.labels).values())[:3]]
+    worker = subprocess.Popen([sys.executable, "-c", starter, *arguments], start_new_session=True, cwd="/")
+    ran(bench)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    job = bench.launcher.find(Labels(**{**vars(bench.labels), "try_number": 2}))
+    assert job is not None and bench.launcher.status(job) is Status.RUNNING
+    (bench.marks / "go").touch()
+    assert json.loads(list(bench.launcher.follow_logs(job))[-1])["event"] == "done"
+    assert bench.launcher.status(job) is Status.SUCCEEDED
+    assert len((bench.marks / "ran").read_text().split()) == 1
+
+
+def test_a_job_is_found_by_its_own_labels_and_from_its_own_tries_only(bench: Bench) -> None:
+    job = bench.launcher.start(bench.spec())
+    list(bench.launcher.follow_logs(job))
+    assert bench.launcher.find(bench.labels) == job
+    assert bench.launcher.find(bench.labels, since_try=2) is None  # the task was cleared: it runs again
+    for name, value in [("dag_id", "other"), ("run_id", "manual__x"), ("task_id", "x"), ("map_index", 0)]:
+        assert bench.launcher.find(Labels(**{**vars(bench.labels), name: value})) is None, name
+
+
+def test_a_container_that_was_never_started_is_not_taken_for_a_job(bench: Bench) -> None:
+    job = bench.launcher.start(bench.spec())
+    list(bench.launcher.follow_logs(job))
+    made = container(bench, job)
+    made_again = bench.launcher.client.containers.create(_image(bench), labels=made.labels)
+    assert bench.launcher.find(bench.labels) == job
+    assert bench.launcher.status(f"{bench.launcher.host}/{made_again.name}") is Status.FAILED
+
+
+def test_lines_come_once_and_in_order_though_the_connection_drops(bench: Bench) -> None:
+    (bench.marks / "talks.py").write_text(
+        "import time\nfor n in range(3000):\n  print(n, 'ä' * 3, flush=True)\n  time.sleep(0.0005)\n"
+        "print('x' * 40000)\nprint('no end of line', end='')"
+    )
+    with proxy("unix:///var/run/docker.sock") as line:
+        client = docker.DockerClient(base_url=line.url.replace("http", "tcp"))
+        launcher = bench.with_settings(
+            client, volumes=(f"{bench.marks}:/opt/nightshift/talks",), images={"talks": _image(bench)}
+        )
+        job = launcher.start(bench.spec(module="talks.talks", options=[]))
+        lines = []
+        for number, text in enumerate(launcher.follow_logs(job)):
+            lines.append(text)
+            if number in (100, 101, 1500):
+                line.cut()
+                line.mend()
+        assert lines == [f"{n} äää" for n in range(3000)] + ["x" * 40000, "no end of line"]
+        assert launcher.ended(job).succeeded
+
+
+def test_stop_ends_the_container_and_all_in_it_within_five_seconds(bench: Bench) -> None:
+    job = bench.launcher.start(bench.spec("breed"))
+    lines = bench.launcher.follow_logs(job)
+    assert "all of them are up" in next(lines)
+    started = time.monotonic()
+    bench.launcher.stop(job)
+    assert time.monotonic() - started < 5
+    assert bench.launcher.status(job) is Status.FAILED
+    assert list(lines) is not None
+    bench.launcher.stop(job)  # again: nothing happens
+
+
+def test_a_job_that_ends_on_sigterm_is_not_waited_for_longer(bench: Bench) -> None:
+    job = bench.launcher.start(bench.spec("wait"))
+    ran(bench)
+    started = time.monotonic()
+    bench.launcher.stop(job)
+    assert time.monotonic() - started < 2.5
+    assert bench.launcher.ended(job).exit_code == 143
+
+
+def test_a_container_that_was_removed_has_failed(bench: Bench) -> None:
+    job = bench.launcher.start(bench.spec("wait"))
+    ran(bench)
+    container(bench, job).remove(force=True, v=True)
+    assert bench.launcher.status(job) is Status.FAILED
+    assert "gone" in bench.launcher.ended(job).describe()
+    assert bench.launcher.result(job) is None
+    assert list(bench.launcher.follow_logs(job)) == []
+    bench.launcher.stop(job)
+
+
+def test_secrets_are_in_the_environment_and_nowhere_else(bench: Bench) -> None:
+    (bench.marks / "tells.py").write_text(
+        "import hashlib, os\nprint(hashlib.sha256(os.environ['TOKEN'].encode()).hexdigest(), os.environ['PLAIN'])"
+    )
+    secret = "kuchen-9f3a"
+    launcher = bench.with_settings(
+        volumes=(f"{bench.marks}:/opt/nightshift/tells",), images={"tells": _image(bench)}
+    )
+    job = launcher.start(
+        bench.spec(module="tells.tells", options=[], variables={"PLAIN": "shown"}, secrets={"TOKEN": secret})
+    )
+    assert list(launcher.follow_logs(job)) == [f"{hashlib.sha256(secret.encode()).hexdigest()} shown"]
+    inspected = container(bench, job).attrs
+    environment = inspected["Config"].pop("Env")
+    assert f"TOKEN={secret}" in environment
+    assert secret not in json.dumps(inspected)
+
+
+def test_a_job_can_do_little_to_its_host(bench: Bench) -> None:
+    (bench.marks / "tries.py").write_text(
+        "import os, pathlib\n"
+        "def can(path):\n"
+        "  try: pathlib.Path(path).write_text('x'); return True\n"
+        "  except OSError: return False\n"
+        "caps = [l.split()[1] for l in open('/proc/self/status') if l.startswith(('CapEff', 'NoNewPrivs'))]\n"
+        "print(os.getuid(), can('/opt/nightshift/x'), can('/etc/x'), can('/job/x'), can('/tmp/x'),"
+        " os.path.exists('/var/run/docker.sock'), *caps)"
+    )
+    launcher = bench.with_settings(
+        volumes=(f"{bench.marks}:/opt/nightshift/tries",), images={"tries": _image(bench)}
+    )
+    job = launcher.start(bench.spec(module="tries.tries", options=[]))
+    assert list(launcher.follow_logs(job)) == ["10001 False False True True False 0000000000000000 1"]
+
+
+def test_an_image_that_is_nowhere_is_refused_with_what_to_do(bench: Bench) -> None:
+    with pytest.raises((JobMisconfigured, JobUnavailable), match=r"no-such-image:dev is not on the host .*docker/build"):
+        bench.launcher.start(bench.spec(module="missing.job"))
+    with pytest.raises(JobMisconfigured, match=r"no image is named for other\.job.*images for jobs_for_tests, missing"):
+        bench.launcher.start(bench.spec(module="other.job"))
+    assert bench.launcher.find(bench.labels) is None
+
+
+def test_a_gpu_on_a_host_without_one_is_refused_before_anything_starts(bench: Bench) -> None:
+    launcher = bench.with_settings(gpus=("0",))
+    if "nvidia" in launcher.client.info()["Runtimes"]:
+        pytest.skip("this host has the NVIDIA container toolkit")
+    with pytest.raises(JobMisconfigured, match=r"NVIDIA container toolkit.*docs/gpu-workers\.md"):
+        launcher.start(bench.spec())
+    assert launcher.find(bench.labels) is None
+
+
+def test_leftovers_are_reaped_when_the_next_job_starts(bench: Bench) -> None:
+    left = bench.launcher.start(bench.spec("wait"))
+    ran(bench)
+    ended = bench.launcher.start(bench.spec(labels=Labels(**{**vars(bench.labels), "task_id": "ended"})))
+    list(bench.launcher.follow_logs(ended))
+    volume = next(m["Name"] for m in container(bench, ended).attrs["Mounts"] if m["Destination"] == "/job")
+    bench.launcher.reap()
+    assert bench.launcher.status(left) is Status.RUNNING  # its task runs: it is waited for
+    assert bench.launcher.status(ended) is Status.SUCCEEDED  # fresh: kept for a look
+    bench.states[bench.labels.run_id] = "failed"
+    bench.with_settings(keep_seconds=0).start(bench.spec(labels=Labels(**{**vars(bench.labels), "task_id": "next"})))
+    assert bench.launcher.status(left) is Status.FAILED
+    with pytest.raises(docker.errors.NotFound):
+        container(bench, ended)
+    with pytest.raises(docker.errors.NotFound):
+        bench.launcher.client.volumes.get(volume)
+
+
+def test_a_job_of_another_host_is_not_started_a_second_time(bench: Bench) -> None:
+    job = bench.launcher.start(bench.spec("wait"))
+    elsewhere = "gpu-7/" + job.rpartition("/")[2]
+    with pytest.raises(JobUnavailable, match=r"runs on the host gpu-7.*NIGHTSHIFT_JOB_HOSTS"):
+        bench.launcher.status(elsewhere)
+    known = bench.with_settings(hosts={"gpu-7": "unix:///var/run/docker.sock"})
+    assert known.status(elsewhere) is Status.RUNNING  # by that host's engine
+    known.stop(elsewhere)
+    assert known.status(elsewhere) is Status.FAILED
+
+
+def test_the_overhead_of_a_container_is_small(bench: Bench) -> None:
+    (bench.marks / "nothing.py").write_text("")
+    launcher = bench.with_settings(
+        volumes=(f"{bench.marks}:/opt/nightshift/nothing",), images={"nothing": _image(bench)}
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        job = launcher.start(bench.spec(module="nothing.nothing", options=[]))
+        list(launcher.follow_logs(job))
+        assert launcher.ended(job).succeeded
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 5, seconds  # generous: the machine may be busy; benchmarks/containers.py measures it
+
+
+def test_settings_are_checked_by_name() -> None:
+    from nightshift.docker_settings import from_environment
+
+    found = from_environment(
+        {
+            "NIGHTSHIFT_JOB_IMAGES": '{"training_jobs": "a:1"}',
+            "NIGHTSHIFT_JOB_VOLUMES": "bottle:/bottle, cache:/cache",
+            "NIGHTSHIFT_JOB_GPUS": "0,1",
+            "NIGHTSHIFT_JOB_NETWORK": "",
+            "HOME": "/root",
+        }
+    )
+    assert found == DockerSettings(
+        images={"training_jobs": "a:1"}, volumes=("bottle:/bottle", "cache:/cache"), gpus=("0", "1")
+    )
+    with pytest.raises(JobMisconfigured, match=r"NIGHTSHIFT_JOB_IMAGES: Field required.*NIGHTSHIFT_JOB_MEMROY: Extra"):
+        from_environment({"NIGHTSHIFT_JOB_MEMROY": "8g"})
+    with pytest.raises(JobMisconfigured, match="NIGHTSHIFT_JOB_IMAGES is not JSON"):
+        from_environment({"NIGHTSHIFT_JOB_IMAGES": "a:1"})
+    with pytest.raises(JobMisconfigured, match="'bottle' is not <volume or path>"):
+        from_environment({"NIGHTSHIFT_JOB_IMAGES": '{"a": "a:1"}', "NIGHTSHIFT_JOB_VOLUMES": "bottle"})
+    assert command_options({}) == []
