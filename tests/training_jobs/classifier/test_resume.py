@@ -85,3 +85,19 @@ def test_a_torn_checkpoint_is_refused_with_its_name(found: Examples, tmp_path: P
     bottle.write(paths.last_checkpoint, FolderBottle(tmp_path).read(paths.last_checkpoint)[:1000])
     with pytest.raises(DataRefused, match=r"last\.ckpt"):
         fit(tmp_path, config(), found)
+
+
+def test_a_picture_that_breaks_in_a_worker_ends_the_training_as_refused_data(
+    found: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old trainer swallowed what went wrong while it trained, and ended with success."""
+    from dataclasses import replace
+
+    from jobkit.errors import DataRefused
+    from training_jobs.classifier import data
+
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    broken = replace(found, train=[*found.train[:-1], replace(found.train[-1], path=tmp_path / "broken.png")])
+    with pytest.raises(DataRefused, match=r"broken\.png"):
+        fit(tmp_path, config(dataset__data_loaders__num_workers=1), broken)
