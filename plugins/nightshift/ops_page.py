@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import select
 
 from nightshift import connections, failures, production
+from nightshift.errors import JobMisconfigured
 from nightshift.remedies import REMEDIES
 
 log = logging.getLogger(__name__)
@@ -73,4 +74,5 @@ def _or_why_not(read: Callable[[], Any], what: str) -> tuple[Any, str]:
         return read(), ""
     except AWAY as error:
         log.warning("the page could not read %s: %s", what, error)
-        return None, f"Nothing can be read from {what} now: {type(error).__name__}. The API server's log says more."
+        reason = str(error) if isinstance(error, JobMisconfigured) else f"{type(error).__name__}, see the server's log"
+        return None, f"Nothing can be read from {what} now: {reason}."
