@@ -28,6 +28,7 @@ META_FILE = "meta.json"
 RECORD_FILE = "version.json"
 CANDIDATE = "__candidate"
 MAX_SMALL_FILE = 1 << 20  # meta.json and config.pbtxt are read into memory
+MAX_CACHED = 10_000  # records in memory, a few KiB each
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})", re.ASCII)
 
@@ -92,6 +93,10 @@ class Catalogue:
         shown = ", ".join(known[-5:])
         raise NotFound(f"the model {model!r} has no version {version!r}; the latest are: {shown}")
 
+    def has_versions(self, model: str) -> bool:
+        """Whether `model` has a version here; Triton may serve others that were put there by hand."""
+        return bool(_MODEL_NAME.fullmatch(model) and self.store.files(f"{model}/.versions"))
+
     def by_number(self, model: str, number: int) -> Record:
         """Return the version in Triton's folder `number`.
 
@@ -147,13 +152,12 @@ class Catalogue:
             if not _MODEL_NAME.fullmatch(model):
                 logger.warning("%r is no name of a model: ignored", model)
                 continue
-            records = self.versions(model)
-            known = {record.triton_version for record in records}
-            for name in self.store.folders(model):
-                if name.isdecimal() and int(name) not in known:
-                    self._adopt(model, int(name))
-            if records and self.store.read(f"{model}/{CONFIG_FILE}") is None:
-                self.store.create(f"{model}/{CONFIG_FILE}", self.config(records[-1], model))
+            numbers = {int(name) for name in self.store.folders(model) if name.isdecimal()}
+            if len(numbers) != len(self.store.files(f"{model}/.versions")):  # or reading every record takes minutes
+                for number in numbers - {record.triton_version for record in self.versions(model)}:
+                    self._adopt(model, number)
+            if self.has_versions(model) and CONFIG_FILE not in self.store.files(model):
+                self.store.create(f"{model}/{CONFIG_FILE}", self.config(self.versions(model)[-1], model))
 
     def _place(self, draft: Record, wanted: str, folder: Path, number: int | None) -> tuple[Record, bool]:
         model = draft.model
@@ -216,6 +220,8 @@ class Catalogue:
         record = Record.model_validate_json(content)
         with self._cache_guard:  # a record never changes, so it is never stale
             self._cache[model, version] = record
+            if len(self._cache) > MAX_CACHED:
+                del self._cache[next(iter(self._cache))]
         return record
 
 

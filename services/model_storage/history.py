@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import psycopg2
 import psycopg2.extensions
@@ -22,7 +22,6 @@ from services.model_storage.errors import Conflict, Unavailable
 logger = logging.getLogger(__name__)
 
 Action = Literal["promote", "rollback", "load", "unload"]
-T = TypeVar("T")
 Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]  # PostgreSQL's text has no NUL
 IDLE_CONNECTIONS = 4
 LOCK_SECONDS = 150  # longer than a load may take: the second of two promotions waits for the first
@@ -132,46 +131,41 @@ class History:
             self._idle.get_nowait().close()
 
     def _read(self, query: str, values: list[Any]) -> list[Promotion]:
-        def ask() -> list[Promotion]:
-            with self._transaction() as cursor:
-                cursor.execute(query, values)
-                return [Promotion.model_validate(dict(row)) for row in cursor.fetchall()]
-
-        return self._again_if_stale(ask)
-
-    def _again_if_stale(self, ask: Callable[[], T]) -> T:
-        """Ask once more where a kept connection turns out to be dead: the database was restarted."""
-        try:
-            return ask()
-        except Unavailable:
-            self.close()
-            return ask()
+        with self._transaction() as cursor:
+            cursor.execute(query, values)
+            return [Promotion.model_validate(dict(row)) for row in cursor.fetchall()]
 
     @contextmanager
     def _transaction(self) -> Iterator[RealDictCursor]:
-        connection = None
         try:
             connection = self._connection()
-            with connection, connection.cursor(cursor_factory=RealDictCursor) as cursor:
-                yield cursor
-            self._keep(connection)
+            try:
+                with connection, connection.cursor(cursor_factory=RealDictCursor) as cursor:
+                    yield cursor
+            except BaseException:
+                connection.close()
+                raise
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             raise Unavailable(f"PostgreSQL does not answer: {str(error).strip()}") from error
-        finally:
-            if connection is not None and connection not in self._idle.queue:
-                connection.close()
-
-    def _connection(self) -> psycopg2.extensions.connection:
-        try:
-            return self._idle.get_nowait()
-        except queue.Empty:
-            return psycopg2.connect(self._url, connect_timeout=5, application_name="model_storage")
-
-    def _keep(self, connection: psycopg2.extensions.connection) -> None:
         try:
             self._idle.put_nowait(connection)
         except queue.Full:
             connection.close()
+
+    def _connection(self) -> psycopg2.extensions.connection:
+        """Return a connection that answers: one that was kept, or a new one."""
+        while True:
+            try:
+                connection = self._idle.get_nowait()
+            except queue.Empty:
+                return psycopg2.connect(self._url, connect_timeout=5, application_name="model_storage")
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1")
+            except psycopg2.Error:
+                connection.close()  # the database was restarted since
+            else:
+                return connection
 
 
 class Change:

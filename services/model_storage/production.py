@@ -11,7 +11,7 @@ from services.model_storage.errors import Conflict, NotFound, ServingFailed, Sto
 from services.model_storage.history import Action, Change, History, Note, Promotion
 from services.model_storage.modelconfig import CONFIG_FILE
 from services.model_storage.store import ModelLocks
-from services.model_storage.triton import Triton
+from services.model_storage.triton import Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Production:
     """What Triton serves. The history in PostgreSQL is the truth; Triton is brought to it."""
 
-    def __init__(self, catalogue: Catalogue, triton: Triton, history: History) -> None:
-        self.catalogue, self.triton, self.history = catalogue, triton, history
+    def __init__(self, catalogue: Catalogue, fleet: Fleet, history: History) -> None:
+        self.catalogue, self.fleet, self.history = catalogue, fleet, history
         self._locks = ModelLocks()  # not those of the catalogue: an upload need not wait for a load
 
     def promote(self, model: str, version: str, note: Note, action: Action = "promote") -> Promotion:
@@ -41,6 +41,9 @@ class Production:
 
     def rollback(self, model: str, note: Note) -> Promotion:
         """Serve the version that was in production before the present one; again for the one before that.
+
+        Where Triton refuses it, a version made from the same graph takes its place: the plan for this Triton's
+        TensorRT, or the ONNX file.
 
         Raises:
             Conflict: there is no earlier version.
@@ -65,7 +68,7 @@ class Production:
         if not self.catalogue.versions(model):
             raise NotFound(f"there is no model {model!r}")
         with self._locks.of(model), self.history.change(model) as change:
-            self.triton.unload(model)
+            self.fleet.unload(model)
             if change.champion is not None:
                 change.add("unload", None, None, None, note)
 
@@ -75,8 +78,7 @@ class Production:
         with self._locks.of(model):
             self.catalogue.store.link(record.folder, name, {CONFIG_FILE: self.catalogue.config(record, name)})
             try:
-                self.triton.load(name)
-                self.triton.check_serves(name, record.triton_version)
+                self.fleet.serve(name, record.triton_version)
             except StorageError:
                 self._attempt("unstage", lambda: self.unstage(model))
                 raise
@@ -88,7 +90,7 @@ class Production:
         with self._locks.of(model):
             if not self.catalogue.store.files(name):
                 return False
-            self.triton.unload(name)
+            self.fleet.unload(name)
             self.catalogue.store.remove(name)
         return True
 
@@ -98,10 +100,10 @@ class Production:
         Raises:
             Unavailable: Triton or PostgreSQL does not answer.
         """
-        champions, served, failed = self.history.champions(), self.triton.served(), []
-        numbers = {model: [champion.triton_version] for model, champion in champions.items()}
-        for model in {*champions, *self.catalogue.models()}:
-            if served.get(model, []) == numbers.get(model, []):
+        champions, served, failed = self.history.champions(), self.fleet.models(), []
+        for model in {*champions, *(model for model in served if self.catalogue.has_versions(model))}:
+            champion = champions.get(model)
+            if self.fleet.serves(model, champion.triton_version if champion else None):
                 continue
             try:
                 self._change(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
@@ -111,7 +113,7 @@ class Production:
             model = name.removesuffix(CANDIDATE)
             if name != model and name not in served:
                 with self._locks.of(model):  # a stage that is under way holds it
-                    if name not in self.triton.served():
+                    if name not in self.fleet.models():
                         self.catalogue.store.remove(name)
         return failed
 
@@ -123,13 +125,25 @@ class Production:
         earlier = _ways_back(change.rows)
         if not earlier:
             raise Conflict(f"the model {model!r} has no earlier version in production to go back to")
-        record = self.catalogue.version(model, earlier[-1])
-        return self._switch(change, record, _data_of(change, record.version, note), "rollback")
+        wanted = self.catalogue.version(model, earlier[-1])
+        refused: ServingFailed | None = None
+        for record in [wanted, *self._kin(wanted)]:
+            try:
+                return self._switch(change, record, _data_of(change, wanted.version, note), "rollback")
+            except ServingFailed as error:  # say, a plan of another TensorRT than this Triton's
+                refused = refused or error
+        raise refused or NotFound(f"there is no version {wanted.version} of {model!r}")
+
+    def _kin(self, record: Record) -> list[Record]:
+        """Return the other versions made from the same graph, the latest first: the same model for other servers."""
+        graph = record.meta.get("onnx_sha256")
+        others = reversed(self.catalogue.versions(record.model))
+        return [other for other in others if graph and other.meta.get("onnx_sha256") == graph and other != record]
 
     def _switch(self, change: Change, record: Record, note: Note, action: Action) -> Promotion:
         champion = change.champion
         if champion is not None and champion.version == record.version:
-            if self.triton.served().get(record.model) != [record.triton_version]:
+            if not self.fleet.serves(record.model, record.triton_version):
                 self._serve(record)
             return champion
         before = self.catalogue.store.read(f"{record.model}/{CONFIG_FILE}")
@@ -145,23 +159,22 @@ class Production:
         """Load exactly `record` under the model's name."""
         model, number = record.model, record.triton_version
         self.catalogue.store.write(f"{model}/{CONFIG_FILE}", self.catalogue.config(record, model))
-        self.triton.load(model)
-        self.triton.check_serves(model, number)
+        self.fleet.serve(model, number)
 
     def _ensure(self, change: Change, model: str) -> None:
         """Load what is in production into a Triton that does not serve it; unload what is served and is not."""
         champion = change.champion
-        if self.triton.served().get(model, []) == ([champion.triton_version] if champion else []):
+        if self.fleet.serves(model, champion.triton_version if champion else None):
             return  # a change that was under way has done it
         if champion is None or champion.version is None:
             logger.warning("Triton serves %s, which is not in production: unloaded", model)
-            self.triton.unload(model)
+            self.fleet.unload(model)
             return
         record = self.catalogue.version(model, champion.version)
         try:
             self._serve(record)
         except ServingFailed:  # a model whose backend process died stays "loaded": only an unload clears it
-            self.triton.unload(model)
+            self.fleet.unload(model)
             self._serve(record)
         logger.info("Triton serves %s %s again", model, record.version)
 
@@ -171,22 +184,15 @@ class Production:
             if config is not None:
                 self.catalogue.store.write(f"{model}/{CONFIG_FILE}", config)
             if champion is None or champion.triton_version is None:
-                self.triton.unload(model)
+                self.fleet.unload(model)
                 return
-            if isinstance(cause, ServingFailed) and self._serves(model, champion.triton_version):
-                return  # a refused load leaves the old version as it was
-            self.triton.load(model)
-            self.triton.check_serves(model, champion.triton_version)
+            for server in self.fleet.servers:
+                if isinstance(cause, ServingFailed) and server.served().get(model) == [champion.triton_version]:
+                    continue  # a refused load leaves the old version as it was
+                server.serve(model, champion.triton_version)
         except StorageError as error:
             logger.error("%s: the version before could not be brought back yet: %s", model, error)
             raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error
-
-    def _serves(self, model: str, number: int) -> bool:
-        try:
-            self.triton.check_serves(model, number)
-        except StorageError:
-            return False
-        return True
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
         try:
@@ -206,6 +212,8 @@ def _ways_back(rows: list[Promotion]) -> list[str]:
             continue
         if row.action == "rollback" and row.version in stack:
             del stack[stack.index(row.version) + 1 :]
+        elif row.action == "rollback":  # to kin of the version before
+            stack[-2:] = [row.version]
         elif not stack or stack[-1] != row.version:
             stack = [version for version in stack if version != row.version] + [row.version]
     return stack[:-1]

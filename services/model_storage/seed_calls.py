@@ -76,7 +76,7 @@ def _add_questions(routes: APIRouter, service: Service, read: list[Any]) -> None
     @routes.get("/index/", tags=["production"], dependencies=read)
     def index() -> list[dict[str, str]]:
         """Triton's repository index."""
-        return service.triton.index()
+        return service.fleet.index()
 
 
 def _add_serving(routes: APIRouter, service: Service, promote: list[Any]) -> None:

@@ -14,7 +14,7 @@ from services.model_storage.metrics import Metrics
 from services.model_storage.production import Production
 from services.model_storage.settings import Settings
 from services.model_storage.store import FolderStore, Store
-from services.model_storage.triton import Triton
+from services.model_storage.triton import Fleet, Triton
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,10 @@ class Service:
     def __post_init__(self) -> None:
         self.store = _open_store(self.settings.repository)
         self.catalogue = Catalogue(self.store, self.settings.max_unpacked_bytes)
-        self.triton = Triton(self.settings.triton_grpc, self.settings.triton_timeout)
+        addresses = [part.strip() for part in self.settings.triton_grpc.split(",")]
+        self.fleet = Fleet([Triton(address, self.settings.triton_timeout) for address in addresses])
         self.history = History(self.settings.database_url)
-        self.production = Production(self.catalogue, self.triton, self.history)
+        self.production = Production(self.catalogue, self.fleet, self.history)
         self._reconciled = self._prepared = False
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
@@ -56,8 +57,8 @@ class Service:
                 check()
             except StorageError as error:
                 found[name] = str(error)
-        if not self.triton.is_ready():
-            found["triton"] = f"Triton at {self.triton.address} does not answer or is not ready"
+        if away := self.fleet.away():
+            found["triton"] = f"Triton at {', '.join(away)} does not answer or is not ready"
         return found
 
     def _prepare_history(self) -> None:

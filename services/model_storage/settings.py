@@ -21,7 +21,11 @@ class Settings(BaseSettings):
         description="Triton's model repository, a folder or s3://bucket/prefix; nothing but the service writes to it",
     )
     database_url: str = Field(description="postgresql://user:password@host:port/database")
-    triton_grpc: str = Field("127.0.0.1:8001", description="Triton's gRPC address: loads and checks go there")
+    triton_grpc: str = Field(
+        "127.0.0.1:8001",
+        pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$",
+        description="gRPC address of the Triton on the repository, or of several: host:port,host:port",
+    )
     triton_http: str = Field("127.0.0.1:8000", description="Triton's HTTP address, shown to people")
     triton_timeout: float = Field(120.0, gt=0, description="seconds that loading one model may take")
     tokens: dict[str, list[Scope]] = Field({}, description="bearer token -> what it may do")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
@@ -10,7 +11,8 @@ from tritonclient.utils import InferenceServerException
 from services.model_storage.errors import ServingFailed, Unavailable
 
 ASK_SECONDS = 5.0
-_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+RECONNECT_MS = 200
+_RECONNECT = [(f"grpc.{which}_reconnect_backoff_ms", RECONNECT_MS) for which in ("initial", "min", "max")]
 
 
 class Triton:
@@ -76,11 +78,56 @@ class Triton:
                 f"{', '.join(metadata.versions) or 'none'}"
             )
 
+    def serve(self, model: str, number: int) -> None:
+        """Load `model` and check that exactly the version `number` is served."""
+        self.load(model)
+        self.check_serves(model, number)
+
     def _ask(self, what: str, call: Any, *arguments: Any, **options: Any) -> Any:
-        try:
-            return call(*arguments, **options)
-        except InferenceServerException as error:
-            status = str(error.status())
-            if status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"):
-                raise Unavailable(f"Triton at {self.address} did not {what}: {error.message()}") from error
-            raise ServingFailed(f"Triton at {self.address} did not {what}: {error.message()}") from error
+        for attempt in (1, 2):
+            try:
+                return call(*arguments, **options)
+            except InferenceServerException as error:
+                status, message = str(error.status()), f"Triton at {self.address} did not {what}: {error.message()}"
+                if status not in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"):
+                    raise ServingFailed(message) from error
+                if status == "StatusCode.DEADLINE_EXCEEDED" or attempt == 2:
+                    raise Unavailable(message) from error
+                time.sleep(2 * RECONNECT_MS / 1000)  # it may be back: gRPC does not look before its own pause is over
+        raise AssertionError("unreachable")
+
+
+class Fleet:
+    """The Triton servers on one repository, at least one: a model is in production when all of them serve it."""
+
+    def __init__(self, servers: list[Triton]) -> None:
+        self.servers = servers
+
+    def serve(self, model: str, number: int) -> None:
+        """Load and check a model on one server after another; stop at the first that fails."""
+        for server in self.servers:
+            server.serve(model, number)
+
+    def unload(self, model: str) -> None:
+        """Take a model out of every server."""
+        for server in self.servers:
+            server.unload(model)
+
+    def serves(self, model: str, number: int | None) -> bool:
+        """Whether every server serves exactly the version `number`; with None, whether none serves the model."""
+        wanted = [] if number is None else [number]
+        return all(server.served().get(model, []) == wanted for server in self.servers)
+
+    def models(self) -> set[str]:
+        """Return the models that any server serves."""
+        return {model for server in self.servers for model in server.served()}
+
+    def index(self) -> list[dict[str, str]]:
+        """Return Triton's repository index; with several servers each entry names its server."""
+        if len(self.servers) == 1:
+            return self.servers[0].index()
+        return [{"server": server.address, **entry} for server in self.servers for entry in server.index()]
+
+    def away(self) -> list[str]:
+        """Return the addresses of the servers that do not answer or are not ready."""
+        return [server.address for server in self.servers if not server.is_ready()]

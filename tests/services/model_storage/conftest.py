@@ -24,14 +24,24 @@ def database() -> Iterator[Database]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def database_url(database: Database) -> Iterator[str]:
+    """An empty database for one test; the next one gets it again, since making one takes long."""
+    url = database.lend()
+    yield url
+    database.take_back(url)
+
+
 @pytest.fixture(scope="session")
 def storage(database: Database) -> Iterator[Storage]:
     """One service for the tests that do not stop anything; each uses a model name of its own."""
     folder = Path(tempfile.mkdtemp())
-    with new_triton(folder) as triton:
-        triton.wait_ready()
-        with serving(triton, settings_for(triton, database.new())) as running:
-            yield running
+    triton = new_triton(folder)
+    triton.start()
+    triton.wait_ready()
+    with serving(triton, settings_for(triton, database.new())) as running:
+        yield running
+    triton.stop(0.1)  # unloading dozens of models in order takes half a minute
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from services.model_storage import __main__ as service
-from services.model_storage import archive, catalogue, history, production, store, uploads
+from services.model_storage import archive, catalogue, history, production, store, triton, uploads
 
 
 def die(*_: Any) -> None:
@@ -49,7 +49,7 @@ UPLOAD = {
 PROMOTION = {
     "before the configuration": lambda: before(production.Production, "_serve"),
     "after the configuration": lambda: after(store.FolderStore, "write"),
-    "after the load": lambda: after(production.Triton, "load"),
+    "after the load": lambda: after(triton.Triton, "load"),
     "before the row": lambda: before(history.Change, "add"),
     "after the row": lambda: after(history.Change, "add"),
     "while a candidate is made": lambda: after(store.FolderStore, "link"),

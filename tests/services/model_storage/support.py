@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psycopg2
 import tritonclient.http
 import uvicorn
 
@@ -48,6 +49,7 @@ class Database:
         self.url = f"postgresql://postgres:{PASSWORD}@{HOST}:{self.port}/postgres"
         postgres.initialise(self.data, PASSWORD)
         self._process: subprocess.Popen[bytes] | None = None
+        self._free: list[str] = []
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -66,6 +68,17 @@ class Database:
     def is_running(self) -> bool:
         """Whether it was started."""
         return self._process is not None
+
+    def lend(self) -> str:
+        """Return the address of an empty database."""
+        return self._free.pop() if self._free else self.new()
+
+    def take_back(self, url: str) -> None:
+        """Empty a database that was lent."""
+        with psycopg2.connect(url) as connection, connection.cursor() as cursor:
+            cursor.execute("DROP SCHEMA IF EXISTS model_storage CASCADE")
+        connection.close()
+        self._free.append(url)
 
     def new(self) -> str:
         """Make a fresh database and return its address."""

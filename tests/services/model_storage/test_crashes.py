@@ -77,7 +77,7 @@ def check_whole(storage: Storage) -> None:
     """Check what must hold after every start."""
     store, catalogue = storage.service.store, storage.service.catalogue
     assert list((storage.repository / ".incoming").iterdir()) == []
-    served = storage.service.triton.served()
+    served = storage.service.fleet.servers[0].served()
     for model in catalogue.models():
         records = catalogue.versions(model)
         assert [str(record.triton_version) for record in sorted(records, key=lambda r: r.triton_version)] == sorted(

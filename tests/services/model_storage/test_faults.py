@@ -50,9 +50,9 @@ def refuses(triton: TritonServer, model: str) -> bool:
 
 
 def test_a_restarted_service_loads_the_champions_into_a_restarted_triton(
-    database: Database, triton: TritonServer
+    database_url: str, triton: TritonServer
 ) -> None:
-    settings = settings_for(triton, database.new())
+    settings = settings_for(triton, database_url)
     with serving(triton, settings) as storage:
         with_champion(storage)
     restart(triton)
@@ -62,8 +62,8 @@ def test_a_restarted_service_loads_the_champions_into_a_restarted_triton(
         assert storage.client.get("/health/ready").json() == {"status": "ok"}
 
 
-def test_the_watch_loads_the_champions_of_a_triton_that_was_restarted(database: Database, triton: TritonServer) -> None:
-    with serving(triton, settings_for(triton, database.new(), watch_seconds=0.1)) as storage:
+def test_the_watch_loads_the_champions_of_a_triton_that_was_restarted(database_url: str, triton: TritonServer) -> None:
+    with serving(triton, settings_for(triton, database_url, watch_seconds=0.1)) as storage:
         with_champion(storage)
         restart(triton)
         wait_for(lambda: not refuses(triton, "digits"))
@@ -73,8 +73,8 @@ def test_the_watch_loads_the_champions_of_a_triton_that_was_restarted(database: 
         assert "Triton" in storage.client.get("/health/ready").json()["triton"]
 
 
-def test_promoting_again_brings_a_restarted_triton_back(database: Database, triton: TritonServer) -> None:
-    with serving(triton, settings_for(triton, database.new())) as storage:
+def test_promoting_again_brings_a_restarted_triton_back(database_url: str, triton: TritonServer) -> None:
+    with serving(triton, settings_for(triton, database_url)) as storage:
         with_champion(storage)
         restart(triton)
         assert storage.promote("digits", "0.0.1").status_code == 200
@@ -83,9 +83,9 @@ def test_promoting_again_brings_a_restarted_triton_back(database: Database, trit
 
 
 def test_without_triton_uploads_go_on_and_a_promotion_is_a_503_that_changes_nothing(
-    database: Database, triton: TritonServer
+    database_url: str, triton: TritonServer
 ) -> None:
-    with serving(triton, settings_for(triton, database.new())) as storage:
+    with serving(triton, settings_for(triton, database_url)) as storage:
         with_champion(storage)
         config = (triton.repository / "digits" / "config.pbtxt").read_bytes()
         triton.stop(0.1)
@@ -99,9 +99,9 @@ def test_without_triton_uploads_go_on_and_a_promotion_is_a_503_that_changes_noth
 
 
 def test_without_postgresql_uploads_go_on_and_a_promotion_is_a_503_that_changes_nothing(
-    database: Database, triton: TritonServer
+    database: Database, database_url: str, triton: TritonServer
 ) -> None:
-    with serving(triton, settings_for(triton, database.new())) as storage:
+    with serving(triton, settings_for(triton, database_url)) as storage:
         with_champion(storage)
         database.stop()
         try:
@@ -118,10 +118,10 @@ def test_without_postgresql_uploads_go_on_and_a_promotion_is_a_503_that_changes_
 
 
 def test_a_service_that_starts_before_postgresql_and_triton_becomes_ready_when_they_come(
-    database: Database, tmp_path: Path
+    database: Database, database_url: str, tmp_path: Path
 ) -> None:
     triton = new_triton(tmp_path)
-    url = database.new()
+    url = database_url
     database.stop()
     try:
         with serving(triton, settings_for(triton, url, watch_seconds=0.1)) as storage:
@@ -138,18 +138,18 @@ def test_a_service_that_starts_before_postgresql_and_triton_becomes_ready_when_t
 
 
 def test_a_database_that_dies_before_the_row_is_written_brings_the_old_version_back(
-    database: Database, triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+    database: Database, database_url: str, triton: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(triton, settings_for(triton, database.new())) as storage:
+    with serving(triton, settings_for(triton, database_url)) as storage:
         with_champion(storage)
-        check = storage.service.triton.check_serves
+        check = storage.service.fleet.servers[0].check_serves
 
         def check_then_lose_the_database(model: str, number: int) -> None:
             check(model, number)
             if number == 2:
                 database.stop()
 
-        monkeypatch.setattr(storage.service.triton, "check_serves", check_then_lose_the_database)
+        monkeypatch.setattr(storage.service.fleet.servers[0], "check_serves", check_then_lose_the_database)
         try:
             reply = storage.promote("digits", "0.0.2")
         finally:
@@ -160,11 +160,11 @@ def test_a_database_that_dies_before_the_row_is_written_brings_the_old_version_b
 
 
 def test_a_triton_that_serves_another_version_than_it_said_is_caught(
-    database: Database, triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+    database_url: str, triton: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(triton, settings_for(triton, database.new())) as storage:
+    with serving(triton, settings_for(triton, database_url)) as storage:
         with_champion(storage)
-        monkeypatch.setattr(storage.service.triton, "load", lambda model: None)  # says yes, does nothing
+        monkeypatch.setattr(storage.service.fleet.servers[0], "load", lambda model: None)  # says yes, does nothing
         reply = storage.promote("digits", "0.0.2")
         assert reply.status_code == 502
         assert "should serve version 2" in reply.json()["detail"]
@@ -172,8 +172,8 @@ def test_a_triton_that_serves_another_version_than_it_said_is_caught(
         assert storage.client.get("/models/digits/champion").json()["version"] == "0.0.1"
 
 
-def test_a_version_in_the_history_beats_what_triton_serves(database: Database, triton: TritonServer) -> None:
-    settings = settings_for(triton, database.new())
+def test_a_version_in_the_history_beats_what_triton_serves(database_url: str, triton: TritonServer) -> None:
+    settings = settings_for(triton, database_url)
     with serving(triton, settings) as storage:
         with_champion(storage)
         # What a service leaves that is killed after the load and before the row is written:
@@ -184,20 +184,20 @@ def test_a_version_in_the_history_beats_what_triton_serves(database: Database, t
         assert storage.scale_served("digits") == 2.0
 
 
-def test_a_model_that_is_served_and_was_never_promoted_is_unloaded(database: Database, triton: TritonServer) -> None:
-    settings = settings_for(triton, database.new())
+def test_a_model_that_is_served_and_was_never_promoted_is_unloaded(database_url: str, triton: TritonServer) -> None:
+    settings = settings_for(triton, database_url)
     with serving(triton, settings) as storage:
         storage.published("digits", 2.0)
-        storage.service.triton.load("digits")
+        storage.service.fleet.servers[0].load("digits")
         assert storage.scale_served("digits") == 2.0
     with serving(triton, settings):
         assert refuses(triton, "digits")
 
 
 def test_a_champion_that_cannot_be_loaded_is_reported_and_the_others_are_served(
-    database: Database, triton: TritonServer
+    database_url: str, triton: TritonServer
 ) -> None:
-    settings = settings_for(triton, database.new())
+    settings = settings_for(triton, database_url)
     with serving(triton, settings) as storage:
         with_champion(storage, "first")
         with_champion(storage, "second")
@@ -211,9 +211,9 @@ def test_a_champion_that_cannot_be_loaded_is_reported_and_the_others_are_served(
 
 
 def test_candidates_that_triton_does_not_serve_are_removed_at_the_start(
-    database: Database, triton: TritonServer
+    database_url: str, triton: TritonServer
 ) -> None:
-    settings = settings_for(triton, database.new())
+    settings = settings_for(triton, database_url)
     with serving(triton, settings) as storage:
         with_champion(storage)
         storage.client.post("/models/digits/versions/0.0.2/stage")
@@ -225,14 +225,14 @@ def test_candidates_that_triton_does_not_serve_are_removed_at_the_start(
         assert storage.client.get("/models/digits/versions").status_code == 200
 
 
-def test_a_second_service_on_the_same_folder_is_refused(database: Database, triton: TritonServer) -> None:
-    settings = settings_for(triton, database.new())
+def test_a_second_service_on_the_same_folder_is_refused(database_url: str, triton: TritonServer) -> None:
+    settings = settings_for(triton, database_url)
     with serving(triton, settings), pytest.raises(Conflict, match="in use by another"):
         Service(settings)
 
 
-def test_a_refused_load_is_told_apart_from_a_triton_that_is_away(database: Database, triton: TritonServer) -> None:
-    with serving(triton, settings_for(triton, database.new())) as storage:
+def test_a_refused_load_is_told_apart_from_a_triton_that_is_away(database_url: str, triton: TritonServer) -> None:
+    with serving(triton, settings_for(triton, database_url)) as storage:
         storage.upload("digits", model_zip("digits", 1.0, **{"model.onnx": b"no model"}))
         with pytest.raises(ServingFailed, match="did not load digits"):
-            storage.service.triton.load("digits")
+            storage.service.fleet.servers[0].load("digits")

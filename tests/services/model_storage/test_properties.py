@@ -25,6 +25,7 @@ from services.model_storage.errors import Conflict, NotFound, Refused, ServingFa
 from services.model_storage.history import Change, History, Note
 from services.model_storage.production import Production
 from services.model_storage.store import FolderStore
+from services.model_storage.triton import Fleet
 from tests.services.model_storage.support import Database, zip_of
 
 MODELS = st.sampled_from(["first", "second"])
@@ -62,6 +63,10 @@ class TritonDouble:
         self._answer()
         return {model: [number] for model, number in self.loaded.items()}
 
+    def serve(self, model: str, number: int) -> None:
+        self.load(model)
+        self.check_serves(model, number)
+
     def check_serves(self, model: str, number: int) -> None:
         if self.served().get(model) != [number]:
             raise ServingFailed("another version is served")
@@ -94,7 +99,7 @@ class ModelStorage(RuleBasedStateMachine):
         self.store = FolderStore(self.folder)
         self.catalogue = Catalogue(self.store, 1 << 20)
         self.catalogue.reconcile()
-        self.production = Production(self.catalogue, self.triton, self.history)
+        self.production = Production(self.catalogue, Fleet([self.triton]), self.history)
         if not self.triton.is_away:
             assert self.production.reconcile() == []
 
