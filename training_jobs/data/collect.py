@@ -55,13 +55,15 @@ class Collect:
 
     def picsets(self, guids: list[str]) -> dict[str, dict[str, Any]]:
         """Return the metadata of picsets by guid: `{picset: {...}, items: [...]}` as the API sends it."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for start in range(0, len(guids), PICSETS_A_REQUEST):
             data = self._post("/meta/picsets", {"guids": guids[start : start + PICSETS_A_REQUEST]}, self.headers).get(
                 "data"
             )
-            for entry in data if isinstance(data, list) else []:
-                found[str(entry["picset"]["guid"])] = entry
+            try:
+                found |= {str(entry["picset"]["guid"]): entry for entry in data or []}
+            except (KeyError, TypeError) as error:
+                raise ConfigurationError(f"{self.url}/meta/picsets answered in an unknown form: {error!r}") from error
         return found
 
     def file_url(self, filepath: str) -> str:

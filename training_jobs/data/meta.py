@@ -30,9 +30,13 @@ def write_picsets(
     changed = sorted(guid for guid, digest in digests.items() if known.get(guid) != digest)
     if not changed:
         return
-    for guid, content in fetch(changed).items():
+    fetched = fetch(changed)
+    for guid, content in fetched.items():
         bottle.write(paths.picset_meta(group, guid, "picset"), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    bottle.write(state_key, json.dumps(known | digests, indent=1, sort_keys=True) + "\n")
+    bottle.write(
+        state_key,
+        json.dumps(known | {guid: digests.get(guid, "") for guid in fetched}, indent=1, sort_keys=True) + "\n",
+    )
 
 
 def _digests(listed: Iterable[Listed]) -> dict[str, str]:
