@@ -6,20 +6,20 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from conversion_jobs.experiment import Experiment, read_spec, sha256_of
 from conversion_jobs.families import load_torchscript
-from conversion_jobs.graph import GraphInterface, add_metadata, compact_json, interface, read_graph
+from conversion_jobs.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import DataRefused
 from jobkit.modelspec import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 logger = logging.getLogger("conversion_jobs.export_onnx")
 INPUT, OUTPUT = "input", "logits"
@@ -105,14 +105,29 @@ def export_module(
     except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataRefused(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reason}") from error
-    graph = onnx.load(str(path))
-    add_metadata(graph, metadata)
-    onnx.save(graph, str(path))
-    found = interface(read_graph(path))
+    append_metadata(path, metadata)
+    graph = read_graph(path)
+    found = interface(graph)
+    if None in found.outputs[0].shape[1:]:
+        name_output_sizes(graph, model, example)
+        onnx.save(graph, str(path))
+        found = interface(graph)
     if len(found.inputs) != 1 or not found.has_free_batch:
         shown = ", ".join(map(str, (*found.inputs, *found.outputs)))
         raise DataRefused(f"the exported graph has a fixed batch or more than one input: {shown}")
     return found
+
+
+def name_output_sizes(graph: Any, model: nn.Module, example: Tensor) -> None:
+    """Write the sizes of the output, which the exporter did not find out, as they are for `example`."""
+    import torch
+
+    with torch.inference_mode():
+        sizes = model(example).shape[1:]
+    dims = graph.graph.output[0].type.tensor_type.shape.dim
+    if len(dims) == len(sizes) + 1:
+        for dim, size in zip(dims[1:], sizes, strict=True):
+            dim.dim_value = size
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -49,14 +49,17 @@ def read_graph(path: Path) -> Any:
 
     try:
         model = onnx.load(str(path), load_external_data=False)
-        for tensor in model.graph.initializer:
+        external = [tensor for tensor in model.graph.initializer if tensor.external_data]
+        for tensor in external:
             _refuse_missing_weights(path, tensor)
         onnx.checker.check_model(str(path), full_check=True)
-        return onnx.load(str(path))
+        if external:
+            onnx.load_external_data_for_model(model, str(path.parent))
     except DecodeError as error:
         raise DataRefused(f"{path.name} is not an ONNX file, or is cut off: {error}") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DataRefused(f"{path.name} breaks the rules of ONNX: {str(error).strip()}") from error
+    return model
 
 
 def _refuse_missing_weights(path: Path, tensor: Any) -> None:
@@ -91,12 +94,18 @@ def _tensor(value: Any) -> TensorInterface:
     return TensorInterface(value.name, dtype, shape)
 
 
-def add_metadata(model: Any, values: dict[str, str]) -> None:
-    """Put `values` into the model's `metadata_props`; keys that are there already are replaced."""
+def append_metadata(path: Path, values: dict[str, str]) -> None:
+    """Put `values` into the `metadata_props` of the ONNX file at `path`, which has none of these keys.
+
+    The encoding of a message followed by that of another is the encoding of both merged (protobuf's rule), so that a
+    large model need not be read and written again.
+    """
     import onnx
 
-    kept = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(model, dict(sorted((kept | values).items())))
+    addition = onnx.ModelProto()
+    onnx.helper.set_model_props(addition, dict(sorted(values.items())))
+    with path.open("ab") as file:
+        file.write(addition.SerializeToString())
 
 
 def compact_json(value: Any) -> str:

@@ -6,6 +6,7 @@ For people without Airflow and without a bottle. `test_onnx` then compares the f
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -70,7 +71,7 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         found = export_module(
             module, source.shape, path, output=source.output, opset=arguments.opset, metadata=metadata
         )
-        temporary.write_bytes(path.read_bytes())
+        shutil.copyfile(path, temporary)
     logger.info("%s: %s -> %s", arguments.output, found.inputs[0], found.outputs[0])
     return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +58,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         DataRefused: the file is no checkpoint, or holds code.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped into memory: the weights are then copied once, into the model.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # a damaged pickle may raise anything

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_jobs.graph import add_metadata, interface
+from conversion_jobs.graph import append_metadata, interface
 from conversion_jobs.verification import FP16Risk
 from jobkit.errors import ConfigurationError, DataRefused
 
@@ -59,5 +59,6 @@ def to_half(source: Path, target: Path, calibration: NDArray[np.float32], keep: 
         raise DataRefused(f"AutoCast does not take {source.name}: {error}") from error
     finally:
         examples.unlink()
-    add_metadata(converted, known.metadata)
+    del converted.metadata_props[:]
     onnx.save(converted, str(target))
+    append_metadata(target, known.metadata)
