@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT, MARGIN = 460, 240, 42
+WIDTH, HEIGHT, MARGIN = 480, 240, 58
 COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e5ea2")
 
 

@@ -81,7 +81,7 @@ class Journal(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ClassifierModule) -> None:  # type: ignore[override]
         """Write the epoch down, keep its weights if they are the best, then save what a retry resumes from."""
         pl_module.check_loss()
-        rates = {f"lr_{index}": group["lr"] for index, group in enumerate(trainer.optimizers[0].param_groups)}
+        rates = {f"lr_{group['part']}": group["lr"] for group in trainer.optimizers[0].param_groups}
         scores = pl_module.epoch_scores()
         speed = {
             "pictures_per_second": self.pictures / self.trained,

@@ -25,8 +25,8 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: b
         ConfigurationError: adamw_8bit is asked for and bitsandbytes or a GPU is missing.
     """
     groups = [
-        *_groups(model.backbone, config.backbone_lr or config.lr or 1e-3, config.weight_decay),
-        *_groups(model.fc, config.fc_lr or config.lr or 1e-3, config.weight_decay),
+        *_groups("backbone", model.backbone, config.backbone_lr or config.lr or 1e-3, config.weight_decay),
+        *_groups("fc", model.fc, config.fc_lr or config.lr or 1e-3, config.weight_decay),
     ]
     betas, eps = config.betas, config.eps
     if config.type == "sgd":
@@ -38,7 +38,7 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: b
     return _adamw_8bit(groups, betas, eps)
 
 
-def _groups(module: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
+def _groups(part: str, module: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
     """Yield a module's parameters in two groups: weights, which decay; biases and norms (one axis), which do not."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for decay, chosen in (
@@ -46,7 +46,7 @@ def _groups(module: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[
         (0.0, [p for p in parameters if p.ndim <= 1]),
     ):
         if chosen:
-            yield {"params": chosen, "lr": lr, "weight_decay": decay}
+            yield {"params": chosen, "part": part, "lr": lr, "weight_decay": decay}
 
 
 def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:

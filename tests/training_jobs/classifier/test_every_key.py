@@ -28,7 +28,6 @@ class Case:
 
     value: Any
     both: dict[str, Any] = field(default_factory=dict)
-    drop: tuple[str, ...] = ()
 
 
 CASES: dict[str, Case] = {

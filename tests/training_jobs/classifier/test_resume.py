@@ -64,7 +64,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
     for part in ("state_dict", "average"):
         for name, value in expected[part].items():
             assert torch.equal(actual[part][name], value), f"{part}.{name}"
-    scores = ("epoch", "train_loss", "val_loss", "val_macro_f1", "lr_0")
+    scores = ("epoch", "train_loss", "val_loss", "val_macro_f1", "lr_backbone", "lr_fc")
     assert [[row[s] for s in scores] for row in resumed.rows] == [[row[s] for s in scores] for row in whole.rows]
 
 
