@@ -1,0 +1,140 @@
+"""An ONNX file to a TensorRT plan, from file to file: `python -m conversion_jobs.convert2trt model.onnx model.plan`.
+
+For people without Airflow; it runs where `trtexec` is, in the TensorRT image (`convertation/run.sh`).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from conversion_jobs.checks import Verdict, judge_all
+from conversion_jobs.experiment import sha256_of
+from conversion_jobs.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx_session import OnnxModel
+from conversion_jobs.serving import TENSORRT_CHECKS, Array
+from conversion_jobs.tensorrt.command import Batches, Precision, build_command, load_command, profile_shapes
+from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.tensorrt.gpu import probe_gpu
+from conversion_jobs.tensorrt.half import fp32_layers, to_half
+from conversion_jobs.tensorrt.version import TensorRTVersion
+from conversion_jobs.test_onnx import read_inputs
+from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.verify_onnx import fp16_risks
+from jobkit import job
+from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.files import atomic_file
+
+logger = logging.getLogger("conversion_jobs.convert2trt")
+
+
+class Arguments(job.Arguments):
+    """Build a plan on this machine's GPU, and compare it with the ONNX file on real inputs where some are given."""
+
+    onnx: CliPositionalArg[Path] = Field(description="the ONNX file")
+    plan: CliPositionalArg[Path] = Field(description="the plan to write; trtexec's log goes beside it")
+    precision: Precision = Field("fp16", description="mixed: what half precision is not enough for stays in FP32")
+    inputs: Path | None = Field(None, description="folder of pictures, or .npy of inputs, to compare with")
+    max_batch: int = Field(8, ge=1)
+    workspace: int = Field(4096, ge=16, description="memory that TensorRT may use while it builds, MiB")
+    timeout: float = Field(3600, gt=0, description="seconds that one run of trtexec may take")
+    trtexec: str = Field("trtexec", description="the program")
+    nvidia_smi: str = Field("nvidia-smi", description="the program")
+
+
+class Result(job.Result):
+    """The plan, and what it loads into."""
+
+    plan: Path
+    sha256: str
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    verdicts: list[Verdict]
+
+
+def run(arguments: Arguments, _context: job.Context) -> Result:
+    """Probe, build, compare, put the plan in its place."""
+    log = arguments.plan.absolute().with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    model = read_graph(arguments.onnx)
+    graph = interface(model)
+    inputs = read_inputs(arguments.inputs, graph, 32)[0] if arguments.inputs else None
+    trtexec, gpu = probe_trtexec(arguments.trtexec, log, arguments.timeout), probe_gpu(arguments.nvidia_smi)
+    with tempfile.TemporaryDirectory(prefix="nightshift-plan-") as folder:
+        scratch = Path(folder)
+        plan = scratch / "model.plan"
+        source, layers = prepare(arguments, trtexec.version, model, inputs, scratch)
+        command = build_command(
+            arguments.trtexec, trtexec.version, source, plan, profile_shapes(graph, Batches(1, 1, arguments.max_batch)),
+            precision=arguments.precision, fp32_layers=layers, workspace_mib=arguments.workspace,
+            timing_cache=scratch / "timing.cache",
+        )  # fmt: skip
+        trtexec.run(command)
+        verdicts = compare(arguments, trtexec, plan, graph, inputs)
+        with atomic_file(arguments.plan.absolute()) as temporary:
+            shutil.copyfile(plan, temporary)
+    logger.info("%s: for TensorRT %s on %s", arguments.plan, trtexec.version, gpu.name)
+    return Result(
+        plan=arguments.plan, sha256=sha256_of(arguments.plan), tensorrt=str(trtexec.version), gpu=gpu.name,
+        compute_capability=gpu.compute_capability, verdicts=verdicts,
+    )  # fmt: skip
+
+
+def prepare(
+    arguments: Arguments, version: TensorRTVersion, model: Any, inputs: Array | None, scratch: Path
+) -> tuple[Path, list[str]]:
+    """Return the graph to build from, in half precision where TensorRT wants it so, and the nodes kept in FP32.
+
+    Raises:
+        ConfigurationError: real inputs are needed for that, and none were given.
+    """
+    precision = arguments.precision
+    if precision == "fp32" or (precision == "fp16" and version.major < 11):
+        return arguments.onnx, []
+    if inputs is None:
+        raise ConfigurationError(
+            f"--precision {precision} with TensorRT {version} needs --inputs: which values half precision can hold is "
+            "found out with real ones"
+        )
+    layers = fp32_layers(model, fp16_risks(model, inputs[:8])) if precision == "mixed" else []
+    if version.major < 11:
+        return arguments.onnx, layers
+    half = scratch / "half.onnx"
+    to_half(arguments.onnx, half, inputs[:8], layers)
+    return half, layers
+
+
+def compare(
+    arguments: Arguments, trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array | None
+) -> list[Verdict]:
+    """Compare the plan's outputs with the graph's on real inputs; without any, see that the plan loads.
+
+    Raises:
+        DataRefused: they differ.
+    """
+    if inputs is None:
+        trtexec.run(load_command(arguments.trtexec, plan), loads=True)
+        logger.warning("the plan loads, but its outputs were not compared: that needs --inputs")
+        return []
+    batch = inputs[: arguments.max_batch]
+    outputs, latency = run_plan(trtexec, plan, graph, batch, plan.parent, seconds=3.0)
+    source = OnnxModel(arguments.onnx).run(batch, len(batch))
+    verdicts = judge_all(TENSORRT_CHECKS, source, outputs, [f"input {number}" for number in range(len(batch))])
+    if failed := [verdict.sentence for verdict in verdicts if not verdict.passed]:
+        raise DataRefused(f"the plan is not accurate: {'; '.join(failed)}; try --precision mixed or fp32")
+    logger.info("batch %d: median %.2f ms, p99 %.2f ms", latency.batch, latency.median, latency.p99)
+    return verdicts
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = seed_line(sys.argv[1:])
+    job.main(Arguments, run)

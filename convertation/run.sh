@@ -1,0 +1,8 @@
+#!/bin/sh
+# A shell in the container that holds trtexec, with this project in /workspace. Build the image first, on a host with a
+# GPU: docker/build tensorrt
+set -eu
+project="$(cd "$(dirname "$0")/.." && pwd)"
+exec docker run --rm --interactive --tty --gpus all --shm-size 1g --user "$(id -u):$(id -g)" \
+    --volume "$project:/workspace" --workdir /workspace/convertation \
+    "${NIGHTSHIFT_REGISTRY:-nightshift}/tensorrt:${NIGHTSHIFT_TAG:-dev}" bash
