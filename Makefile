@@ -3,10 +3,10 @@ PYTHON ?= python3.11
 LOCAL = .venv/services/bin/python -m local
 ARGS ?=
 
-.PHONY: run up down status test lint format lock benchmark clean help
+.PHONY: run up down status test lint format lock benchmark check-gpu clean help
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 run: install ## start the stack, retrain the digits, show the result (ARGS="--once --force --pipeline NAME")
 	@exec $(LOCAL) run $(ARGS)
@@ -35,6 +35,10 @@ format: ## format the code
 lock: ## compile requirements/*.in anew
 	@$(PYTHON) -m local.bootstrap tools
 	@exec $(PYTHON) -m local.lock
+
+check-gpu: ## on a GPU worker: does all that TensorRT plans need work here? (docs/gpu-workers.md)
+	@exec docker run --rm --gpus all $${NIGHTSHIFT_REGISTRY:-nightshift}/tensorrt:$${NIGHTSHIFT_TAG:-dev} \
+		python -m conversion_jobs.check_gpu $(ARGS)
 
 clean: down ## remove the state (.nightshift/) and the environments (.venv/)
 	rm -rf .nightshift .venv
