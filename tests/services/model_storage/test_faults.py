@@ -159,15 +159,20 @@ def test_a_database_that_dies_before_the_row_is_written_brings_the_old_version_b
         assert [row["version"] for row in storage.client.get("/history/digits").json()] == ["0.0.1"]
 
 
+@pytest.mark.parametrize("index_is_right", [True, False])
 def test_a_triton_that_serves_another_version_than_it_said_is_caught(
-    database_url: str, triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+    database_url: str, triton: TritonServer, monkeypatch: pytest.MonkeyPatch, index_is_right: bool
 ) -> None:
     with serving(triton, settings_for(triton, database_url)) as storage:
         with_champion(storage)
-        monkeypatch.setattr(storage.service.fleet.servers[0], "load", lambda model: None)  # says yes, does nothing
+        server = storage.service.fleet.servers[0]
+        monkeypatch.setattr(server, "load", lambda model: None)  # says yes, does nothing
+        if not index_is_right:
+            monkeypatch.setattr(server, "served", lambda: {"digits": [2]})
         reply = storage.promote("digits", "0.0.2")
         assert reply.status_code == 502
-        assert "should serve version 2" in reply.json()["detail"]
+        said = "should serve version 2" if index_is_right else "what it serves is version 1"
+        assert said in reply.json()["detail"]
         assert storage.scale_served("digits") == 2.0
         assert storage.client.get("/models/digits/champion").json()["version"] == "0.0.1"
 

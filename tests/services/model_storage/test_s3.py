@@ -151,6 +151,15 @@ def test_an_s3_that_goes_on_failing_is_a_503_and_leaves_no_half_version(
     assert on_s3.published(model, 2.0) == "0.0.1"
 
 
+def test_a_changed_file_gets_another_time_since_triton_sees_changes_by_whole_seconds(store: S3Store) -> None:
+    times = []
+    for content in (b"1", b"2", b"3"):
+        store.write("m/config.pbtxt", content)
+        times.append(store._changed("m/config.pbtxt"))
+        assert store.read("m/config.pbtxt") == content
+    assert len(set(times)) == 3
+
+
 def test_a_body_that_is_cut_off_is_read_again(store: S3Store, server: S3Server) -> None:
     store.write("m/file", b"content" * 100)
     server.fail("GET", "m/file", "cut")

@@ -7,6 +7,7 @@ import socket
 import stat
 import struct
 import threading
+import warnings
 import zipfile
 from urllib.parse import quote
 
@@ -33,7 +34,7 @@ def with_entry(name: str, mode: int = 0o644, content: bytes = b"x", flags: int =
 
 
 def twice() -> bytes:
-    with pytest.warns(UserWarning, match="Duplicate"):
+    with warnings.catch_warnings(action="ignore"):
         return with_entry("meta.json")
 
 
@@ -74,6 +75,8 @@ BAD = {
     "a control character": (with_entry("a\nb"), "printable"),
     "an encrypted file": (with_entry("secret", flags=1), "encrypted"),
     "the service's own file": (with_entry("version.json"), "must not hold one"),
+    "one name twice": (twice(), "twice"),
+    "names that differ in case only": (with_entry("Meta.json"), "twice"),
     "too many files": (zip_of({str(i): "" for i in range(MAX_ENTRIES + 1)}), "entries"),
     "a directory that fills the memory": (with_huge_directory(), "directory takes"),
     "a bomb": (bomb(), "times its size"),
