@@ -27,7 +27,7 @@ from nightshift.errors import RunFailed
 from nightshift.job_operator import JobOperator
 from nightshift.pipeline import Pipeline, load_pipeline
 from nightshift.pipeline_bundle import pipeline_file
-from nightshift.run_state import TASK_STATES, stopped_by
+from nightshift.run_state import TASK_STATES, output_of, stopped_by
 
 BATCH_LIMIT, EPOCH_LIMIT = 4096, 1000
 
@@ -100,7 +100,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             connections=["bottle", "database", "mlflow", *(["collect"] if data.source == "collect" else [])],
             skips=["train_classifier"],
         )  # fmt: skip
-        snapshot = pulled.output["snapshot_id"]
+        snapshot = output_of("pull_dataset", "snapshot_id")
         trained = JobOperator(
             task_id="train_classifier",
             module="training_jobs.train_classifier",
@@ -111,7 +111,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             pool=pipeline.train_pool,
             queue=pipeline.train_queue,
         )
-        experiment = trained.output["experiment"]
+        experiment = output_of("train_classifier", "experiment")
         evaluated = JobOperator(
             task_id="evaluate",
             module="training_jobs.evaluate",
@@ -126,7 +126,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
         gated = JobOperator(
             task_id="gate",
             module="training_jobs.gate",
-            options={"report": evaluated.output["report"], **gate.model_dump()},
+            options={"report": output_of("evaluate", "report"), **gate.model_dump()},
             connections=["bottle", "mlflow"],
             skips=["export_onnx"],
         )
@@ -154,8 +154,8 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             task_id="publish_model",
             module="conversion_jobs.publish_model",
             options={
-                "model_name": publish.model_name, "archive": packaged.output["archive"],
-                "sha256": packaged.output["sha256"], "target": "onnx",
+                "model_name": publish.model_name, "archive": output_of("package_model", "archive"),
+                "sha256": output_of("package_model", "sha256"), "target": "onnx",
                 "experiment": experiment, "snapshot_id": snapshot,
             },
             only_if_param="publish",
@@ -165,8 +165,8 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             task_id="deploy_model",
             module="conversion_jobs.deploy_model",
             options={
-                "model_name": publish.model_name, "version": published.output["version"],
-                "reference": verified.output["reference"], "experiment": experiment, "snapshot_id": snapshot,
+                "model_name": publish.model_name, "version": output_of("publish_model", "version"),
+                "reference": output_of("verify_onnx", "reference"), "experiment": experiment, "snapshot_id": snapshot,
             },
             connections=["bottle", "mlflow", "storage", "triton"],
         )  # fmt: skip
