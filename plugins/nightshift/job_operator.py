@@ -7,9 +7,10 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ResumableJobMixin
+from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from airflow.sdk.log import mask_secret
 
@@ -176,7 +177,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
             if event.get("event") == "error":
                 reason = _reason(event)
             elif not event and line.strip():
-                last_line = f"its last words: {line.strip()[:500]}"
+                last_line = f"its last words: {str(redact(line)).strip()[:500]}"
         ended = jobs.ended(self._job_id)
         if ended.succeeded:
             return self.get_job_result(self._job_id, context)
@@ -205,8 +206,10 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         except ValueError:
             event = None
         if not isinstance(event, dict) or "message" not in event:
-            self.log.info("%s", line)
+            self.log.info("%s", redact(line))
             return {}
+        # The supervisor hides secrets in the task's log file, but its own console shows the lines as they are.
+        event = cast("dict[str, Any]", redact(event))
         self.log.log(LEVELS.get(str(event.get("level")), logging.INFO), "%s", event["message"])
         if exception := event.get("exception"):
             self.log.error("%s", exception)
