@@ -31,6 +31,7 @@ logger = logging.getLogger("jobkit.tracking")
 PARENT_TAG = "mlflow.parentRunId"
 DAG_RUN_TAG = "nightshift.dag_run"
 TASK_TAG = "nightshift.task"
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training, not chats
 SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
 
 
@@ -244,7 +245,7 @@ def _experiment(api: MlflowClient, name: str) -> str:
             api.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     try:
-        return str(api.create_experiment(name))
+        return str(api.create_experiment(name, tags=EXPERIMENT_KIND))
     except MlflowException as error:
         if error.error_code == "RESOURCE_ALREADY_EXISTS" and (found := api.get_experiment_by_name(name)):
             return str(found.experiment_id)  # another job made it in between
