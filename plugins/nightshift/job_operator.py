@@ -42,7 +42,7 @@ class MlflowLink(BaseOperatorLink):
 
 
 def launcher() -> Launcher:
-    """Return what runs jobs here, by `NIGHTSHIFT_LAUNCHER`: `process` (the default) or `docker`.
+    """Return what runs jobs here, by `NIGHTSHIFT_LAUNCHER`: `process` (the default), `docker` or `kubernetes`.
 
     Processes run from the checkout `NIGHTSHIFT_HOME`, with their state in `NIGHTSHIFT_STATE`.
     """
@@ -51,8 +51,12 @@ def launcher() -> Launcher:
         from nightshift.docker_launcher import docker_launcher
 
         return docker_launcher()
+    if kind == "kubernetes":
+        from nightshift.kubernetes_launcher import kubernetes_launcher
+
+        return kubernetes_launcher()
     if kind != "process":
-        raise JobMisconfigured(f"NIGHTSHIFT_LAUNCHER is {kind!r}; there is: process, docker")
+        raise JobMisconfigured(f"NIGHTSHIFT_LAUNCHER is {kind!r}; there is: process, docker, kubernetes")
     home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[2])
     return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -173,9 +172,7 @@ def test_secrets_are_in_the_environment_and_nowhere_else(bench: Bench) -> None:
         "import hashlib, os\nprint(hashlib.sha256(os.environ['TOKEN'].encode()).hexdigest(), os.environ['PLAIN'])"
     )
     secret = "kuchen-9f3a"
-    launcher = bench.with_settings(
-        volumes=(f"{bench.marks}:/opt/nightshift/tells",), images={"tells": _image(bench)}
-    )
+    launcher = bench.with_settings(volumes=(f"{bench.marks}:/opt/nightshift/tells",), images={"tells": _image(bench)})
     job = launcher.start(
         bench.spec(module="tells.tells", options=[], variables={"PLAIN": "shown"}, secrets={"TOKEN": secret})
     )
@@ -196,15 +193,15 @@ def test_a_job_can_do_little_to_its_host(bench: Bench) -> None:
         "print(os.getuid(), can('/opt/nightshift/x'), can('/etc/x'), can('/job/x'), can('/tmp/x'),"
         " os.path.exists('/var/run/docker.sock'), *caps)"
     )
-    launcher = bench.with_settings(
-        volumes=(f"{bench.marks}:/opt/nightshift/tries",), images={"tries": _image(bench)}
-    )
+    launcher = bench.with_settings(volumes=(f"{bench.marks}:/opt/nightshift/tries",), images={"tries": _image(bench)})
     job = launcher.start(bench.spec(module="tries.tries", options=[]))
     assert list(launcher.follow_logs(job)) == ["10001 False False True True False 0000000000000000 1"]
 
 
 def test_an_image_that_is_nowhere_is_refused_with_what_to_do(bench: Bench) -> None:
-    with pytest.raises((JobMisconfigured, JobUnavailable), match=r"no-such-image:dev is not on the host .*docker/build"):
+    with pytest.raises(
+        (JobMisconfigured, JobUnavailable), match=r"no-such-image:dev is not on the host .*docker/build"
+    ):
         bench.launcher.start(bench.spec(module="missing.job"))
     with pytest.raises(JobMisconfigured, match=r"no image is named for other\.job.*images for jobs_for_tests, missing"):
         bench.launcher.start(bench.spec(module="other.job"))
