@@ -151,6 +151,14 @@ def test_unknown_versions_and_references_are_refused_and_a_triton_that_is_away_i
         verified.deploy(published.version, model)
 
 
+def test_the_right_answers_of_another_version_are_not_taken(verified: Trained, served: Serving, model: str) -> None:
+    verified.deploy(verified.publish(model).version, model)
+    reference = Reference(verified.bottle.local(Experiment(verified.experiment).reference))
+    assert ServedModel(model).check(reference, "onnx", 1)
+    with pytest.raises(DataRefused, match=r"version 2 of \w+ should serve, but \[1\] answered"):
+        ServedModel(model).check(reference, "onnx", 2)
+
+
 def test_clients_see_the_labels_that_were_packaged(verified: Trained, served: Serving, model: str) -> None:
     verified.deploy(verified.publish(model).version, model)
     body = {

@@ -24,6 +24,7 @@ def test_the_folder_and_the_flat_archive_hold_what_model_storage_expects(verifie
     ]
     with zipfile.ZipFile(verified.bottle.local(result.archive)) as archive:
         assert archive.namelist() == ["config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx"]
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}, "no times: same content"
         assert archive.read("labels.txt").decode().splitlines() == LABELS
         assert archive.read("model.onnx") == verified.bottle.read(Experiment(verified.experiment).onnx)
         meta = json.loads(archive.read("meta.json"))
