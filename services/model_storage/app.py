@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -10,12 +11,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from services.model_storage import seed_calls
 from services.model_storage.access import requires
-from services.model_storage.catalogue import CANDIDATE, Record, check_model_name
+from services.model_storage.catalogue import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.history import Note, Promotion
@@ -61,6 +62,19 @@ class Promoted(BaseModel):
     version: str
     triton_version: int
     previous_version: str | None
+
+
+class Route(BaseModel):
+    """The name in Triton to send a request to, and the version that answers there."""
+
+    model: str
+    version: str
+
+
+class CanaryNote(Note):
+    """Which share of the requests the canary gets, and why."""
+
+    share: float = Field(gt=0, le=0.5)
 
 
 class Staged(BaseModel):
@@ -158,6 +172,20 @@ def _reading(service: Service) -> APIRouter:
             return Champion.model_validate(row.model_dump())
         raise NotFound(f"no version of {model!r} is in production")
 
+    @router.get("/models/{model}/route")
+    def route(
+        model: str,
+        key: Annotated[str, Query(min_length=1, description="who asks, say a user's id: always answered alike")],
+    ) -> Route:
+        """Where to send a request: to the version in production, or to the canary for its share of the keys."""
+        check_model_name(model)
+        champion, canary = history.champion(model), history.canary(model)
+        if champion is None:
+            raise NotFound(f"no version of {model!r} is in production")
+        if canary is not None and canary.share is not None and share_of(model, key) < canary.share:
+            return Route(model=model + CANARY, version=str(canary.version))
+        return Route(model=model, version=str(champion.version))
+
     @router.get("/history/{model}")
     def changes(
         model: str,
@@ -165,9 +193,16 @@ def _reading(service: Service) -> APIRouter:
     ) -> list[Promotion]:
         """All changes of what is in production, the latest first; with `at` the one that was in force then."""
         check_model_name(model)
-        return history.rows(model) if at is None else history.rows(model, _in_utc(at), limit=1)
+        if at is None:
+            return history.rows(model)
+        return history.rows(model, _in_utc(at), limit=1, production=True)
 
     return router
+
+
+def share_of(model: str, key: str) -> float:
+    """Return a number in 0 to 1 that is as good as random, and always the same for one key of a model."""
+    return int.from_bytes(hashlib.sha256(f"{model}\0{key}".encode(errors="replace")).digest()[:8], "big") / 2**64
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -192,6 +227,17 @@ def _promoting(service: Service) -> APIRouter:
     def unstage(model: str) -> dict[str, bool]:
         """Take the candidate out of Triton and remove it."""
         return {"removed": production.unstage(model)}
+
+    @router.post("/models/{model}/versions/{version}/canary")
+    def canary(model: str, version: str, note: CanaryNote) -> Staged:
+        """Serve a version as `<model>__canary` for a share of the requests; ask `route` which name to use."""
+        row = production.start_canary(model, version, note.share, note)
+        return Staged(model=model + CANARY, triton_version=str(row.triton_version))
+
+    @router.delete("/models/{model}/canary")
+    def end_canary(model: str) -> dict[str, bool]:
+        """Take the canary out of Triton: it has shown that it is no better."""
+        return {"removed": production.end_canary(model, Note(reason="ended by hand"))}
 
     @router.post("/models/{model}/versions/{version}/promote")
     def promote(model: str, version: str, note: Note | None = None) -> Promoted:

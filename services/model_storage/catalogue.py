@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 NEXT = "next"
 META_FILE = "meta.json"
 RECORD_FILE = "version.json"
-CANDIDATE = "__candidate"
+CANDIDATE, CANARY = BESIDE = ("__candidate", "__canary")  # what Triton serves beside a model carries its name and this
 MAX_SMALL_FILE = 1 << 20  # meta.json and config.pbtxt are read into memory
 MAX_CACHED = 10_000  # records in memory, a few KiB each
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
@@ -70,7 +70,7 @@ class Catalogue:
 
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
-        return [name for name in self.store.folders() if not name.endswith(CANDIDATE)]
+        return [name for name in self.store.folders() if not name.endswith(BESIDE)]
 
     def versions(self, model: str) -> list[Record]:
         """Return the versions of `model` in semantic order, the oldest first; empty where there is no such model."""
@@ -227,9 +227,10 @@ class Catalogue:
 
 def check_model_name(model: str) -> None:
     """Refuse a name that cannot be a folder of the repository."""
-    if not _MODEL_NAME.fullmatch(model) or model.endswith(CANDIDATE):
+    if not _MODEL_NAME.fullmatch(model) or model.endswith(BESIDE):
         raise Refused(
-            f"{model!r} is no name for a model: letters, digits and _ . - , at most 100, not ending in {CANDIDATE}"
+            f"{model!r} is no name for a model: letters, digits and _ . - , at most 100, not ending in "
+            f"{' or '.join(BESIDE)}"
         )
 
 

@@ -1,6 +1,7 @@
 """Which version was in production when: the table `model_storage.promotions`, to which rows are only added.
 
-The last row of a model says what is in production: the truth that Triton is brought to.
+The last row of a model that is not about a canary says what is in production: the truth that Triton is brought to.
+A canary is under way where the very last row starts one: any change of what is in production ends it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from services.model_storage.errors import Conflict, Unavailable
 
 logger = logging.getLogger(__name__)
 
-Action = Literal["promote", "rollback", "load", "unload"]
+Action = Literal["promote", "rollback", "load", "unload", "canary", "end_canary"]
 Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]  # PostgreSQL's text has no NUL
 IDLE_CONNECTIONS = 4
 LOCK_SECONDS = 150  # longer than a load may take: the second of two promotions waits for the first
@@ -32,7 +33,7 @@ CREATE SCHEMA IF NOT EXISTS model_storage;
 CREATE TABLE IF NOT EXISTS model_storage.promotions (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model text NOT NULL,
-    action text NOT NULL CHECK (action IN ('promote', 'rollback', 'load', 'unload')),
+    action text NOT NULL,
     version text,
     triton_version integer,
     target text,
@@ -43,8 +44,13 @@ CREATE TABLE IF NOT EXISTS model_storage.promotions (
     actor text,
     promoted_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS share real;
+ALTER TABLE model_storage.promotions DROP CONSTRAINT IF EXISTS promotions_action_check;
 CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (model, id DESC);
 """
+
+
+_NO_CANARY = "action NOT IN ('canary', 'end_canary')"
 
 
 class Note(BaseModel):
@@ -59,7 +65,7 @@ class Note(BaseModel):
 
 
 class Promotion(BaseModel):
-    """One change of what is in production; `version` is None from an unloading on."""
+    """One change; `version` is None from an unloading on, `share` is a canary's share of the requests."""
 
     id: int
     model: str
@@ -73,6 +79,7 @@ class Promotion(BaseModel):
     reason: str | None
     actor: str | None
     promoted_at: datetime
+    share: float | None = None
 
 
 class History:
@@ -90,20 +97,31 @@ class History:
 
     def champion(self, model: str) -> Promotion | None:
         """Return the row that says what is in production; None where nothing is."""
-        return _in_production(self.rows(model, limit=1))
+        return _in_production(self.rows(model, production=True, limit=1))
+
+    def canary(self, model: str) -> Promotion | None:
+        """Return the row of the canary that is under way; None where none is."""
+        return _under_way(self.rows(model, limit=1))
 
     def champions(self) -> dict[str, Promotion]:
         """Return what is in production, by model."""
-        query = "SELECT DISTINCT ON (model) * FROM model_storage.promotions ORDER BY model, id DESC"
-        rows = self._read(query, [])
-        return {row.model: row for row in rows if row.version is not None}
+        return {row.model: row for row in self._latest(_NO_CANARY) if row.version is not None}
 
-    def rows(self, model: str, at: datetime | None = None, limit: int | None = None) -> list[Promotion]:
-        """Return the changes of `model`, the latest first; those up to the time `at`."""
-        query = (
-            "SELECT * FROM model_storage.promotions WHERE model = %s AND (%s::timestamptz IS NULL OR promoted_at <= %s)"
-        )
-        return self._read(query + " ORDER BY id DESC LIMIT %s", [model, at, at, limit])
+    def canaries(self) -> dict[str, Promotion]:
+        """Return the canaries that are under way, by model."""
+        return {row.model: row for row in self._latest("true") if row.action == "canary"}
+
+    def rows(
+        self, model: str, at: datetime | None = None, limit: int | None = None, production: bool = False
+    ) -> list[Promotion]:
+        """Return the changes of `model`, the latest first: those up to the time `at`, with `production` no canaries."""
+        which = f"(NOT %s OR {_NO_CANARY}) AND (%s::timestamptz IS NULL OR promoted_at <= %s)"
+        query = f"SELECT * FROM model_storage.promotions WHERE model = %s AND {which} ORDER BY id DESC LIMIT %s"  # noqa: S608 - constants
+        return self._read(query, [model, production, at, at, limit])
+
+    def _latest(self, which: str) -> list[Promotion]:
+        query = f"SELECT DISTINCT ON (model) * FROM model_storage.promotions WHERE {which} ORDER BY model, id DESC"  # noqa: S608
+        return self._read(query, [])
 
     @contextmanager
     def change(self, model: str) -> Iterator[Change]:
@@ -173,28 +191,42 @@ class Change:
 
     def __init__(self, cursor: RealDictCursor, model: str, rows: list[Promotion]) -> None:
         self._cursor, self._model = cursor, model
-        self.rows = rows
-        """All earlier changes, the oldest first."""
+        self.rows = [row for row in rows if row.action not in ("canary", "end_canary")]
+        """All earlier changes of what is in production, the oldest first."""
+        self.canary = _under_way(rows[-1:])
+        """The canary that is under way."""
 
     @property
     def champion(self) -> Promotion | None:
         """What is in production before this change."""
         return _in_production(self.rows[-1:])
 
-    def add(self, action: Action, version: str | None, number: int | None, target: str | None, note: Note) -> Promotion:
+    def add(
+        self,
+        action: Action,
+        version: str | None,
+        number: int | None,
+        target: str | None,
+        note: Note,
+        share: float | None = None,
+    ) -> Promotion:
         """Write the row of this change, commit it, and return it."""
         previous = self.champion.version if self.champion else None
-        values = [self._model, action, version, number, target, previous]
-        values += [note.run_id, note.snapshot_id, note.reason, note.actor]
+        values: list[str | float | None] = [self._model, action, version, number, target, previous]
+        values += [note.run_id, note.snapshot_id, note.reason, note.actor, share]
         self._cursor.execute(
             "INSERT INTO model_storage.promotions (model, action, version, triton_version, target, previous_version, "
-            "run_id, snapshot_id, reason, actor) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+            "run_id, snapshot_id, reason, actor, share) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
             "RETURNING *",
             values,
         )
         row = Promotion.model_validate(dict(self._cursor.fetchone() or {}))
         self._cursor.connection.commit()
         return row
+
+
+def _under_way(latest: list[Promotion]) -> Promotion | None:
+    return latest[0] if latest and latest[0].action == "canary" else None
 
 
 def _in_production(latest: list[Promotion]) -> Promotion | None:

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from services.model_storage.catalogue import CANDIDATE, Catalogue, Record
+from services.model_storage.beside import Beside
+from services.model_storage.catalogue import CANARY, CANDIDATE, Catalogue, Record, check_model_name
 from services.model_storage.errors import Conflict, NotFound, ServingFailed, StorageError
 from services.model_storage.history import Action, Change, History, Note, Promotion
 from services.model_storage.modelconfig import CONFIG_FILE
@@ -24,6 +25,7 @@ class Production:
 
     def __init__(self, catalogue: Catalogue, fleet: Fleet, history: History) -> None:
         self.catalogue, self.fleet, self.history = catalogue, fleet, history
+        self._beside = Beside(catalogue, fleet)
         self._locks = ModelLocks()  # not those of the catalogue: an upload need not wait for a load
 
     def promote(self, model: str, version: str, note: Note, action: Action = "promote") -> Promotion:
@@ -74,25 +76,50 @@ class Production:
 
     def stage(self, model: str, version: str) -> Record:
         """Serve `version` under the name `<model>__candidate`, beside the version in production."""
-        record, name = self.catalogue.version(model, version), model + CANDIDATE
+        record = self.catalogue.version(model, version)
         with self._locks.of(model):
-            self.catalogue.store.link(record.folder, name, {CONFIG_FILE: self.catalogue.config(record, name)})
-            try:
-                self.fleet.serve(name, record.triton_version)
-            except StorageError:
-                self._attempt("unstage", lambda: self.unstage(model))
-                raise
+            self._beside.serve(record, model + CANDIDATE)
         return record
 
     def unstage(self, model: str) -> bool:
         """Take the candidate out of Triton and remove its folder; return whether there was one."""
-        name = model + CANDIDATE
+        check_model_name(model)
         with self._locks.of(model):
-            if not self.catalogue.store.files(name):
-                return False
-            self.fleet.unload(name)
-            self.catalogue.store.remove(name)
-        return True
+            return self._beside.remove(model + CANDIDATE)
+
+    def start_canary(self, model: str, version: str, share: float, note: Note) -> Promotion:
+        """Serve `version` as `<model>__canary` for a share of the requests, 0 to 1; again to change the share.
+
+        It is over with the next change of what is in production, be it the promotion of this version or a rollback.
+
+        Raises:
+            Conflict: nothing is in production, or this very version, or another canary is under way.
+        """
+        record = self.catalogue.version(model, version)
+
+        def start(change: Change) -> Promotion:
+            if change.champion is None or change.champion.version == version:
+                what = "this version is" if change.champion else "nothing is"
+                raise Conflict(f"a canary of {model!r} runs beside another version in production, and {what}")
+            if change.canary is None:
+                self._beside.serve(record, model + CANARY)
+            elif change.canary.version != version:
+                raise Conflict(f"version {change.canary.version} is the canary of {model!r}: end it first")
+            return change.add("canary", version, record.triton_version, record.target, note, share)
+
+        return self._change(model, start)
+
+    def end_canary(self, model: str, note: Note) -> bool:
+        """Take the canary out of Triton; return whether there was one."""
+        check_model_name(model)
+
+        def end(change: Change) -> bool:
+            canary = change.canary
+            if canary is not None:
+                change.add("end_canary", canary.version, canary.triton_version, canary.target, note)
+            return self._beside.remove(model + CANARY) or canary is not None
+
+        return self._change(model, end)
 
     def reconcile(self) -> list[str]:
         """Bring Triton to what the history says; return the models for which that did not succeed, with the cause.
@@ -100,22 +127,35 @@ class Production:
         Raises:
             Unavailable: Triton or PostgreSQL does not answer.
         """
-        champions, served, failed = self.history.champions(), self.fleet.models(), []
-        for model in {*champions, *(model for model in served if self.catalogue.has_versions(model))}:
+        champions, canaries, served, failed = self.history.champions(), self.history.canaries(), self.fleet.served(), []
+        for model in {*champions, *(model for model in served.models() if self.catalogue.has_versions(model))}:
             champion = champions.get(model)
-            if self.fleet.serves(model, champion.triton_version if champion else None):
-                continue
-            try:
-                self._change(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
-            except StorageError as error:
-                failed.append(f"{model}: {error}")
-        for name in self.catalogue.store.folders():
-            model = name.removesuffix(CANDIDATE)
-            if name != model and name not in served:
-                with self._locks.of(model):  # a stage that is under way holds it
-                    if name not in self.fleet.models():
-                        self.catalogue.store.remove(name)
+            if not served.exactly(model, champion.triton_version if champion else None):
+                failed += self._attempt(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
+        for model, canary in canaries.items():
+            if not served.exactly(model + CANARY, canary.triton_version):
+                failed += self._attempt(model, lambda change, model=model: self._ensure_canary(change, model))  # type: ignore[misc]
+        for name, model in self._beside.names():
+            if name not in served.models() or (name.endswith(CANARY) and model not in canaries):
+                failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
         return failed
+
+    def _attempt(self, model: str, action: Callable[[Change], None]) -> list[str]:
+        try:
+            self._change(model, action)
+        except StorageError as error:
+            return [f"{model}: {error}"]
+        return []
+
+    def _ensure_canary(self, change: Change, model: str) -> None:
+        if change.canary is not None and change.canary.version is not None:
+            self._beside.serve(self.catalogue.version(model, change.canary.version), model + CANARY)
+
+    def _remove_stray(self, change: Change, name: str) -> None:
+        """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
+        is_canary = name.endswith(CANARY) and change.canary is not None
+        if not is_canary and (name.endswith(CANARY) or name not in self.fleet.served().models()):
+            self._beside.remove(name)
 
     def _change(self, model: str, action: Callable[[Change], T]) -> T:
         with self._locks.of(model), self.history.change(model) as change:
@@ -143,17 +183,22 @@ class Production:
     def _switch(self, change: Change, record: Record, note: Note, action: Action) -> Promotion:
         champion = change.champion
         if champion is not None and champion.version == record.version:
-            if not self.fleet.serves(record.model, record.triton_version):
+            if not self.fleet.served().exactly(record.model, record.triton_version):
                 self._serve(record)
             return champion
         before = self.catalogue.store.read(f"{record.model}/{CONFIG_FILE}")
         try:
             self._serve(record)
-            return change.add(action, record.version, record.triton_version, record.target, note)
+            row = change.add(action, record.version, record.triton_version, record.target, note)
         except Exception as error:
             logger.warning("%s %s did not come into production: %s", record.model, record.version, error)
             self._restore(record.model, before, champion, error)
             raise
+        try:
+            self._beside.remove(record.model + CANARY)  # what it was compared with is gone
+        except StorageError as error:
+            logger.warning("the canary of %s is over, but not yet out of Triton: %s", record.model, error)
+        return row
 
     def _serve(self, record: Record) -> None:
         """Load exactly `record` under the model's name."""
@@ -164,7 +209,7 @@ class Production:
     def _ensure(self, change: Change, model: str) -> None:
         """Load what is in production into a Triton that does not serve it; unload what is served and is not."""
         champion = change.champion
-        if self.fleet.serves(model, champion.triton_version if champion else None):
+        if self.fleet.served().exactly(model, champion.triton_version if champion else None):
             return  # a change that was under way has done it
         if champion is None or champion.version is None:
             logger.warning("Triton serves %s, which is not in production: unloaded", model)
@@ -193,12 +238,6 @@ class Production:
         except StorageError as error:
             logger.error("%s: the version before could not be brought back yet: %s", model, error)
             raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error
-
-    def _attempt(self, what: str, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except StorageError as error:
-            logger.warning("could not %s: %s", what, error)
 
 
 def _ways_back(rows: list[Promotion]) -> list[str]:

@@ -97,6 +97,22 @@ class Triton:
         raise AssertionError("unreachable")
 
 
+class Served:
+    """What each server served when it was asked."""
+
+    def __init__(self, servers: list[dict[str, list[int]]]) -> None:
+        self._servers = servers
+
+    def exactly(self, model: str, number: int | None) -> bool:
+        """Whether every server serves exactly the version `number`; with None, whether none serves the model."""
+        wanted = [] if number is None else [number]
+        return all(served.get(model, []) == wanted for served in self._servers)
+
+    def models(self) -> set[str]:
+        """Return the models that any server serves."""
+        return {model for served in self._servers for model in served}
+
+
 class Fleet:
     """The Triton servers on one repository, at least one: a model is in production when all of them serve it."""
 
@@ -113,14 +129,9 @@ class Fleet:
         for server in self.servers:
             server.unload(model)
 
-    def serves(self, model: str, number: int | None) -> bool:
-        """Whether every server serves exactly the version `number`; with None, whether none serves the model."""
-        wanted = [] if number is None else [number]
-        return all(server.served().get(model, []) == wanted for server in self.servers)
-
-    def models(self) -> set[str]:
-        """Return the models that any server serves."""
-        return {model for server in self.servers for model in server.served()}
+    def served(self) -> Served:
+        """Return what every server serves."""
+        return Served([server.served() for server in self.servers])
 
     def index(self) -> list[dict[str, str]]:
         """Return Triton's repository index; with several servers each entry names its server."""

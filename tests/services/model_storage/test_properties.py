@@ -93,6 +93,7 @@ class ModelStorage(RuleBasedStateMachine):
         connection.close()
         self.versions: dict[str, dict[str, bytes]] = {"first": {}, "second": {}}
         self.champions: dict[str, list[str]] = {"first": [], "second": []}
+        self.canaries: dict[str, str | None] = {"first": None, "second": None}
         self._open()
 
     def _open(self) -> None:
@@ -192,6 +193,7 @@ class ModelStorage(RuleBasedStateMachine):
                 self.production.rollback(model, Note())
         else:
             self.champions[model].pop()
+            self.canaries[model] = None
             assert self.production.rollback(model, Note()).version == self.champions[model][-1]
 
     @rule(model=MODELS, number=st.integers(0, 5))
@@ -205,6 +207,33 @@ class ModelStorage(RuleBasedStateMachine):
         else:
             record = self.production.stage(model, version)
             assert self.triton.loaded[f"{model}__candidate"] == record.triton_version
+
+    @rule(model=MODELS, number=st.integers(0, 5))
+    def start_canary(self, model: str, number: int) -> None:
+        version, champion, canary = self._pick(model, number), self.champions[model][-1:], self.canaries[model]
+        content = self.versions[model].get(version)
+
+        def start() -> None:
+            self.production.start_canary(model, version, 0.1, Note())
+
+        if content is None:
+            with pytest.raises(NotFound):
+                start()
+        elif not champion or champion == [version] or canary not in (None, version):
+            with pytest.raises(Conflict):
+                start()
+        elif canary is None and (content == b"bad" or self.triton.is_away):
+            with pytest.raises((ServingFailed, Unavailable)):
+                start()
+        else:
+            start()
+            self.canaries[model] = version
+
+    @rule(model=MODELS)
+    def end_canary(self, model: str) -> None:
+        if not self.triton.is_away:
+            assert self.production.end_canary(model, Note()) == (self.canaries[model] is not None)
+            self.canaries[model] = None
 
     @rule()
     def crash_and_start(self) -> None:
@@ -243,6 +272,7 @@ class ModelStorage(RuleBasedStateMachine):
     def _push(self, model: str, version: str) -> None:
         stack = self.champions[model]
         if stack[-1:] != [version]:
+            self.canaries[model] = None
             self.champions[model] = [other for other in stack if other != version] + [version]
 
     @invariant()
@@ -265,6 +295,14 @@ class ModelStorage(RuleBasedStateMachine):
             if not self.triton.is_away:
                 served = self.triton.loaded.get(model)
                 assert served == (row.triton_version if row else None)
+
+    @invariant()
+    def a_canary_is_served_until_production_changes(self) -> None:
+        for model, version in self.canaries.items():
+            row = self.history.canary(model)
+            assert (row.version if row else None) == version
+            if not self.triton.is_away:
+                assert self.triton.loaded.get(f"{model}__canary") == (row.triton_version if row else None)
 
     def teardown(self) -> None:
         self.store.close()
