@@ -89,8 +89,8 @@ def bare_loop(options: argparse.Namespace, pictures: Tensor, labels: Tensor) -> 
 class Clock(Journal):
     """The trainer's own journal, with the CPU's time of the last epoch's training steps."""
 
-    def on_train_epoch_start(self, *arguments: Any) -> None:
-        super().on_train_epoch_start(*arguments)
+    def _start_epoch(self) -> None:
+        super()._start_epoch()
         _wait()
         self.clock = time.perf_counter(), time.process_time()
 

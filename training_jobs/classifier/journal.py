@@ -56,9 +56,9 @@ class Journal(Callback):
         batches, done = int(trainer.num_training_batches), trainer.current_epoch
         total = batches * self.config.training.epochs
         self.progress = Progress("train", total, "batches", initial=batches * done)
+        self._start_epoch()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: ClassifierModule) -> None:  # type: ignore[override]
-        """Start the epoch's clock."""
+    def _start_epoch(self) -> None:
         self.epoch_started = self.step_ended = time.monotonic()
         self.waited, self.pictures = 0.0, 0
 
@@ -99,6 +99,7 @@ class Journal(Callback):
             self.bottle.write(f"{self.experiment.folder}/train_batches/{number}.jpg", sheet(pictures.numpy()))
         pl_module.shown.clear()
         self._save(trainer, pl_module)
+        self._start_epoch()
 
     def _save(self, trainer: Trainer, module: ClassifierModule) -> None:
         """Save the best weights, then the state to resume from: a kill in between costs an epoch, not the best."""

@@ -95,8 +95,14 @@ class ClassifierModule(lightning.LightningModule):
         if self._average:
             self._average[0].load_state_dict(checkpoint["average"])
 
-    def on_train_epoch_start(self) -> None:
-        """Seed what layers draw (dropout, stochastic depth) by (seed, epoch), so that a resumed run draws the same."""
+    def on_train_batch_start(self, _batch: Batch, index: int) -> None:
+        """Before an epoch's first batch seed what layers draw (dropout, stochastic depth), by (seed, epoch).
+
+        A resumed training then draws the same. Not in `on_train_epoch_start`: Lightning leaves that hook out in the
+        first epoch after a checkpoint that was saved at an epoch's end.
+        """
+        if index > 0:
+            return
         torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.current_epoch]).generate_state(1)[0]))
         self.confusion.zero_()
         self.sums.zero_()

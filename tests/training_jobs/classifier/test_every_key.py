@@ -174,7 +174,11 @@ def test_backgrounds_are_read_from_their_folder(found: Examples, tmp_path: Path)
     changed = [bool((a != b).any()) for a, b in zip(plain, some, strict=True)]
     assert 1 <= sum(changed) <= 11
     validation = data.Pictures(
-        config(directories__backgrounds=str(tmp_path / "white"), dataset__insert_background_p=1.0),
+        config(
+            directories__backgrounds=str(tmp_path / "white"),
+            dataset__insert_background_p=1.0,
+            dataset__background_max_ratio=3.0,
+        ),
         found.train,
         training=False,
     )

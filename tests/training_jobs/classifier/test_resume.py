@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jobkit.bottle import FolderBottle
+from jobkit.classifier import Classifier
 from jobkit.paths import ExperimentPaths
 from tests.training_jobs.classifier.support import config, examples, fit
 from training_jobs.classifier import journal as journal_module
@@ -49,6 +50,17 @@ def kill_in(monkeypatch: pytest.MonkeyPatch, epoch: int, batch: int) -> None:
     monkeypatch.setattr(journal_module.Journal, "on_train_batch_end", on_train_batch_end)
 
 
+@pytest.fixture
+def dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that draws random numbers while it trains, as those with dropout or stochastic depth do."""
+
+    def forward(self: Classifier, pictures: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.nn.functional.dropout(self.backbone(pictures), 0.3, self.training))
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+
+
+@pytest.mark.usefixtures("dropout")
 @pytest.mark.parametrize(("epoch", "batch", "workers"), [(0, 1, 0), (2, 2, 0), (2, 2, 1)])
 def test_a_resumed_training_ends_with_the_same_weights(
     epoch: int, batch: int, workers: int, found: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
