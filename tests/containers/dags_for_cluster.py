@@ -13,4 +13,4 @@ with DAG("one_gpu", schedule=None):
         )
 
 with DAG("no_image", schedule=None):
-    JobOperator(task_id="job", module="no_image.job", retries=2)
+    JobOperator(task_id="job", module="no_image.job")

@@ -17,6 +17,7 @@ from tests.containers.conftest import build
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.container
+READ_LOGS = "find /var/lib/nightshift/logs -type f -exec cat {} +"
 NAMES = ("airflow", "services", "training", "conversion", "triton-cpu")
 
 
@@ -91,7 +92,7 @@ def test_of_two_tasks_for_one_gpu_one_waits(cluster: Cluster) -> None:
     (cluster.marks / "go").unlink()
 
 
-def test_a_missing_image_fails_at_once_and_says_what_to_do(cluster: Cluster) -> None:
+def test_a_missing_image_fails_and_says_what_to_do(cluster: Cluster) -> None:
     run = cluster.airflow.trigger("no_image")
     state, _ = cluster.airflow.finished("no_image", run)
     assert state == "failed"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import docker
@@ -18,6 +19,7 @@ from nightshift.docker_settings import DockerSettings
 from nightshift.errors import JobMisconfigured, JobUnavailable
 
 from tests.containers.conftest import ROOT, Bench
+from tests.containers.own_engine import own_engine
 from tests.support.proxy import proxy
 from tests.support.waiting import wait_for
 
@@ -244,6 +246,34 @@ def test_a_job_of_another_host_is_not_started_a_second_time(bench: Bench) -> Non
     assert known.status(elsewhere) is Status.RUNNING  # by that host's engine
     known.stop(elsewhere)
     assert known.status(elsewhere) is Status.FAILED
+
+
+WAITS = """
+import pathlib, time
+print("up", flush=True)
+while not pathlib.Path("/waits/go").exists(): time.sleep(0.05)
+pathlib.Path("/job/result.json").write_text('{"result": {}}')
+print("done")
+"""
+
+
+def test_a_restart_of_the_engine_is_waited_for(bench: Bench) -> None:
+    (bench.marks / "waits.py").write_text(WAITS)
+    base = "python:3.11-slim-bookworm"
+    with own_engine(base) as engine, ThreadPoolExecutor(1) as pool:
+        launcher = bench.with_settings(engine.client(), volumes=(f"{bench.marks}:/waits",), images={"waits": base})
+        job = launcher.start(bench.spec(module="waits.waits", options=[]))
+        lines = launcher.follow_logs(job)
+        assert next(lines) == "up"
+        rest = pool.submit(lambda: list(lines))
+        engine.kill()
+        engine.start()  # it ends what ran: without live-restore no container outlives its engine
+        assert rest.result(60) == []
+        assert launcher.status(job) is Status.FAILED
+        second = launcher.start(bench.spec(module="waits.waits", options=[]))
+        (bench.marks / "go").touch()
+        assert list(launcher.follow_logs(second)) == ["up", "done"]
+        assert launcher.result(second) == {"result": {}}
 
 
 def test_the_overhead_of_a_container_is_small(bench: Bench) -> None:
