@@ -65,6 +65,13 @@ class ModelStorage:
         found = self._ask("GET", _path(model, version))
         return Published(str(found["version"]), int(found["triton_version"]), str(found["target"]))
 
+    def archive(self, model: str, version: str) -> bytes:
+        """Return a version's archive, as it was uploaded."""
+        response = self._send("GET", f"{_path(model, version)}/archive")
+        if not response.is_success:
+            self._checked(response)
+        return response.content
+
     def champion(self, model: str) -> str | None:
         """Return the version in production; None where nothing is."""
         response = self._send("GET", f"/models/{quote(model)}/champion")

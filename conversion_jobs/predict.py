@@ -8,14 +8,14 @@ import logging
 import time
 import zipfile
 from pathlib import Path
-from urllib.parse import quote
 
-import httpx
 import numpy as np
 from pydantic import Field, model_validator
 
-from jobkit import job, settings
-from jobkit.errors import ConfigurationError, TryAgainLater
+from conversion_jobs.model_storage import ModelStorage
+from conversion_jobs.serving import ServedModel
+from jobkit import job
+from jobkit.errors import ConfigurationError
 from jobkit.modelspec import SPEC_FILE, ModelSpec, prepare
 from jobkit.snapshot import read_snapshot
 
@@ -57,7 +57,11 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         snapshot = read_snapshot(context.bottle, str(arguments.group), str(arguments.snapshot_id))
         sample = snapshot.split("golden")[0]
         path, name, truth = context.bottle.local(sample.path), sample.source, sample.label
-    logits, milliseconds = infer(arguments.model_name, prepare(path, spec.preprocessing)[None])
+    served = ServedModel(arguments.model_name)
+    started = time.perf_counter()
+    logits, _ = served.ask(prepare(path, spec.preprocessing)[None])
+    milliseconds = (time.perf_counter() - started) * 1000
+    served.close()
     exponents = np.exp(logits[0] - logits[0].max())
     probabilities = exponents / exponents.sum()
     best = int(probabilities.argmax())
@@ -71,48 +75,16 @@ def run(arguments: Arguments, context: job.Context) -> Result:
 
 def champion(model_name: str) -> tuple[str, ModelSpec]:
     """Return the champion's version and its spec, from the model storage."""
-    base = settings.require(settings.STORAGE_URL).rstrip("/")
-    token = settings.optional(settings.STORAGE_TOKEN)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        with httpx.Client(headers=headers, timeout=60) as client:
-            found = client.get(f"{base}/models/{quote(model_name)}/champion")
-            if found.status_code == httpx.codes.NOT_FOUND:
-                raise ConfigurationError(
-                    f"{base} has no champion of the model {model_name!r}: nothing was promoted yet"
-                )
-            found.raise_for_status()
-            version = str(found.json()["version"])
-            archive = client.get(f"{base}/models/{quote(model_name)}/versions/{quote(version)}/archive")
-            archive.raise_for_status()
-    except httpx.HTTPError as error:
-        raise TryAgainLater(f"the model storage {base} failed: {error}") from error
-    with zipfile.ZipFile(io.BytesIO(archive.content)) as files:
+    storage = ModelStorage()
+    version = storage.champion(model_name)
+    if version is None:
+        raise ConfigurationError(f"{storage.url} has no champion of the model {model_name!r}: nothing was promoted yet")
+    with zipfile.ZipFile(io.BytesIO(storage.archive(model_name, version))) as files:
         if SPEC_FILE not in files.namelist():
             raise ConfigurationError(
                 f"version {version} of {model_name} has no {SPEC_FILE}; it holds {files.namelist()}"
             )
         return version, ModelSpec.model_validate(json.loads(files.read(SPEC_FILE)))
-
-
-def infer(model_name: str, inputs: np.ndarray) -> tuple[np.ndarray, float]:
-    """Send float32 [N, C, H, W] to Triton; return the logits, float32 [N, classes], and the request's milliseconds."""
-    from tritonclient.http import InferenceServerClient, InferInput
-    from tritonclient.utils import InferenceServerException
-
-    address = settings.require(settings.TRITON_URL)
-    tensor = InferInput("input", list(inputs.shape), "FP32")
-    tensor.set_data_from_numpy(inputs)
-    started = time.perf_counter()
-    try:
-        answer = InferenceServerClient(address).infer(model_name, [tensor])
-    except (InferenceServerException, OSError) as error:
-        raise TryAgainLater(f"Triton at {address} did not answer for {model_name}: {error}") from error
-    milliseconds = (time.perf_counter() - started) * 1000
-    logits = answer.as_numpy("logits")
-    if logits is None:
-        raise TryAgainLater(f"Triton at {address} answered for {model_name} without the output 'logits'")
-    return logits, milliseconds
 
 
 if __name__ == "__main__":

@@ -151,7 +151,8 @@ def test_the_same_try_again_gets_a_folder_of_its_own(launcher: ProcessLauncher, 
 
 def test_stop_ends_the_job_and_all_that_it_started_within_five_seconds(launcher: ProcessLauncher, marks: Path) -> None:
     job = launcher.start(spec(marks, "breed"))
-    wait_for(lambda: "all of them" in (launcher.jobs / job / "log").read_text(), "the grandchild")
+    log = launcher.jobs / job / "log"
+    wait_for(lambda: log.exists() and "all of them" in log.read_text(), "the grandchild")
     family = [psutil.Process(job_pid(marks)), *psutil.Process(job_pid(marks)).children(recursive=True)]
     assert len(family) == 3
     assert len({os.getsid(process.pid) for process in family}) == 2
