@@ -1,0 +1,91 @@
+"""What the Docker launcher decides without an engine: GPUs, their checks, and its place in a log.
+
+What it does with real containers is in tests/containers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from docker.errors import APIError
+from nightshift import docker_gpus
+from nightshift.docker_logs import follow
+from nightshift.docker_settings import DockerSettings
+from nightshift.errors import JobMisconfigured, JobUnavailable
+
+T4 = "0, Tesla T4, 7.5, 580.95.05, 14913, 15360\n"
+H200 = "0, NVIDIA H200, 9.0, 580.95.05, 142713, 143771\n"
+
+
+def settings(**changes: Any) -> DockerSettings:
+    return DockerSettings.model_validate({"images": {"training_jobs": "a:1"}, "gpus": ("0", "1"), **changes})
+
+
+def test_each_job_gets_a_gpu_of_its_own_and_a_cpu_worker_gives_none() -> None:
+    assert docker_gpus.choose(settings(), set()) == ("0",)
+    assert docker_gpus.choose(settings(), {"0", ""}) == ("1",)
+    with pytest.raises(JobUnavailable, match=r"all GPUs of this worker \(0, 1\) have a job.*as many slots"):
+        docker_gpus.choose(settings(), {"0", "1"})
+    assert docker_gpus.choose(settings(gpus=()), {"0"}) == ()
+    assert docker_gpus.request(()) == []
+    (request,) = docker_gpus.request(["GPU-8f2a"])
+    assert request["DeviceIDs"] == ["GPU-8f2a"] and "gpu" in request["Capabilities"][0]
+
+
+def test_a_gpu_is_described_by_what_matters() -> None:
+    (gpu,) = docker_gpus.parse(T4)
+    assert gpu.describe() == "Tesla T4, compute capability 7.5, driver 580.95.05, 14,913 of 15,360 MiB free"
+
+
+@pytest.mark.parametrize("output", ["No devices were found", "0, Tesla T4, 7.5, 580.95.05, [GPU is lost], 15360"])
+def test_a_gpu_that_cannot_be_described_is_a_trouble_for_now(output: str) -> None:
+    with pytest.raises(JobUnavailable, match="does not describe a GPU"):
+        docker_gpus.parse(output)
+
+
+def test_a_plan_is_never_built_on_another_kind_of_gpu() -> None:
+    wanted = settings(gpu_compute_capability="7.5", gpu_free_mib=8192)
+    docker_gpus.check(docker_gpus.parse(T4), ["0"], wanted)
+    with pytest.raises(JobMisconfigured, match=r"for compute capability 7\.5.*NVIDIA H200, compute capability 9\.0"):
+        docker_gpus.check(docker_gpus.parse(H200), ["0"], wanted)
+    with pytest.raises(JobMisconfigured, match="asked for GPU 0, 1, the container sees 1"):
+        docker_gpus.check(docker_gpus.parse(T4), ["0", "1"], wanted)
+
+
+def test_a_gpu_whose_memory_is_in_use_is_waited_for() -> None:
+    full = docker_gpus.parse("0, Tesla T4, 7.5, 580.95.05, 512, 15360")
+    with pytest.raises(JobUnavailable, match=r"less free memory than the 8,192 MiB.*512 of 15,360 MiB free"):
+        docker_gpus.check(full, ["0"], settings(gpu_free_mib=8192))
+
+
+def test_a_host_without_the_toolkit_is_told_from_a_gpu_that_is_away() -> None:
+    missing = APIError("x", explanation='could not select device driver "nvidia" with capabilities: [[gpu]]')
+    assert isinstance(docker_gpus.refused(missing, ["0"]), JobMisconfigured)
+    away = APIError("x", explanation="nvidia-container-cli: initialization error: driver rpc error: timed out")
+    assert isinstance(docker_gpus.refused(away, ["0"]), JobUnavailable)
+
+
+class Log:
+    """An engine's log API whose connections end after some frames; a stand-in, to drop them where it hurts."""
+
+    def __init__(self, frames: list[bytes], cuts: list[int]) -> None:
+        self.frames, self.cuts = frames, [*cuts, len(frames)]
+        self.asked: list[int | None] = []
+
+    def logs(self, _name: str, since: int | None = None, **_: Any) -> Any:
+        self.asked.append(since)
+        yield from self.frames[: self.cuts.pop(0)]
+        if self.cuts:
+            raise ConnectionResetError("cut")
+
+
+def test_lines_of_one_nanosecond_and_parts_of_long_lines_survive_a_cut() -> None:
+    stamp = "2026-11-21T04:00:00.{:09d}Z"
+    texts = ["a\n", "b\n", "c\n", "x" * 10, "y" * 10 + "\n", "no end"]
+    times = [1, 1, 1, 2, 2, 3]  # the engine gives the parts of a long line, and lines of one write, one time
+    frames = [f"{stamp.format(t)} {text}".encode() for t, text in zip(times, texts, strict=True)]
+    for cut in range(len(frames)):
+        log = Log(frames, [cut])
+        assert list(follow(log, "job", lambda: False)) == ["a", "b", "c", "x" * 10 + "y" * 10, "no end"], cut
+        assert log.asked == [None, 1795233600 if cut else None]
