@@ -8,10 +8,13 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from services.model_storage.errors import Refused
+from services.model_storage.spool import Diverted
 
 CHUNK = 1 << 20
 MAX_ENTRIES = 1000
@@ -29,8 +32,12 @@ class File:
     sha256: str
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int) -> dict[str, File]:
+def unpack(
+    archive: Path, folder: Path, max_bytes: int, diverted: Mapping[int, Diverted] = MappingProxyType({})
+) -> dict[str, File]:
     """Unpack the flat zip `archive` into the empty `folder`; return its files by name.
+
+    `diverted` are the contents that `Spool` has written already; those that the archive names are moved to `folder`.
 
     Raises:
         Refused: it is not a flat zip of regular files, is damaged, or would grow out of proportion.
@@ -40,7 +47,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> dict[str, File]:
         with zipfile.ZipFile(archive) as opened:
             entries = opened.infolist()
             _check(entries, archive.stat().st_size, max_bytes)
-            return {entry.filename: _extract(opened, entry, folder / entry.filename) for entry in entries}
+            return {entry.filename: _extract(opened, entry, folder / entry.filename, diverted) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise Refused(f"the archive is damaged or no zip file: {error}") from error
 
@@ -77,16 +84,31 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         raise Refused(f"{name!r} is compressed by method {entry.compress_type}; stored and deflated are allowed")
 
 
-def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> File:
-    digest, size = hashlib.sha256(), 0
-    with opened.open(entry) as source, target.open("xb", buffering=0) as output:
-        while chunk := source.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-            output.write(chunk)
+def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, diverted: Mapping[int, Diverted]) -> File:
+    with opened.open(entry) as source:  # checks the entry's own header against the archive's directory
+        found = diverted.get(_start(Path(str(opened.filename)), entry))
+        if found is not None and found.size == entry.file_size and entry.compress_type == zipfile.ZIP_STORED:
+            if found.crc != entry.CRC:
+                raise Refused(f"{entry.filename!r} is damaged: its CRC-32 is not what the archive says")
+            found.path.rename(target)
+            return File(found.size, found.sha256)
+        digest, size = hashlib.sha256(), 0
+        with target.open("xb", buffering=0) as output:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                output.write(chunk)
     if size != entry.file_size:
         raise Refused(f"{entry.filename!r} is {size} bytes long, the archive says {entry.file_size}")
     return File(size, digest.hexdigest())
+
+
+def _start(archive: Path, entry: zipfile.ZipInfo) -> int:
+    """Return where the content of `entry` starts (APPNOTE.TXT 4.3.7: behind 30 bytes, name and extra field)."""
+    with archive.open("rb") as handle:
+        handle.seek(entry.header_offset + 26)
+        name, extra = struct.unpack("<2H", handle.read(4))
+    return entry.header_offset + 30 + int(name) + int(extra)
 
 
 def _check_directory_size(archive: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,7 @@ from services.model_storage import modelconfig
 from services.model_storage.archive import File, unpack
 from services.model_storage.errors import NotFound, Refused
 from services.model_storage.modelconfig import CONFIG_FILE, MODEL_FILES
+from services.model_storage.spool import Diverted
 from services.model_storage.store import ModelLocks, Store, out_of_space
 
 logger = logging.getLogger(__name__)
@@ -116,12 +118,18 @@ class Catalogue:
         return modelconfig.bound(own.decode(), served_as, record.triton_version).encode()
 
     def publish(
-        self, model: str, wanted: str, archive: Path, sha256: str, number: int | None = None
+        self,
+        model: str,
+        wanted: str,
+        archive: Path,
+        sha256: str,
+        number: int | None = None,
+        diverted: Mapping[int, Diverted] = MappingProxyType({}),
     ) -> tuple[Record, bool]:
         """Make the zip `archive` a version; return it, and whether it was there already.
 
         With `wanted` = "next" the version is the next patch version after the latest, or the one that has exactly
-        this content. `number` asks for a certain Triton folder.
+        this content. `number` asks for a certain Triton folder; `diverted` is what is no longer in the archive.
 
         Raises:
             Refused: the name, the version or the archive is not acceptable, or the version exists.
@@ -134,7 +142,7 @@ class Catalogue:
         folder = self.store.workspace()
         try:
             with out_of_space():
-                files = unpack(archive, folder, self._max_bytes)
+                files = unpack(archive, folder, self._max_bytes, diverted)
             draft = _examine(model, folder, files, sha256)
             with self.locks.of(model):
                 return self._place(draft, wanted, folder, number)

@@ -17,7 +17,7 @@ from services.model_storage.errors import NotFound, Refused
 from services.model_storage.history import Note
 from services.model_storage.modelconfig import MODEL_FILES
 from services.model_storage.service import Service
-from services.model_storage.uploads import received
+from services.model_storage.uploads import Upload, received
 
 
 def router(service: Service) -> APIRouter:
@@ -118,8 +118,9 @@ async def _publish(service: Service, request: Request, file_field: str) -> tuple
             number = _folder_number(upload.fields.get("version", "")) if file_field == "file" else None
             archive = upload.path
             if file_field == "file":
-                archive = await run_in_threadpool(_zipped, upload.path, upload.filename)
-            return await run_in_threadpool(service.catalogue.publish, model, wanted, archive, upload.sha256, number)
+                archive = await run_in_threadpool(_zipped, upload)
+            publish = service.catalogue.publish
+            return await run_in_threadpool(publish, model, wanted, archive, upload.sha256, number, upload.diverted)
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
@@ -132,15 +133,14 @@ def _folder_number(text: str) -> int | None:
     return int(text)
 
 
-def _zipped(path: Path, filename: str) -> Path:
+def _zipped(upload: Upload) -> Path:
     """Return an archive around a bare model file; a zip is returned as it is."""
-    suffix = Path(filename).suffix
-    names = [name for name in MODEL_FILES if Path(name).suffix == suffix]
-    if not names:
-        return path
-    archive = path.with_name("archive")
+    names = [name for name in MODEL_FILES if Path(name).suffix == Path(upload.filename).suffix]
+    if not names or upload.diverted:  # only of a zip something is diverted
+        return upload.path
+    archive = upload.path.with_name("archive")
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as opened:
-        opened.write(path, names[0])
+        opened.write(upload.path, names[0])
     return archive
 
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from services.model_storage.errors import Refused
+from services.model_storage.spool import Diverted, Spool
 from services.model_storage.store import out_of_space
 
 BLOCK = 1 << 20  # what is collected in memory before it is written; each upload under way has two of them
@@ -35,6 +34,7 @@ class Upload:
     filename: str = ""
     size: int = 0
     sha256: str = ""
+    diverted: dict[int, Diverted] = field(default_factory=dict)
 
 
 @asynccontextmanager
@@ -50,8 +50,9 @@ async def received(request: Request, folder: Path, file_field: str, max_bytes: i
     if int(request.headers.get("content-length") or 0) > max_bytes + (1 << 20):
         raise Refused(f"the upload is longer than the allowed {max_bytes} bytes")
     upload = Upload(folder / "upload")
-    with upload.path.open("xb", buffering=0) as output:
-        await _Reader(upload, output, file_field, max_bytes).run(request, options[b"boundary"])
+    with Spool(upload.path) as spool:
+        await _Reader(upload, spool, file_field, max_bytes).run(request, options[b"boundary"])
+    upload.sha256, upload.diverted = spool.sha256, spool.diverted
     if not upload.filename:
         raise Refused(f"the form has no file in the field {file_field!r}")
     wanted = upload.fields.get("sha256", "").strip().lower()
@@ -61,10 +62,9 @@ async def received(request: Request, folder: Path, file_field: str, max_bytes: i
 
 
 class _Reader:
-    def __init__(self, upload: Upload, output: BinaryIO, file_field: str, max_bytes: int) -> None:
-        self._upload, self._output = upload, output
+    def __init__(self, upload: Upload, spool: Spool, file_field: str, max_bytes: int) -> None:
+        self._upload, self._spool = upload, spool
         self._file_field, self._max_bytes = file_field, max_bytes
-        self._digest = hashlib.sha256()
         self._block = bytearray()
         self._header = self._value = b""
         self._part = b""
@@ -96,14 +96,10 @@ class _Reader:
                     await writing  # it writes to the file that is closed after this
         if not self._ended:
             raise Refused("the form is cut off: its last boundary is missing")
-        self._upload.sha256 = self._digest.hexdigest()
 
     def _write(self, block: bytearray) -> None:
-        self._digest.update(block)
         with out_of_space():
-            view = memoryview(block)
-            while view:
-                view = view[self._output.write(view) :]
+            self._spool.write(block)
 
     def _callbacks(self) -> dict[str, object]:
         return {
