@@ -47,6 +47,7 @@ def as_server_user() -> list[str]:
         "--clear-groups",
         f"--inh-caps={rights}",
         f"--ambient-caps={rights}",
+        "--securebits=+no_setuid_fixup",  # else access(2), by which initdb looks for its programs, ignores that right
     ]
 
 

@@ -1,4 +1,6 @@
+import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,4 +61,18 @@ def test_a_cluster_whose_making_was_interrupted_is_made_anew(settings: Settings)
     postgres.initialise(data, settings.secrets["postgres"])
     (data / "ready").unlink()
     shutil.rmtree(data / "cluster" / "global")
+    start(settings)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's database runs as another user")
+def test_root_s_database_runs_from_a_checkout_that_only_root_can_enter(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = Path(postgres.binary("postgres")).parents[2]
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for folder in (programs, programs.with_name(f"{programs.name}.libs")):
+        subprocess.run(["cp", "-a", str(folder), str(closed)], check=True)
+    copy = closed / programs.name / "pginstall18" / "bin"
+    monkeypatch.setattr(postgres, "binary", lambda name: str(copy / name))
     start(settings)
