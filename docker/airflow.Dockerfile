@@ -7,12 +7,14 @@ ENV UV_LINK_MODE=copy
 COPY local/__init__.py local/bootstrap.py local/
 COPY requirements/airflow.txt requirements/airflow.txt
 RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap airflow && rm -rf .venv/tools
+RUN rm -f .venv/*/.lock # anyone could write to it
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-airflow" \
       org.opencontainers.image.description="Nightshift's Airflow with its DAGs and plugins"
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
- && install -d -o nightshift -g nightshift /var/lib/nightshift /var/lib/nightshift/airflow /var/lib/nightshift/logs /bottle /cache
+ && install -d -o nightshift -g nightshift /var/lib/nightshift /var/lib/nightshift/airflow /var/lib/nightshift/logs /bottle /cache \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 ENV PATH=/opt/nightshift/.venv/airflow/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     AIRFLOW_HOME=/var/lib/nightshift/airflow NIGHTSHIFT_HOME=/opt/nightshift NIGHTSHIFT_STATE=/var/lib/nightshift \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/nightshift/dags AIRFLOW__CORE__PLUGINS_FOLDER=/opt/nightshift/plugins \

@@ -18,7 +18,8 @@ ARG TORCH_BACKEND
 LABEL org.opencontainers.image.title="nightshift-tensorrt" \
       org.opencontainers.image.description="Nightshift's TensorRT jobs: build_plan and verify_plan, with trtexec"
 RUN useradd --uid 10001 --no-create-home --home-dir /job/home --shell /usr/sbin/nologin nightshift \
- && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache
+ && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 WORKDIR /opt/nightshift
 COPY local/__init__.py local/bootstrap.py local/
 COPY local/torchvision_cpu local/torchvision_cpu
@@ -28,7 +29,7 @@ RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wh
     python3 -m pip install --quiet --no-cache-dir uv==0.13.8 \
  && UV_PYTHON_INSTALL_DIR=/opt/python uv python install 3.11 \
  && NIGHTSHIFT_TORCH_BACKEND=${TORCH_BACKEND} PIP_FIND_LINKS=/wheels UV_LINK_MODE=copy \
-    "$(UV_PYTHON_INSTALL_DIR=/opt/python uv python find 3.11)" -m local.bootstrap jobs && rm -rf .venv/tools
+    "$(UV_PYTHON_INSTALL_DIR=/opt/python uv python find 3.11)" -m local.bootstrap jobs && rm -rf .venv/tools .venv/*/.lock
 ENV PATH=/opt/nightshift/.venv/jobs/bin:/opt/tensorrt/bin:/usr/src/tensorrt/bin:$PATH HOME=/job/home \
     TMPDIR=/job/tmp NIGHTSHIFT_CACHE=/cache PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MLFLOW_DISABLE_TELEMETRY=true NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -7,12 +7,14 @@ ENV UV_LINK_MODE=copy
 COPY local/__init__.py local/bootstrap.py local/
 COPY requirements/services.txt requirements/services.txt
 RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap services && rm -rf .venv/tools
+RUN rm -f .venv/*/.lock # anyone could write to it
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-services" \
       org.opencontainers.image.description="Nightshift's services: python -m services.model_storage, services.collect; mlflow"
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
- && install -d -o nightshift -g nightshift /models /artifacts /collect /bottle
+ && install -d -o nightshift -g nightshift /models /artifacts /collect /bottle \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 ENV PATH=/opt/nightshift/.venv/services/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MLFLOW_DISABLE_TELEMETRY=true
 WORKDIR /opt/nightshift

@@ -11,13 +11,15 @@ COPY local/torchvision_cpu local/torchvision_cpu
 COPY requirements/jobs.txt requirements/jobs.txt
 RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wheels,target=/wheels \
     PIP_FIND_LINKS=/wheels python3 -m local.bootstrap jobs && rm -rf .venv/tools
+RUN rm -f .venv/*/.lock # anyone could write to it
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-training" \
       org.opencontainers.image.description="Nightshift's training jobs: python -m training_jobs.<name>"
 # /job is where a job leaves its result; Docker gives a new volume there this owner.
 RUN useradd --uid 10001 --no-create-home --home-dir /job/home --shell /usr/sbin/nologin nightshift \
- && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache
+ && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 ENV PATH=/opt/nightshift/.venv/jobs/bin:$PATH HOME=/job/home TMPDIR=/job/tmp NIGHTSHIFT_CACHE=/cache \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true \
     MPLCONFIGDIR=/job/tmp/matplotlib NVIDIA_DRIVER_CAPABILITIES=compute,utility

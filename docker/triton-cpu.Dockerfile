@@ -7,13 +7,15 @@ LABEL org.opencontainers.image.title="nightshift-triton-cpu" \
       org.opencontainers.image.description="Triton with ONNX Runtime on the CPU, for development"
 WORKDIR /opt/nightshift
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
- && install -d -o nightshift -g nightshift /models /var/lib/triton
+ && install -d -o nightshift -g nightshift /models /var/lib/triton \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 # The Python backend's stub links to a shared libpython, which some builds of Python leave out.
 RUN [ -e /usr/local/lib/libpython3.11.so.1.0 ] || { apt-get update && \
     apt-get install -y --no-install-recommends libpython3.11 && rm -rf /var/lib/apt/lists/*; }
 COPY local/__init__.py local/bootstrap.py local/
 COPY requirements/triton.txt requirements/triton.txt
 RUN --mount=type=cache,target=/root/.cache/uv UV_LINK_MODE=copy python3 -m local.bootstrap triton && rm -rf .venv/tools
+RUN rm -f .venv/*/.lock # anyone could write to it
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
 COPY local local
 COPY docker/triton_cpu.py docker/triton_cpu.py
