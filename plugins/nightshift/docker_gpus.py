@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docker.errors import APIError, ContainerError
+from docker.errors import APIError
 from docker.types import DeviceRequest
 
 from nightshift.docker_settings import DockerSettings
@@ -81,15 +81,19 @@ def preflight(client: Any, image: str, ids: Sequence[str], settings: DockerSetti
         JobMisconfigured: the host cannot give containers GPUs, or they are others than the settings say.
         JobUnavailable: the GPU does not answer, or has too little free memory now.
     """
+    container = client.containers.create(
+        image, [*QUERY, FORMAT], device_requests=request(ids), network_mode="none", entrypoint=[]
+    )
     try:
-        output = client.containers.run(
-            image, [*QUERY, FORMAT], device_requests=request(ids), remove=True, network_mode="none", entrypoint=[]
-        )
-    except ContainerError as error:
-        raise JobUnavailable(f"nvidia-smi failed for GPU {', '.join(ids)}: {error.stderr or error}") from error
+        container.start()
+        code, output = container.wait()["StatusCode"], container.logs().decode(errors="replace")
     except APIError as error:
         raise refused(error, ids) from error
-    gpus = parse(output.decode())
+    finally:
+        container.remove(force=True, v=True)
+    if code != 0:
+        raise JobUnavailable(f"nvidia-smi failed for GPU {', '.join(ids)} (exit code {code}): {output[-500:]}")
+    gpus = parse(output)
     for gpu in gpus:
         logger.info("GPU %s: %s", gpu.index, gpu.describe())
     check(gpus, ids, settings)

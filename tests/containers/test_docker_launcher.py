@@ -214,9 +214,11 @@ def test_a_gpu_on_a_host_without_one_is_refused_before_anything_starts(bench: Be
     launcher = bench.with_settings(gpus=("0",))
     if "nvidia" in launcher.client.info()["Runtimes"]:
         pytest.skip("this host has the NVIDIA container toolkit")
+    before = {c.id for c in launcher.client.containers.list(all=True)}
     with pytest.raises(JobMisconfigured, match=r"NVIDIA container toolkit.*docs/gpu-workers\.md"):
         launcher.start(bench.spec())
     assert launcher.find(bench.labels) is None
+    assert {c.id for c in launcher.client.containers.list(all=True)} == before  # nor is the check's container left
 
 
 def test_leftovers_are_reaped_when_the_next_job_starts(bench: Bench) -> None:
