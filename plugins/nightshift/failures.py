@@ -6,6 +6,7 @@ seconds, since it is made from workers and from the scheduler.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SECONDS = 2
 SHOWN_DAYS = 14
+MESSAGE_LIMIT = 2000
 _LOCK = 0x6E69676874  # the lock under which jobkit/database.py makes the same schema
 _SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS nightshift;
@@ -44,7 +46,7 @@ CREATE INDEX IF NOT EXISTS failures_open ON nightshift.failures (dag_id) WHERE r
 
 @dataclass(frozen=True)
 class Failure:
-    """One attempt that failed; for a DAG file that cannot be read, run and task are empty."""
+    """One attempt that failed; for a DAG file that cannot be read (never in the table), run and task are empty."""
 
     kind: str
     dag_id: str
@@ -68,8 +70,14 @@ class OpenFailure:
 COLUMNS = [field.name for field in fields(Failure)]
 
 
+def import_error_message(stacktrace: str) -> str:
+    """Return what a traceback says in the end: from its last exception on, without the exception's module."""
+    found = list(re.finditer(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*): ?", stacktrace, re.MULTILINE))
+    return (stacktrace[found[-1].end() :] if found else stacktrace).strip()[:MESSAGE_LIMIT]
+
+
 def record(url: str, failures: list[Failure]) -> None:
-    """Write failures down; one that is known already stays as it is, but for an import error, which is new again.
+    """Write failures down; one that is known already stays as it is.
 
     Raises:
         psycopg2.Error: the database cannot be reached or refuses.
@@ -77,8 +85,7 @@ def record(url: str, failures: list[Failure]) -> None:
     columns, values = ", ".join(COLUMNS), ", ".join(["%s"] * len(COLUMNS))
     statement = (
         f"INSERT INTO nightshift.failures ({columns}) VALUES ({values})"  # noqa: S608 - names of our own
-        " ON CONFLICT (dag_id, run_id, task_id, map_index, try_number) DO UPDATE"
-        " SET message = excluded.message, occurred_at = now(), resolved_at = NULL WHERE failures.kind = 'import_error'"
+        " ON CONFLICT (dag_id, run_id, task_id, map_index, try_number) DO NOTHING"
     )
     with _connect(url) as connection, connection.cursor() as cursor:
         for failure in failures:
@@ -97,11 +104,6 @@ def task_succeeded(url: str, dag_id: str, run_id: str, task_id: str, map_index: 
 def run_succeeded(url: str, dag_id: str, run_id: str, started_at: datetime) -> None:
     """Note that the failures of a run are over, and those of its DAG from before the run began."""
     _resolve(url, "dag_id = %s AND (run_id = %s OR occurred_at < %s)", (dag_id, run_id, started_at))
-
-
-def readable_again(url: str, still_broken: list[str]) -> None:
-    """Note that DAG files can be read again, all but those of `still_broken`."""
-    _resolve(url, "kind = 'import_error' AND NOT dag_id = ANY(%s)", (still_broken,))
 
 
 def open_failures(url: str) -> list[OpenFailure]:

@@ -8,10 +8,8 @@ thread, and a database that hangs may hold nobody for longer than a few seconds.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from airflow.listeners import hookimpl
@@ -24,7 +22,6 @@ from nightshift.remedies import REMEDIES
 
 log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 5.0
-MESSAGE_LIMIT = 2000
 
 
 @hookimpl
@@ -59,18 +56,6 @@ def on_dag_run_success(dag_run: Any, msg: str) -> None:
         lambda: (dag_run.dag_id, dag_run.run_id, dag_run.start_date),
         lambda url, run: failures.run_succeeded(url, *run),
     )
-
-
-@hookimpl
-def on_new_dag_import_error(filename: str, stacktrace: str) -> None:
-    """Write a DAG file down that cannot be read."""
-    _safely(lambda: [Failure("import_error", Path(filename).stem, import_error_message(stacktrace))], failures.record)
-
-
-def import_error_message(stacktrace: str) -> str:
-    """Return what a traceback says in the end: from its last exception on, without the exception's module."""
-    found = list(re.finditer(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*): ?", stacktrace, re.MULTILINE))
-    return (stacktrace[found[-1].end() :] if found else stacktrace).strip()[:MESSAGE_LIMIT]
 
 
 def _safely(look: Callable[[], Any], write: Callable[[str, Any], None]) -> None:
@@ -134,4 +119,4 @@ def _message(error: Any, kind: str) -> str:
     if kind in ("other", "timed_out"):
         text = f"{type(error).__name__}: {text}"
     remedy = REMEDIES[kind].text if kind in REMEDIES else ""
-    return str(redact(text.removesuffix(f"\n{remedy}")))[:MESSAGE_LIMIT]
+    return str(redact(text.removesuffix(f"\n{remedy}")))[: failures.MESSAGE_LIMIT]

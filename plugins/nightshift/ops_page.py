@@ -6,6 +6,7 @@ It asks for a login as Airflow's own pages do. Whatever is away, the rest of the
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sqlalchemy import select
 
 from nightshift import connections, failures, production
 from nightshift.errors import JobMisconfigured
+from nightshift.failures import Failure, OpenFailure
 from nightshift.remedies import REMEDIES
 
 log = logging.getLogger(__name__)
@@ -41,10 +43,15 @@ app = FastAPI(
 @app.get("/", response_class=HTMLResponse)
 def page() -> HTMLResponse:
     """Show what failed and what to do about it, and which version was in production when."""
-    failed, failed_note = _or_why_not(open_failures, "PostgreSQL (connection nightshift_database)")
+    failed, failed_note = _or_why_not(
+        lambda: failures.open_failures(connections.database_url()), "PostgreSQL (connection nightshift_database)"
+    )
     models, models_note = _or_why_not(production.history, "the model storage (connection nightshift_storage)")
     shown = templates.get_template("ops_page.html").render(
-        failures=failed or [], failures_note=failed_note, models=models or {}, models_note=models_note
+        failures=as_rows([*unreadable_pipelines(), *(failed or [])]),
+        failures_note=failed_note,
+        models=models or {},
+        models_note=models_note,
     )
     return HTMLResponse(shown, headers={"Cache-Control": "no-store"})
 
@@ -56,17 +63,34 @@ def list_failures() -> list[dict[str, Any]]:
 
 
 def open_failures() -> list[dict[str, Any]]:
-    """Return the open failures as rows of the page."""
-    url = connections.database_url()
-    with create_session(scoped=False) as session:
-        broken = [Path(name).stem for name in session.scalars(select(ParseImportError.filename)) if name]
-    failures.readable_again(url, broken)
+    """Return the open failures as rows of the page: the DAG files that Airflow cannot read, then what failed."""
+    return as_rows([*unreadable_pipelines(), *failures.open_failures(connections.database_url())])
+
+
+def as_rows(open_failures: list[OpenFailure]) -> list[dict[str, Any]]:
+    """Return failures with the remedy of their kind."""
     rows = []
-    for found in failures.open_failures(url):
+    for found in open_failures:
         remedy = REMEDIES.get(found.failure.kind, REMEDIES["other"])
         what_to_do = {"title": remedy.title, "remedy": remedy.text}
         rows.append({"occurred_at": found.occurred_at.isoformat(), **vars(found.failure), **what_to_do})
     return rows
+
+
+def unreadable_pipelines() -> list[OpenFailure]:
+    """Return the DAG files that cannot be read, from Airflow's own table of them."""
+    with create_session(scoped=False) as session:
+        return [
+            OpenFailure(
+                Failure(
+                    "import_error",
+                    Path(error.filename or "").stem,
+                    failures.import_error_message(error.stacktrace or ""),
+                ),
+                error.timestamp or datetime.now(UTC),
+            )
+            for error in session.scalars(select(ParseImportError).order_by(ParseImportError.timestamp.desc()))
+        ]
 
 
 def _or_why_not(read: Callable[[], Any], what: str) -> tuple[Any, str]:

@@ -152,8 +152,8 @@ class Catalogue:
     def reconcile(self) -> None:
         """Finish or undo what an interrupted process has left: afterwards every version is whole.
 
-        A version folder appears by a rename, so one without a record is complete and gets its record; this also
-        takes over the folders of a repository that was filled without this service.
+        A version folder appears by a rename, so one without a record is complete and gets its record. One
+        that was put there by hand is left alone.
         """
         self.store.clean()
         for model in self.models():

@@ -91,6 +91,7 @@ def test_a_pipeline_that_cannot_be_read_is_listed_until_it_can(airflow: Airflow)
     assert listed[0]["title"] == "pipeline cannot be read"
     assert "configs/pipelines/unreadable.yaml:2: ownr: there is no such key" in listed[0]["message"]
     assert "Traceback" not in listed[0]["message"]
+    assert "pipeline cannot be read" in page(airflow)
     file.unlink()
     wait_for(lambda: not [row for row in shown(airflow) if row["dag_id"] == "retrain_unreadable"], "it to go", 60)
 
@@ -166,15 +167,6 @@ class TestTable:
         failures.run_succeeded(database_url, "retrain_a", "run 3", datetime.now(UTC))
         assert [row.failure.dag_id for row in failures.open_failures(database_url)] == ["retrain_b"]
 
-    def test_an_import_error_comes_back_where_the_file_breaks_again(self, database_url: str) -> None:
-        for message in ("first", "second"):
-            failures.record(database_url, [Failure("import_error", "retrain_a", message)])
-            assert [row.failure.message for row in failures.open_failures(database_url)] == [message]
-            failures.readable_again(database_url, ["retrain_a"])
-            assert len(failures.open_failures(database_url)) == 1
-            failures.readable_again(database_url, ["retrain_b"])
-            assert failures.open_failures(database_url) == []
-
 
 class FakeTask:
     """The attributes of a task instance that the listener reads."""
@@ -246,7 +238,7 @@ def test_a_database_that_is_away_or_hangs_fails_nothing_and_holds_nobody_for_lon
     ],
 )  # fmt: skip
 def test_an_import_error_is_told_without_its_traceback(trace: str, message: str) -> None:
-    assert listener.import_error_message(trace) == message
+    assert failures.import_error_message(trace) == message
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def check_whole(storage: Storage) -> None:
     served = storage.service.fleet.servers[0].served()
     for model in catalogue.models():
         records = catalogue.versions(model)
+        assert (storage.repository / model / "config.pbtxt").exists()
         assert [str(record.triton_version) for record in sorted(records, key=lambda r: r.triton_version)] == sorted(
             store.folders(model), key=int
         )

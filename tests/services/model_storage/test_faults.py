@@ -117,6 +117,17 @@ def test_without_postgresql_uploads_go_on_and_a_promotion_is_a_503_that_changes_
         assert storage.scale_served("digits") == 3.0
 
 
+def test_a_restart_of_postgresql_between_two_requests_is_not_noticed(
+    database: Database, database_url: str, triton: TritonServer
+) -> None:
+    with serving(triton, settings_for(triton, database_url)) as storage:
+        with_champion(storage)
+        database.stop()
+        database.start()
+        assert storage.promote("digits", "0.0.2").status_code == 200
+        assert storage.client.get("/models/digits/champion").json()["version"] == "0.0.2"
+
+
 def test_a_service_that_starts_before_postgresql_and_triton_becomes_ready_when_they_come(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:
