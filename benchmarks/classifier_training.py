@@ -1,9 +1,10 @@
 """The trainer against a bare PyTorch loop: same model, batch, precision, optimizer; augmented pictures in memory.
 
-    python -m benchmarks.classifier_training [--model test_resnet --size 32 --batch 64 --steps 60 --rounds 5]
+    python -m benchmarks.classifier_training [--model resnet18 --size 96 --batch 32 --steps 100]
 
-Rounds of both alternate, so that a busy machine slows both; what counts is the median of the rounds' ratios. On a GPU
-it also says what share of the throughput with synthetic input is reached with files (`--files FOLDER`).
+Both train in one process by turns: the bare loop takes `--block` steps whenever the trainer has taken as many. A pair
+of blocks so meets the same machine, however busy it is; what counts is the median of the pairs' ratios. The bare loop
+takes torch's default optimizer step and, with `--fused`, the fused one that the trainer takes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from training_jobs.classifier.journal import Journal
 
 CLASSES = 10
 GPU = torch.cuda.is_available()
+Clocks = tuple[float, float]
 
 
 def configuration(options: argparse.Namespace) -> Config:
@@ -55,59 +57,72 @@ def configuration(options: argparse.Namespace) -> Config:
     )
 
 
-def bare_loop(options: argparse.Namespace, pictures: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return wall and CPU seconds of `steps` steps of the loop that one writes by hand."""
-    device = "cuda" if GPU else "cpu"
-    torch.manual_seed(0)
-    model = Classifier(options.model, CLASSES).to(device, memory_format=torch.channels_last)
-    if options.compile:
-        model.compile()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor([0.229, 0.224, 0.225], device=device).view(1, 3, 1, 1) * 255
-    dtype = {16: torch.float16, "bf16": torch.bfloat16}.get(options.precision)
-    scaler = torch.amp.GradScaler(device, enabled=options.precision == 16)
-    clock = (0.0, 0.0)
-    for step in range(2 * options.steps):
-        if step == options.steps:  # the first half warms up, as the trainer's first epoch does
-            _wait()
-            clock = time.perf_counter(), time.process_time()
-        at = step % options.steps * options.batch
-        batch = pictures[at : at + options.batch].to(device, non_blocking=True)
-        target = labels[at : at + options.batch].to(device, non_blocking=True)
-        planes = batch.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
-        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = functional.cross_entropy(model(planes), target)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-    _wait()
-    return time.perf_counter() - clock[0], time.process_time() - clock[1]
+class BareLoop:
+    """The loop that one writes by hand."""
+
+    def __init__(self, options: argparse.Namespace, pictures: Tensor, labels: Tensor) -> None:
+        self.options, self.pictures, self.labels = options, pictures, labels
+        self.device = "cuda" if GPU else "cpu"
+        torch.manual_seed(0)
+        self.model = Classifier(options.model, CLASSES).to(self.device, memory_format=torch.channels_last)
+        if options.compile:
+            self.model.compile()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=options.fused or None)
+        self.mean = torch.tensor([0.485, 0.456, 0.406], device=self.device).view(1, 3, 1, 1) * 255
+        self.std = torch.tensor([0.229, 0.224, 0.225], device=self.device).view(1, 3, 1, 1) * 255
+        self.dtype = {16: torch.float16, "bf16": torch.bfloat16}.get(options.precision)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=options.precision == 16)
+
+    def step(self, number: int) -> None:
+        """Train on one batch."""
+        at = number % self.options.steps * self.options.batch
+        batch = self.pictures[at : at + self.options.batch].to(self.device, non_blocking=True)
+        target = self.labels[at : at + self.options.batch].to(self.device, non_blocking=True)
+        planes = batch.permute(0, 3, 1, 2).float().sub_(self.mean).div_(self.std)
+        with torch.autocast(self.device, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            loss = functional.cross_entropy(self.model(planes), target)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
 
-class Clock(Journal):
-    """The trainer's own journal, with the CPU's time of the last epoch's training steps."""
+class Turns(Journal):
+    """The trainer's own journal, which lets the bare loop take its turn after each block of the trainer's steps."""
 
-    def _start_epoch(self) -> None:
-        super()._start_epoch()
-        _wait()
-        self.clock = time.perf_counter(), time.process_time()
+    def __init__(self, bare: BareLoop, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.bare, self.steps = bare, 0
+        self.blocks: list[tuple[Clocks, Clocks]] = []  # wall and CPU seconds: the trainer's, the bare loop's
+        self.since = _clocks()
 
-    def on_validation_start(self, *arguments: Any) -> None:
-        super().on_validation_start(*arguments)
-        _wait()
-        self.spent = time.perf_counter() - self.clock[0], time.process_time() - self.clock[1]
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        super().on_train_batch_end(*arguments)
+        self.steps += 1
+        if self.steps % self.bare.options.block:
+            return
+        ours = _clocks()
+        for number in range(self.steps - self.bare.options.block, self.steps):
+            self.bare.step(number)
+        bare = _clocks()
+        if self.steps > self.bare.options.steps:  # the first epoch warms both up
+            self.blocks.append((_between(self.since, ours), _between(ours, bare)))
+        self.since = _clocks()
+
+    def on_train_epoch_start(self, *arguments: Any) -> None:
+        super().on_train_epoch_start(*arguments)
+        self.since = _clocks()
 
 
-def trainer(options: argparse.Namespace, examples: Examples) -> tuple[float, float]:
-    """Return wall and CPU seconds of the second epoch's training steps."""
+def by_turns(options: argparse.Namespace) -> list[tuple[Clocks, Clocks]]:
+    """Return wall and CPU seconds of the blocks of the second epoch: the trainer's and the bare loop's."""
+    pictures, labels, examples = in_memory(options)
     config = configuration(options)
     with tempfile.TemporaryDirectory() as folder:
         bottle, experiment = FolderBottle(Path(folder)), ExperimentPaths("models/benchmark/v__0")
-        clock = Clock(config, bottle, experiment, None)
-        training.fit(config, examples, bottle, experiment, clock)
-        return clock.spent
+        turns = Turns(BareLoop(options, pictures, labels), config, bottle, experiment, None)
+        training.fit(config, examples, bottle, experiment, turns)
+        return turns.blocks
 
 
 def in_memory(options: argparse.Namespace) -> tuple[Tensor, Tensor, Examples]:
@@ -130,36 +145,38 @@ def in_memory(options: argparse.Namespace) -> tuple[Tensor, Tensor, Examples]:
     )
 
 
-def _wait() -> None:
+def _clocks() -> Clocks:
     if GPU:
         torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def _between(start: Clocks, end: Clocks) -> Clocks:
+    return end[0] - start[0], end[1] - start[1]
 
 
 def main() -> None:
-    """Print one line a round and the medians."""
+    """Print the medians by both clocks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="test_resnet")
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--block", type=int, default=25 if GPU else 1)
     parser.add_argument("--workers", type=int, default=8 if GPU else 0)
     parser.add_argument("--precision", default=32, type=lambda value: value if value == "bf16" else int(value))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fused", action="store_true", help="the fused optimizer in the bare loop too")
     options = parser.parse_args()
-    pictures, labels, examples = in_memory(options)
-    ratios = []
-    for _ in range(options.rounds):
-        bare, ours = bare_loop(options, pictures, labels), trainer(options, examples)
-        ratios.append([one / other for one, other in zip(bare, ours, strict=True)])
-        count = options.steps * options.batch
+    blocks = by_turns(options)
+    for clock, name in enumerate(("wall", "CPU")):
+        ratios = [bare[clock] / ours[clock] for ours, bare in blocks]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        own, other = (1000 / options.block * statistics.median(pair[who][clock] for pair in blocks) for who in (0, 1))
         print(
-            f"bare {count / bare[0]:.0f} pictures/s, trainer {count / ours[0]:.0f}: "
-            f"{ratios[-1][0]:.3f} of the bare loop by wall time, {ratios[-1][1]:.3f} by CPU time",
-            flush=True,
+            f"{options.model} {options.size} px batch {options.batch}, {name} time: a step {own:.2f} ms, in the bare "
+            f"loop {other:.2f} ms; throughput {middle:.3f} of the bare loop's (quartiles {low:.3f}..{high:.3f})"
         )
-    wall, cpu = (statistics.median(ratio) for ratio in zip(*ratios, strict=True))
-    print(f"{options.model} {options.size} px batch {options.batch}: median {wall:.3f} (wall), {cpu:.3f} (CPU)")
 
 
 if __name__ == "__main__":

@@ -147,8 +147,8 @@ class ClassifierModule(lightning.LightningModule):
         self.confusion += torch.bincount(cells, minlength=self.classes**2).view_as(self.confusion)
 
     def logits(self, model: Classifier, pictures: Tensor) -> Tensor:
-        """Return the logits of float32 [N, C, H, W] pictures of values 0..255."""
-        logits: Tensor = model(pictures.sub(self.mean).div_(self.std))
+        """Return the logits of float32 [N, C, H, W] pictures of values 0..255, which are normalised in place."""
+        logits: Tensor = model(pictures.sub_(self.mean).div_(self.std))
         return logits
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
