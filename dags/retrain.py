@@ -167,6 +167,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             options={
                 "model_name": publish.model_name, "version": output_of("publish_model", "version"),
                 "reference": output_of("verify_onnx", "reference"), "experiment": experiment, "snapshot_id": snapshot,
+                "max_latency_ms": publish.max_latency_ms,
             },
             connections=["bottle", "mlflow", "storage", "triton"],
         )  # fmt: skip

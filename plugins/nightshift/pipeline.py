@@ -24,8 +24,8 @@ def home() -> Path:
 
 
 def pipelines_folder() -> Path:
-    """Return the folder of the pipeline files."""
-    return home() / "configs" / "pipelines"
+    """Return the folder of the pipeline files: `NIGHTSHIFT_PIPELINES`, else `configs/pipelines` of the checkout."""
+    return Path(os.environ.get("NIGHTSHIFT_PIPELINES") or home() / "configs" / "pipelines")
 
 
 def _cron(text: str) -> str:
@@ -60,6 +60,10 @@ class Data(Section):
     """the group of pictures, as collect names it"""
     table: str | None = None
     """for postgres: [schema.]table with the columns path, label and, optionally, split_group"""
+    modes: list[Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]] = Field(
+        ["PREPARING", "CHECKING", "VALIDATED"], min_length=1
+    )
+    """for collect: the modes of the picsets that are taken"""
     val_part: float = Field(0.15, gt=0, lt=0.5)
     """share for validation while training"""
     golden_part: float = Field(0.15, gt=0, lt=0.5)
@@ -109,6 +113,8 @@ class Gate(Section):
     """how much better than the champion's it has to be; negative: how much worse it may be"""
     max_slice_loss: float = Field(0.05, ge=0, le=1)
     """how much F1 any class may lose against the champion"""
+    min_support: int = Field(20, ge=1)
+    """classes with fewer golden pictures do not veto: there one picture is more than the limit"""
 
 
 class Verify(Section):
@@ -131,6 +137,8 @@ class Publish(Section):
     """name in the model storage, in Triton and in the MLflow registry"""
     max_batch_size: int = Field(8, ge=1, le=1024)
     """the largest batch that Triton puts together"""
+    max_latency_ms: float | None = Field(None, gt=0)
+    """a version that answers one picture over HTTP more slowly than this, median, does not come into production"""
     opset: int = Field(17, ge=13, le=20)
     """ONNX opset"""
 

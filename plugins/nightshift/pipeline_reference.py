@@ -32,6 +32,11 @@ train: {config: configs/classifier/footwear.yaml}
 publish: {model_name: footwear}
 ```
 
+Its pictures may come from a folder with a folder a class, or from a table with the columns path and label:
+`.venv/services/bin/python -m services.collect.importers FOLDER_OR_CSV --group footwear --directory .nightshift/collect`
+brings them into the collect server of `make up`. Files in another folder than `configs/pipelines` are found where
+`NIGHTSHIFT_PIPELINES` names it.
+
 Epochs and batch size of the file are the defaults of the form that starts a run by hand. What makes a run's model, but
 for its data, has a *fingerprint*: the sections `data`, `train` and `gate`, the training configuration, the epochs and
 the batch size. A run ends early as "nothing new" if a finished run had the same snapshot and the same fingerprint.
@@ -70,7 +75,8 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is list:
-        return "list of texts"
+        (item,) = get_args(annotation)
+        return "list of texts" if item is str else f"list of {_kind(item)}"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     parts = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
     return names.get(parts[0], "text")

@@ -1,13 +1,14 @@
 """One real stack for all tests of this folder: its own state folder, its own ports."""
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
 
 from local import stack
-from local.settings import PREFERRED_PORTS, Settings, port_variable
+from local.settings import PREFERRED_PORTS, ROOT, Settings, port_variable
 from local.triton import free_ports
 
 
@@ -23,6 +24,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         patch.setenv(port_variable(name), str(port))
     found = Settings(tmp_path_factory.mktemp("stack"))
     patch.setenv("NIGHTSHIFT_STATE", str(found.state))
+    pipelines = tmp_path_factory.mktemp("pipelines")  # tests add some of their own
+    shutil.copy(ROOT / "configs" / "pipelines" / "digits.yaml", pipelines)
+    patch.setenv("NIGHTSHIFT_PIPELINES", str(pipelines))
     try:
         stack.up(found, print)
         yield found
