@@ -10,7 +10,6 @@ from pydantic import Field
 from conversion_jobs.experiment import is_tracked
 from conversion_jobs.model_storage import ModelStorage, Published
 from conversion_jobs.onnx_session import Latency
-from conversion_jobs.registry import set_champion
 from conversion_jobs.serving import Reference, ServedModel
 from jobkit import job
 from jobkit.errors import DataRefused, JobError
@@ -33,17 +32,20 @@ class Arguments(job.Arguments):
 class Result(job.Result):
     """What serves now."""
 
-    version: str
-    previous_version: str | None = Field(description="the version that served before; None where there was none")
-    latency_ms: float = Field(description="median of requests of one picture over HTTP, after a warm-up")
+    version: str | None = Field(None, description="the version; None where another one is pinned")
+    previous_version: str | None = Field(None, description="the version that served before; None where there was none")
+    latency_ms: float | None = Field(None, description="median of requests of one picture over HTTP, after a warm-up")
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
-    """Stage, smoke-test, promote, test what serves, set the alias; roll back where the last test fails."""
+    """Stage, smoke-test, promote, test what serves; roll back where the last test fails."""
     model = checked_name(arguments.model_name, "model name")
     reference = Reference(context.bottle.local(arguments.reference))
     storage = ModelStorage()
     version = storage.version(model, arguments.version)
+    if (pinned := storage.pinned(model)) not in (None, version.version):
+        reason = f"{model} is pinned to version {pinned}; {version.version} is published, and can be promoted by hand"
+        return Result(stop_here=job.StopHere(outcome="pinned", reason=reason))
     if storage.champion(model) != version.version:
         with storage.staged(model, version.version) as candidate:
             try_out(candidate, reference, version, arguments.max_latency_ms)
@@ -60,7 +62,6 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     logger.info("%s %s serves: median %.2f ms, before it %s", model, version.version, latency.median, previous)
     if is_tracked(context):
         tracking = context.tracking
-        set_champion(tracking.client, model, version.version)
         tracking.metrics({"serving.latency_ms.median": latency.median, "serving.latency_ms.p99": latency.p99})
         tracking.tags({"model": model, "version": version.version, "experiment": arguments.experiment or ""})
     return Result(version=version.version, previous_version=previous, latency_ms=latency.median)

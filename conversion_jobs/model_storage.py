@@ -79,6 +79,11 @@ class ModelStorage:
             return None
         return str(self._checked(response)["version"])
 
+    def pinned(self, model: str) -> str | None:
+        """Return the version that is pinned: no other may come into production; None where none is."""
+        found = self._ask("GET", f"/models/{quote(model)}/stages")["pinned"]
+        return None if found is None else str(found)
+
     def promote(self, model: str, version: str, note: dict[str, str | None]) -> str | None:
         """Bring a version into production; return the one before it."""
         previous = self._ask("POST", f"{_path(model, version)}/promote", json=note)["previous_version"]

@@ -1,17 +1,18 @@
-"""MLflow's model registry: one registered model a model of the storage, one model version a published version."""
+"""MLflow's model registry: one registered model a model of the storage, one model version a published version.
+
+Its aliases (champion, previous, canary, candidate) are set by the model storage, as production changes.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobkit.errors import DataRefused
 from jobkit.tracking import server_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-VERSION_TAG = "semantic_version"
-CHAMPION = "champion"
+VERSION_TAG = "semantic_version"  # by it the model storage finds what its aliases point to
 
 
 def register(client: MlflowClient, model: str, version: str, source: str, run_id: str, tags: dict[str, str]) -> str:
@@ -36,20 +37,6 @@ def register(client: MlflowClient, model: str, version: str, source: str, run_id
             for key, value in tags.items():
                 client.set_model_version_tag(model, known.version, key, value)
         return str(known.version)
-
-
-def set_champion(client: MlflowClient, model: str, version: str) -> None:
-    """Point the alias `champion` to a version.
-
-    Raises:
-        DataRefused: it is not registered.
-        TryAgainLater: MLflow does not answer.
-    """
-    with server_errors(f"setting the alias {CHAMPION} of {model}"):
-        known = _find(client, model, version)
-        if known is None:
-            raise DataRefused(f"version {version} of {model} is not in MLflow's registry: run publish_model again")
-        client.set_registered_model_alias(model, CHAMPION, known.version)
 
 
 def _find(client: MlflowClient, model: str, version: str) -> Any:

@@ -15,7 +15,7 @@ LABEL org.opencontainers.image.title="nightshift-airflow" \
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /var/lib/nightshift /var/lib/nightshift/airflow /var/lib/nightshift/logs /bottle /cache \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
-ENV PATH=/opt/nightshift/.venv/airflow/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+ENV PATH=/opt/nightshift/.venv/airflow/bin:$PATH PYTHONPATH=/opt/nightshift PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     AIRFLOW_HOME=/var/lib/nightshift/airflow NIGHTSHIFT_HOME=/opt/nightshift NIGHTSHIFT_STATE=/var/lib/nightshift \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/nightshift/dags AIRFLOW__CORE__PLUGINS_FOLDER=/opt/nightshift/plugins \
     AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__LOGGING__BASE_LOG_FOLDER=/var/lib/nightshift/logs \
@@ -26,7 +26,9 @@ COPY --chmod=755 docker/healthy /usr/local/bin/healthy
 COPY configs configs
 COPY plugins plugins
 COPY dags dags
-RUN python -m compileall -q plugins dags
+# The client of the model storage, for the hook.
+COPY services/model_storage/__init__.py services/model_storage/calls.py services/model_storage/
+RUN python -m compileall -q plugins dags services
 USER nightshift
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["healthy", "http://127.0.0.1:8080/api/v2/version"]
 CMD ["airflow", "version"]

@@ -113,7 +113,10 @@ def _summarise(settings: Settings, finished: Retraining) -> bool:
     if published:
         rows["published"] = f"version {published['version']}"
     if deployed:
-        rows["deployed"] = f"version {deployed['version']}, {deployed['latency_ms']} ms"
+        stopped = deployed.get("stop_here")
+        rows["deployed"] = (
+            stopped["reason"] if stopped else f"version {deployed['version']}, {deployed['latency_ms']} ms"
+        )
     answer = None
     if finished.state == "success" and pulled:
         answer = ask_served_model(

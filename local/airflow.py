@@ -77,6 +77,7 @@ def environment(settings: Settings) -> dict[str, str]:
         **connections(settings),
         "AIRFLOW_HOME": str(home),
         "NIGHTSHIFT_HOME": str(ROOT),
+        "PYTHONPATH": str(ROOT),  # the model storage's client
         "NIGHTSHIFT_STATE": str(settings.state),
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
     }

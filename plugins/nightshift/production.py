@@ -1,45 +1,88 @@
-"""Which version of each model was in production when, as the model storage tells it."""
+"""Which version of each model is in production, which was when, and the way back: as the model storage tells it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
-from nightshift import connections
+from nightshift.model_storage_hook import ModelStorageHook
 from nightshift.pipeline import load_pipeline, pipelines_folder
 from nightshift.yaml_lines import PipelineError
+from services.model_storage.calls import ModelStorageClient, StorageRefused
 
-SECONDS = 3.0
+SECONDS = 5.0
+ROLLBACK_SECONDS = 300.0  # a model is loaded meanwhile
 CHANGES = 10
+CONVERSION = "convert_model"  # the DAG that other models come from
 
 
-def model_names() -> list[str]:
-    """Return the models of all pipelines whose files can be read."""
-    names = set()
-    for file in pipelines_folder().glob("*.yaml"):
+@dataclass
+class Model:
+    """One model of the storage."""
+
+    name: str
+    changes: list[dict[str, Any]]
+    """the latest changes, the latest first, as the storage writes them"""
+    stages: dict[str, str] = field(default_factory=dict)
+    """champion, previous, canary, candidate: versions"""
+    pinned: str | None = None
+    then: str | None = None
+    """the version in production at the time that was asked for"""
+
+
+def dags_of_models() -> dict[str, str]:
+    """Return the DAG of each model that a pipeline makes."""
+    found = {}
+    for file in sorted(pipelines_folder().glob("*.yaml")):
         try:
-            names.add(load_pipeline(file).publish.model_name)
+            found[load_pipeline(file).publish.model_name] = f"retrain_{file.stem}"
         except PipelineError:
             continue  # the page shows it as an import error
-    return sorted(names)
+    return found
 
 
-def history() -> dict[str, list[dict[str, Any]]]:
-    """Return the latest changes of what is in production by model, the latest first, as the storage writes them.
+def models(named: str = "", at: str = "") -> list[Model]:
+    """Return the models of all pipelines, or the one that is named; with `at` (ISO 8601) what was in production then.
 
     Raises:
         JobMisconfigured: the storage's connection is not defined or not complete.
-        httpx.HTTPError: the storage cannot be reached or answers with an error.
+        StorageRefused, StorageAway: the storage refuses, or does not answer.
     """
-    environment = connections.resolve(["storage"])
-    token = environment.secrets.get("NIGHTSHIFT_STORAGE_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    found = {}
-    with httpx.Client(
-        base_url=environment.variables["NIGHTSHIFT_STORAGE_URL"], headers=headers, timeout=SECONDS
-    ) as client:
-        for name in model_names():
-            answer = client.get(f"/history/{name}").raise_for_status()
-            found[name] = list(answer.json())[:CHANGES]
+    with ModelStorageHook(SECONDS).get_conn() as storage:
+        return [_model(storage, name, at) for name in ([named] if named else sorted(dags_of_models()))]
+
+
+def roll_back(name: str, from_version: str, pin: bool, reason: str, actor: str) -> str:
+    """Bring the version before `from_version` into production, pin it if that is asked for, and return it.
+
+    Raises:
+        StorageRefused: another version than `from_version` is in production, or there is no way back.
+        StorageAway: the storage or Triton does not answer; what was in production is.
+    """
+    with ModelStorageHook(ROLLBACK_SECONDS).get_conn() as storage:
+        note = {"reason": reason or "rolled back in Airflow", "actor": actor}
+        version = str(storage.rollback(name, from_version=from_version, **note)["version"])
+        if pin:
+            storage.pin(name, version, **note)
+        return version
+
+
+def unpin(name: str, actor: str) -> None:
+    """Let other versions come into production again."""
+    with ModelStorageHook(SECONDS).get_conn() as storage:
+        storage.unpin(name, actor)
+
+
+def _model(storage: ModelStorageClient, name: str, at: str) -> Model:
+    found = Model(name, storage.history(name)[:CHANGES])
+    try:
+        stages = storage.stages(name)
+    except StorageRefused as error:
+        if error.status != 404:
+            raise
+        return found  # nothing was published yet
+    found.stages, found.pinned = stages["stages"]["all"], stages["pinned"]
+    if at:
+        then = storage.history(name, at)
+        found.then = (then[0]["version"] if then else None) or "none"
     return found

@@ -18,7 +18,7 @@ def output_of(task_id: str, field: str) -> str:
 
 def stopped_by(ti: Any) -> dict[str, str]:
     """Return `outcome` and `reason` of the task that stopped the run early; empty where none did."""
-    for task_id in ("gate", "pull_dataset"):
+    for task_id in ("deploy_model", "gate", "pull_dataset"):
         found: dict[str, str] | None = (ti.xcom_pull(task_id) or {}).get("stop_here")
         if found:
             return found

@@ -19,9 +19,10 @@ from services.model_storage.access import requires
 from services.model_storage.catalogue import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
-from services.model_storage.history import Note, Promotion
+from services.model_storage.history import PRODUCTION, Note, Promotion, Text
 from services.model_storage.metrics import Measured
 from services.model_storage.service import Service
+from services.model_storage.stages import Stage, stages
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
@@ -71,10 +72,23 @@ class Route(BaseModel):
     version: str
 
 
+class Stages(BaseModel):
+    """The versions in a stage, by target; under `all` whatever their target. And the version that is pinned."""
+
+    stages: dict[str, dict[Stage, str]]
+    pinned: str | None
+
+
 class CanaryNote(Note):
     """Which share of the requests the canary gets, and why."""
 
     share: float = Field(gt=0, le=0.5)
+
+
+class RollbackNote(Note):
+    """Why to go back, and from which version: another one in production is left alone."""
+
+    from_version: Text | None = None
 
 
 class Staged(BaseModel):
@@ -172,6 +186,13 @@ def _reading(service: Service) -> APIRouter:
             return Champion.model_validate(row.model_dump())
         raise NotFound(f"no version of {model!r} is in production")
 
+    @router.get("/models/{model}/stages")
+    def stages_of(model: str) -> Stages:
+        """Which version is champion, previous, canary, candidate: by target, and of all."""
+        records = versions(model)
+        pin = history.pin(model)
+        return Stages(stages=stages(records, history.rows(model)[::-1]), pinned=pin.version if pin else None)
+
     @router.get("/models/{model}/route")
     def route(
         model: str,
@@ -195,7 +216,7 @@ def _reading(service: Service) -> APIRouter:
         check_model_name(model)
         if at is None:
             return history.rows(model)
-        return history.rows(model, _in_utc(at), limit=1, production=True)
+        return history.rows(model, _in_utc(at), limit=1, actions=PRODUCTION)
 
     return router
 
@@ -247,11 +268,22 @@ def _promoting(service: Service) -> APIRouter:
         changes.labels("promote", "done").inc()
         return Promoted.model_validate(row.model_dump())
 
+    @router.post("/models/{model}/versions/{version}/pin")
+    def pin(model: str, version: str, note: Note | None = None) -> Champion:
+        """Bring a version into production and keep it: until it is unpinned, promotions and rollbacks answer 409."""
+        return Champion.model_validate(production.pin(model, version, note or Note()).model_dump())
+
+    @router.delete("/models/{model}/pin")
+    def unpin(model: str, actor: Annotated[Text | None, Query()] = None) -> dict[str, bool]:
+        """Let other versions come into production again."""
+        return {"removed": production.unpin(model, Note(reason="unpinned", actor=actor))}
+
     @router.post("/models/{model}/rollback")
-    def rollback(model: str, note: Note | None = None) -> Promoted:
+    def rollback(model: str, note: RollbackNote | None = None) -> Promoted:
         """Go back to the version that was in production before."""
         with changes.labels("rollback", "failed").count_exceptions():
-            row = production.rollback(model, note or Note())
+            note = note or RollbackNote()
+            row = production.rollback(model, note, note.from_version)
         changes.labels("rollback", "done").inc()
         return Promoted.model_validate(row.model_dump())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import hashlib
 import json
 import os
 import sys
@@ -16,16 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from services.model_storage.calls import ModelStorageClient, StorageAway, StorageRefused, checksum
+
 URL, TOKEN = "NIGHTSHIFT_STORAGE_URL", "NIGHTSHIFT_STORAGE_TOKEN"
 TRY_AGAIN_LATER = 75
-CHUNK = 1 << 20
 
 console = Console()
 errors = Console(stderr=True)
@@ -34,21 +32,12 @@ errors = Console(stderr=True)
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     options = _parser().parse_args(arguments)
-    token = os.environ.get(TOKEN, "")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    timeout = httpx.Timeout(300, connect=10)  # a promotion answers when the model is loaded
     try:
-        with httpx.Client(base_url=options.url, headers=headers, timeout=timeout) as client:
+        with ModelStorageClient(options.url, os.environ.get(TOKEN, "")) as client:
             answer = options.run(client, options)
-    except httpx.HTTPStatusError as error:
-        errors.print(f"{error.response.status_code}: {_detail(error.response)}", style="red", markup=False)
-        return TRY_AGAIN_LATER if error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE else 1
-    except httpx.HTTPError as error:
-        errors.print(f"the model storage {options.url} does not answer: {error}", style="red", markup=False)
-        return TRY_AGAIN_LATER
-    except OSError as error:
+    except (StorageRefused, StorageAway, OSError) as error:
         errors.print(str(error), style="red", markup=False)
-        return 1
+        return TRY_AGAIN_LATER if isinstance(error, StorageAway) else 1
     if options.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     else:
@@ -56,96 +45,57 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def upload(client: httpx.Client, options: argparse.Namespace) -> Any:
+def upload(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Publish an archive, with its checksum."""
-    with options.archive.open("rb") as handle, _progress("checksum", options.archive) as bar:
-        digest = hashlib.sha256()
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
-            bar(len(chunk))
-    form = {"model_name": options.model, "model_version": options.version, "sha256": digest.hexdigest()}
-    with options.archive.open("rb") as handle, _progress("upload", options.archive) as bar:
-        files = {"src_file": (options.archive.name, _Counted(handle, bar))}
-        return _checked(client.post("/upload_new_version/", data=form, files=files))  # type: ignore[arg-type]
+    with _progress("checksum", options.archive) as bar:
+        sha256 = checksum(options.archive, bar)
+    with _progress("upload", options.archive) as bar:
+        return client.upload(options.model, options.archive, options.version, sha256, bar)
 
 
-def list_versions(client: httpx.Client, options: argparse.Namespace) -> Any:
+def list_versions(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Return the versions of a model, or the names of all models."""
-    if options.model is None:
-        return _checked(client.get("/models"))
-    return _checked(client.get(f"/models/{quote(options.model)}/versions"))
+    return client.models() if options.model is None else client.versions(options.model)
 
 
-def get(client: httpx.Client, options: argparse.Namespace) -> Any:
-    """Download a version; the file is there completely or not at all."""
-    if options.version is None:
-        options.version = _checked(client.get(f"/models/{quote(options.model)}/champion"))["version"]
-    base = f"/models/{quote(options.model)}/versions/{quote(options.version)}"
-    version = _checked(client.get(base))
-    target: Path = options.output or Path(f"{options.model}-{options.version}.zip")
-    partial = target.with_name(f".{target.name}.part")
-    total = sum(file["size"] for file in version["files"].values())
-    try:
-        with client.stream("GET", f"{base}/archive") as reply, partial.open("wb") as output:
-            if reply.is_error:
-                reply.read()
-            reply.raise_for_status()
-            with _progress("download", total) as bar:
-                for chunk in reply.iter_bytes(CHUNK):
-                    output.write(chunk)
-                    bar(len(chunk))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return {"file": str(target), "version": options.version}
+def get(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Download a version, by default the one in production."""
+    version = options.version or client.champion(options.model)["version"]
+    target: Path = options.output or Path(f"{options.model}-{version}.zip")
+    total = sum(file["size"] for file in client.version(options.model, version)["files"].values())
+    with _progress("download", total) as bar:
+        client.download(options.model, version, target, bar)
+    return {"file": str(target), "version": version}
 
 
-def promote(client: httpx.Client, options: argparse.Namespace) -> Any:
+def promote(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Bring a version into production."""
-    path = f"/models/{quote(options.model)}/versions/{quote(options.version)}/promote"
-    return _checked(client.post(path, json=_note(options)))
+    return client.promote(options.model, options.version, reason=options.reason, actor=getpass.getuser())
 
 
-def rollback(client: httpx.Client, options: argparse.Namespace) -> Any:
+def pin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Bring a version into production and keep it there."""
+    return client.pin(options.model, options.version, reason=options.reason, actor=getpass.getuser())
+
+
+def unpin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Let other versions come into production again."""
+    return client.unpin(options.model, getpass.getuser())
+
+
+def rollback(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Go back to the version that was in production before."""
-    return _checked(client.post(f"/models/{quote(options.model)}/rollback", json=_note(options)))
+    return client.rollback(options.model, reason=options.reason, actor=getpass.getuser())
 
 
-def history(client: httpx.Client, options: argparse.Namespace) -> Any:
+def stages(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Return which version is in which stage."""
+    return client.stages(options.model)
+
+
+def history(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Return what was in production when."""
-    return _checked(client.get(f"/history/{quote(options.model)}", params={"at": options.at} if options.at else {}))
-
-
-def _note(options: argparse.Namespace) -> dict[str, str]:
-    return {"reason": options.reason, "actor": getpass.getuser()}
-
-
-def _checked(reply: httpx.Response) -> Any:
-    reply.raise_for_status()
-    return reply.json()
-
-
-def _detail(reply: httpx.Response) -> str:
-    try:
-        return str(reply.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return reply.text
-
-
-class _Counted:
-    """A file that tells how much of it was read."""
-
-    def __init__(self, handle: Any, count: Callable[[int], None]) -> None:
-        self._handle, self._count = handle, count
-
-    def read(self, size: int = -1) -> bytes:
-        """Read; httpx asks for 64 KiB at a time, which larger blocks make faster."""
-        data: bytes = self._handle.read(max(size, CHUNK) if size > 0 else size)
-        self._count(len(data))
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handle, name)
+    return client.history(options.model, options.at)
 
 
 @contextmanager
@@ -166,6 +116,13 @@ def _show_versions(answer: list[Any]) -> None:
         console.print("\n".join(answer) or "no models yet", markup=False)
         return
     _show_table(answer, ("version", "triton_version", "target", "created_at", "sha256"))
+
+
+def _show_stages(answer: dict[str, Any]) -> None:
+    names = ("champion", "previous", "canary", "candidate")
+    rows = [{"target": target, **dict.fromkeys(names), **found} for target, found in answer["stages"].items()]
+    _show_table(rows, ("target", *names))
+    console.print(f"pinned: {answer['pinned'] or 'none'}", markup=False)
 
 
 def _show_history(answer: list[dict[str, Any]]) -> None:
@@ -205,6 +162,14 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("model")
     added.add_argument("version")
     added.add_argument("--reason", default="by hand")
+    added = command("pin", pin, _show_one, "bring a version into production and keep it there")
+    added.add_argument("model")
+    added.add_argument("version")
+    added.add_argument("--reason", default="by hand")
+    added = command("unpin", unpin, _show_one, "let other versions come into production again")
+    added.add_argument("model")
+    added = command("stages", stages, _show_stages, "which version is champion, previous, canary, candidate")
+    added.add_argument("model")
     added = command("rollback", rollback, _show_one, "go back to the version that was in production before")
     added.add_argument("model")
     added.add_argument("--reason", default="by hand")

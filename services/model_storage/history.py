@@ -1,14 +1,15 @@
 """Which version was in production when: the table `model_storage.promotions`, to which rows are only added.
 
-The last row of a model that is not about a canary says what is in production: the truth that Triton is brought to.
-A canary is under way where the very last row starts one: any change of what is in production ends it.
+The last row of a model about production says what is in production: the truth that Triton is brought to. A canary is
+under way where no change of what is in production has followed its row, and a version is pinned where the last row
+about pins pins one.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -22,7 +23,10 @@ from services.model_storage.errors import Conflict, Unavailable
 
 logger = logging.getLogger(__name__)
 
-Action = Literal["promote", "rollback", "load", "unload", "canary", "end_canary"]
+Action = Literal["promote", "rollback", "load", "unload", "canary", "end_canary", "pin", "unpin"]
+PRODUCTION: tuple[Action, ...] = ("promote", "rollback", "load", "unload")
+CANARY: tuple[Action, ...] = (*PRODUCTION, "canary", "end_canary")  # a change of what is in production ends a canary
+PINS: tuple[Action, ...] = ("pin", "unpin")
 Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]  # PostgreSQL's text has no NUL
 IDLE_CONNECTIONS = 4
 LOCK_SECONDS = 150  # longer than a load may take: the second of two promotions waits for the first
@@ -48,9 +52,6 @@ ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS share real;
 ALTER TABLE model_storage.promotions DROP CONSTRAINT IF EXISTS promotions_action_check;
 CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (model, id DESC);
 """
-
-
-_NO_CANARY = "action NOT IN ('canary', 'end_canary')"
 
 
 class Note(BaseModel):
@@ -97,31 +98,45 @@ class History:
 
     def champion(self, model: str) -> Promotion | None:
         """Return the row that says what is in production; None where nothing is."""
-        return _in_production(self.rows(model, production=True, limit=1))
+        return _in_production(self.rows(model, actions=PRODUCTION, limit=1))
 
     def canary(self, model: str) -> Promotion | None:
         """Return the row of the canary that is under way; None where none is."""
-        return _under_way(self.rows(model, limit=1))
+        return _under_way(self.rows(model, actions=CANARY, limit=1))
+
+    def pin(self, model: str) -> Promotion | None:
+        """Return the row that pins a version; None where none is pinned."""
+        return _pinned(self.rows(model, actions=PINS, limit=1))
 
     def champions(self) -> dict[str, Promotion]:
         """Return what is in production, by model."""
-        return {row.model: row for row in self._latest(_NO_CANARY) if row.version is not None}
+        return {row.model: row for row in self._latest(PRODUCTION) if row.version is not None}
 
     def canaries(self) -> dict[str, Promotion]:
         """Return the canaries that are under way, by model."""
-        return {row.model: row for row in self._latest("true") if row.action == "canary"}
+        return {row.model: row for row in self._latest(CANARY) if row.action == "canary"}
 
     def rows(
-        self, model: str, at: datetime | None = None, limit: int | None = None, production: bool = False
+        self, model: str, at: datetime | None = None, limit: int | None = None, actions: Sequence[Action] | None = None
     ) -> list[Promotion]:
-        """Return the changes of `model`, the latest first: those up to the time `at`, with `production` no canaries."""
-        which = f"(NOT %s OR {_NO_CANARY}) AND (%s::timestamptz IS NULL OR promoted_at <= %s)"
-        query = f"SELECT * FROM model_storage.promotions WHERE model = %s AND {which} ORDER BY id DESC LIMIT %s"  # noqa: S608 - constants
-        return self._read(query, [model, production, at, at, limit])
+        """Return the changes of `model`, the latest first: those up to `at`, and only those among `actions`."""
+        query = (
+            "SELECT * FROM model_storage.promotions WHERE model = %s AND (%s::text[] IS NULL OR action = ANY(%s))"
+            " AND (%s::timestamptz IS NULL OR promoted_at <= %s) ORDER BY id DESC LIMIT %s"
+        )
+        among = None if actions is None else list(actions)
+        return self._read(query, [model, among, among, at, at, limit])
 
-    def _latest(self, which: str) -> list[Promotion]:
-        query = f"SELECT DISTINCT ON (model) * FROM model_storage.promotions WHERE {which} ORDER BY model, id DESC"  # noqa: S608
-        return self._read(query, [])
+    def changed_since(self, number: int) -> tuple[set[str], int]:
+        """Return the models with changes after the row `number`, and the number of the last of them."""
+        rows = self._read("SELECT * FROM model_storage.promotions WHERE id > %s ORDER BY id", [number])
+        return {row.model for row in rows}, rows[-1].id if rows else number
+
+    def _latest(self, actions: Sequence[Action]) -> list[Promotion]:
+        query = (
+            "SELECT DISTINCT ON (model) * FROM model_storage.promotions WHERE action = ANY(%s) ORDER BY model, id DESC"
+        )
+        return self._read(query, [list(actions)])
 
     @contextmanager
     def change(self, model: str) -> Iterator[Change]:
@@ -191,10 +206,12 @@ class Change:
 
     def __init__(self, cursor: RealDictCursor, model: str, rows: list[Promotion]) -> None:
         self._cursor, self._model = cursor, model
-        self.rows = [row for row in rows if row.action not in ("canary", "end_canary")]
+        self.rows = [row for row in rows if row.action in PRODUCTION]
         """All earlier changes of what is in production, the oldest first."""
-        self.canary = _under_way(rows[-1:])
+        self.canary = _under_way([row for row in rows if row.action in CANARY][-1:])
         """The canary that is under way."""
+        self.pin = _pinned([row for row in rows if row.action in PINS][-1:])
+        """The row that pins a version."""
 
     @property
     def champion(self) -> Promotion | None:
@@ -227,6 +244,10 @@ class Change:
 
 def _under_way(latest: list[Promotion]) -> Promotion | None:
     return latest[0] if latest and latest[0].action == "canary" else None
+
+
+def _pinned(latest: list[Promotion]) -> Promotion | None:
+    return latest[0] if latest and latest[0].action == "pin" else None
 
 
 def _in_production(latest: list[Promotion]) -> Promotion | None:

@@ -35,22 +35,64 @@ class Production:
 
         Raises:
             NotFound: there is no such version.
+            Conflict: another version is pinned.
             ServingFailed: Triton refused the version; the old one serves.
             Unavailable: Triton or PostgreSQL does not answer; nothing was changed.
         """
         record = self.catalogue.version(model, version)
-        return self._change(model, lambda change: self._switch(change, record, note, action))
 
-    def rollback(self, model: str, note: Note) -> Promotion:
+        def promote(change: Change) -> Promotion:
+            _refuse_if_pinned(change, record.version)
+            return self._switch(change, record, note, action)
+
+        return self._change(model, promote)
+
+    def pin(self, model: str, version: str, note: Note) -> Promotion:
+        """Bring `version` into production where it is not, and keep it there until `unpin`.
+
+        Raises:
+            Conflict: another version is pinned.
+        """
+        record = self.catalogue.version(model, version)
+
+        def pin(change: Change) -> Promotion:
+            _refuse_if_pinned(change, record.version)
+            self._switch(change, record, note, "promote")
+            return change.pin or change.add("pin", record.version, record.triton_version, record.target, note)
+
+        return self._change(model, pin)
+
+    def unpin(self, model: str, note: Note) -> bool:
+        """Let other versions come into production again; return whether one was pinned."""
+        check_model_name(model)
+
+        def unpin(change: Change) -> bool:
+            pin = change.pin
+            if pin is not None:
+                change.add("unpin", pin.version, pin.triton_version, pin.target, note)
+            return pin is not None
+
+        return self._change(model, unpin)
+
+    def rollback(self, model: str, note: Note, from_version: str | None = None) -> Promotion:
         """Serve the version that was in production before the present one; again for the one before that.
+
+        With `from_version` only where that version is in production: asked for twice it goes back once.
 
         Where Triton refuses it, a version made from the same graph takes its place: the plan for this Triton's
         TensorRT, or the ONNX file.
 
         Raises:
-            Conflict: there is no earlier version.
+            Conflict: there is no earlier version, the present one is pinned, or another than `from_version`.
         """
-        return self._change(model, lambda change: self._roll_back(change, model, note))
+
+        def roll_back(change: Change) -> Promotion:
+            present = change.champion.version if change.champion else None
+            if from_version not in (None, present):
+                raise Conflict(f"not version {from_version} of {model!r} is in production, but {present or 'none'}")
+            return self._roll_back(change, model, note)
+
+        return self._change(model, roll_back)
 
     def load(self, model: str, note: Note) -> Promotion:
         """Load what is in production, or was before it was unloaded; for a new model the latest version."""
@@ -162,7 +204,8 @@ class Production:
             return action(change)
 
     def _roll_back(self, change: Change, model: str, note: Note) -> Promotion:
-        earlier = _ways_back(change.rows)
+        _refuse_if_pinned(change, None)
+        earlier = ways_back(change.rows)
         if not earlier:
             raise Conflict(f"the model {model!r} has no earlier version in production to go back to")
         wanted = self.catalogue.version(model, earlier[-1])
@@ -240,7 +283,17 @@ class Production:
             raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error
 
 
-def _ways_back(rows: list[Promotion]) -> list[str]:
+def _refuse_if_pinned(change: Change, version: str | None) -> None:
+    pin = change.pin
+    if pin is not None and pin.version != version:
+        why = f": {pin.reason}" if pin.reason else ""
+        raise Conflict(
+            f"version {pin.version} of {pin.model!r} is pinned since {pin.promoted_at:%Y-%m-%d %H:%M} UTC by "
+            f"{pin.actor or 'nobody named'}{why}; unpin it first"
+        )
+
+
+def ways_back(rows: list[Promotion]) -> list[str]:
     """Return the versions that a rollback can go to, the nearest last.
 
     A rollback leaves the version that it comes from for good: one after it goes further back, not forward again.

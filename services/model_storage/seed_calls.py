@@ -120,7 +120,9 @@ async def _publish(service: Service, request: Request, file_field: str) -> tuple
             if file_field == "file":
                 archive = await run_in_threadpool(_zipped, upload)
             publish = service.catalogue.publish
-            return await run_in_threadpool(publish, model, wanted, archive, upload.sha256, number, upload.diverted)
+            found = await run_in_threadpool(publish, model, wanted, archive, upload.sha256, number, upload.diverted)
+            service.published(model)
+            return found
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.model_storage.aliases import Aliases
 from services.model_storage.catalogue import Catalogue
 from services.model_storage.errors import StorageError
 from services.model_storage.history import History
@@ -33,6 +34,10 @@ class Service:
         self.fleet = Fleet([Triton(address, self.settings.triton_timeout) for address in addresses])
         self.history = History(self.settings.database_url)
         self.production = Production(self.catalogue, self.fleet, self.history)
+        self.aliases: Aliases | None = None
+        if self.settings.mlflow_url:
+            login = (self.settings.mlflow_username, self.settings.mlflow_password)
+            self.aliases = Aliases(self.settings.mlflow_url, login if login[0] else None, self.catalogue, self.history)
         self._reconciled = self._prepared = False
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
@@ -41,13 +46,22 @@ class Service:
         """Finish or undo what an earlier process left, bring Triton to the history, and keep it there."""
         self._look_after_everything()
         self._watch.start()
+        if self.aliases is not None:
+            self.aliases.start()
 
     def stop(self) -> None:
         """Stop the watch and let go of the repository and the database."""
         self._stop.set()
         self._watch.join(timeout=5)
+        if self.aliases is not None:
+            self.aliases.stop()
         self.history.close()
         self.store.close()
+
+    def published(self, model: str) -> None:
+        """Note that a model has a new version."""
+        if self.aliases is not None:
+            self.aliases.look_at(model)
 
     def troubles(self) -> dict[str, str]:
         """Return what keeps the service from working, by part; empty where it is ready."""

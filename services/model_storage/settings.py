@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     )
     triton_http: str = Field("127.0.0.1:8000", description="Triton's HTTP address, shown to people")
     triton_timeout: float = Field(120.0, gt=0, description="seconds that loading one model may take")
+    mlflow_url: str = Field("", description="MLflow whose registry's aliases follow the stages; empty: none")
+    mlflow_username: str = ""
+    mlflow_password: str = ""
     tokens: dict[str, list[Scope]] = Field({}, description="bearer token -> what it may do")
     auth: Literal["on", "off"] = Field("on", description="off: everyone may do everything; on a loopback host only")
     host: str = "127.0.0.1"

@@ -130,6 +130,22 @@ def test_a_first_version_that_goes_wrong_after_the_switch_is_taken_out(
     assert model not in served.models_in_triton()
 
 
+def test_beside_a_pinned_version_another_is_published_and_not_deployed(
+    verified: Trained, served: Serving, model: str, tmp_path: Path
+) -> None:
+    verified.deploy(verified.publish(model).version, model)
+    old = reference_of(verified, tmp_path)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    httpx.post(f"{served.url}/models/{model}/versions/0.0.1/pin", headers=headers, timeout=60).raise_for_status()
+    assert verified.deploy("0.0.1", model).version == "0.0.1", "the pinned one itself"
+    another_model(verified, 4)
+    result = verified.deploy(verified.publish(model).version, model)
+    assert result.version is None
+    assert result.stop_here is not None and result.stop_here.outcome == "pinned"
+    assert "pinned to version 0.0.1; 0.0.2 is published" in result.stop_here.reason
+    assert serves(old, model)
+
+
 def test_a_version_that_is_too_slow_never_serves(verified: Trained, served: Serving, model: str) -> None:
     published = verified.publish(model)
     with pytest.raises(DataRefused, match=r"__candidate takes .* ms for a picture \(median\); 0\.0001 ms are allowed"):

@@ -28,7 +28,7 @@ def test_under_its_own_name_the_file_defines_no_dag(retrain: Any) -> None:
     assert not [name for name, value in vars(retrain).items() if isinstance(value, DAG)]
 
 
-@pytest.mark.parametrize("outcome", ["promoted", "rejected", "nothing_new", "not_published"])
+@pytest.mark.parametrize("outcome", ["promoted", "rejected", "nothing_new", "not_published", "pinned"])
 def test_a_run_that_came_to_something_succeeds(retrain: Any, outcome: str) -> None:
     retrain.fail_with_the_run({}, {"outcome": outcome, "reason": "as it is"})
 

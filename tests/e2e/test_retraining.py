@@ -65,6 +65,16 @@ def test_a_night_ends_with_a_served_model(settings: Settings, first_night: Retra
     assert (answer["label"], answer["version"]) == (answer["truth"], "0.0.1")
 
 
+def test_mlflows_registry_names_the_champion(settings: Settings, first_night: Retraining) -> None:
+    model = f"{settings.url('mlflow')}/api/2.0/mlflow/registered-models/get"
+
+    def aliases() -> set[str]:
+        found = httpx.get(model, params={"name": "digits"}).json()["registered_model"]
+        return {entry["alias"] for entry in found.get("aliases", [])}
+
+    wait_for(lambda: aliases() == {"champion", "champion-onnx"}, "the aliases", 30)
+
+
 def test_every_job_of_the_night_is_a_child_of_one_mlflow_run(settings: Settings, first_night: Retraining) -> None:
     runs = mlflow_children(settings, first_night.run_id)
     names = {run["info"]["run_name"]: run for run in runs}

@@ -25,16 +25,17 @@ FOREIGN = {
     "services": {"airflow", "torch"},
     "local": {"airflow", "torch"},
 }
+SHARED = {"services.model_storage.calls"}  # the storage's client, which needs httpx only: Airflow's hook is built on it
 
 
 def imported_packages(path: Path) -> set[str]:
-    """Return the top-level packages that a file imports, wherever in the file it does."""
+    """Return the top-level packages that a file imports, wherever in the file it does, `SHARED` modules aside."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module.split(".")[0])
+            found |= {node.module.split(".")[0]} if node.module not in SHARED else set()
     return found
 
 

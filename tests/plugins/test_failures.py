@@ -5,9 +5,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
-import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import httpx
 import psycopg2
 import pytest
-from nightshift import failures, listener, production
+from nightshift import failures, listener
 from nightshift.contract import Ended
 from nightshift.errors import JobMisconfigured, JobUnavailable, RunFailed, failure
 from nightshift.failures import Failure
@@ -239,41 +237,6 @@ def test_a_database_that_is_away_or_hangs_fails_nothing_and_holds_nobody_for_lon
 )  # fmt: skip
 def test_an_import_error_is_told_without_its_traceback(trace: str, message: str) -> None:
     assert failures.import_error_message(trace) == message
-
-
-@pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
-    """A model storage that knows one model: the paths and the authorization that it is asked with."""
-    asked: list[tuple[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append((self.path, self.headers["Authorization"]))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps([{"version": f"0.0.{n}"} for n in range(30, 0, -1)]).encode())
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    extra = {"url": f"http://127.0.0.1:{server.server_port}"}
-    connection = {"conn_type": "generic", "password": "the token", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_STORAGE", json.dumps(connection))
-    yield asked
-    server.shutdown()
-
-
-def test_the_history_of_every_pipelines_model_is_read(
-    storage: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NIGHTSHIFT_HOME", str(ROOT))
-    found = production.history()
-    assert "digits" in found
-    assert [change["version"] for change in found["digits"]][:2] == ["0.0.30", "0.0.29"]
-    assert len(found["digits"]) == production.CHANGES
-    assert ("/history/digits", "Bearer the token") in storage
 
 
 def test_no_secret_is_written_down_with_a_failure(airflow: Airflow, marks: Path) -> None:

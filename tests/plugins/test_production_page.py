@@ -1,0 +1,149 @@
+"""The page answers which version was in production when, and brings the one before back, on a real storage."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conversion_jobs.serving import TOKEN, Serving, serving
+from tests.support.airflow import Airflow
+from tests.support.tiny_onnx import scaling_config, scaling_model
+from tests.support.waiting import wait_for
+
+MODEL = "seasons"
+PIPELINE = f"""\
+description: A pipeline
+owner: ml-team
+data: {{group: season}}
+train: {{config: configs/classifier/season.yaml}}
+publish: {{model_name: {MODEL}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterator[Serving]:
+    with serving(tmp_path_factory.mktemp("serving"), postgres_url) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def connected(airflow: Airflow, storage: Serving) -> Iterator[Airflow]:
+    """Airflow with a connection to the storage, made as in its UI, and a pipeline that makes the model."""
+    connection = {
+        "connection_id": "nightshift_storage", "conn_type": "generic", "password": TOKEN,
+        "extra": json.dumps({"url": storage.url}),
+    }  # fmt: skip
+    airflow.call("POST", "/connections", json=connection)
+    config = airflow.home / "configs" / "classifier" / "season.yaml"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text("a: 1\n")
+    pipeline = airflow.home / "configs" / "pipelines" / "seasons.yaml"
+    pipeline.write_text(PIPELINE)
+    yield airflow
+    pipeline.unlink()
+    airflow.call("DELETE", "/connections/nightshift_storage")
+
+
+@pytest.fixture
+def promoted(storage: Serving) -> dict[str, str]:
+    """Three versions, each in production after the one before; when each came, by version."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=storage.url, headers=headers, timeout=60) as client:
+        for scale in (2.0, 3.0, 4.0):
+            files = {"src_file": ("model.zip", flat_zip(scale))}
+            version = client.post("/upload_new_version/", files=files, data={"model_name": MODEL}).json()["version"]
+            client.delete(f"/models/{MODEL}/pin")
+            client.post(f"/models/{MODEL}/versions/{version}/promote", json={}).raise_for_status()
+        rows = client.get(f"/history/{MODEL}").json()
+    return {row["version"]: row["promoted_at"] for row in reversed(rows)}
+
+
+def flat_zip(scale: float) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("model.onnx", scaling_model(scale))
+        opened.writestr("config.pbtxt", scaling_config(MODEL))
+        opened.writestr("meta.json", "{}")
+    return archive.getvalue()
+
+
+def page(airflow: Airflow, **query: str) -> str:
+    return airflow.client.get("/nightshift/", params=query).raise_for_status().text
+
+
+def send(airflow: Airflow, path: str, form: dict[str, str], **headers: str) -> httpx.Response:
+    return airflow.client.post(f"/nightshift/{path}", data=form, headers=headers)
+
+
+def champion(storage: Serving) -> str:
+    return str(storage.get(f"/models/{MODEL}/champion").json()["version"])
+
+
+def test_the_page_shows_stages_history_and_the_way_back(connected: Airflow, promoted: dict[str, str]) -> None:
+    shown = page(connected)
+    assert "champion 0.0.3" in shown and "previous 0.0.2" in shown
+    assert "Roll back to 0.0.2" in shown
+    assert shown.index("<td>0.0.3</td>") < shown.index("<td>0.0.2</td>") < shown.index("<td>0.0.1</td>")
+
+
+def test_the_page_answers_which_version_was_in_production_at_a_time(
+    connected: Airflow, promoted: dict[str, str]
+) -> None:
+    assert "UTC: version 0.0.2<" in page(connected, at=promoted["0.0.2"].rstrip("Z")[:26], model=MODEL)
+    assert "UTC: version none<" in page(connected, at="2001-01-01T03:00")
+    assert "Nothing can be read from the model storage" in page(connected, at="on tuesday")
+
+
+def test_one_click_brings_the_version_before_back_and_a_second_one_changes_nothing(
+    connected: Airflow, storage: Serving, promoted: dict[str, str]
+) -> None:
+    form = {"model": MODEL, "from_version": "0.0.3", "reason": "it flickers"}
+    clicked = send(connected, "rollback", form, Origin=connected.url)
+    assert (clicked.status_code, clicked.headers["location"]) == (303, "./")
+    assert champion(storage) == "0.0.2"
+    assert storage.models_in_triton()[MODEL] == "2"
+    latest = storage.get(f"/history/{MODEL}").json()[0]
+    assert (latest["action"], latest["actor"], latest["reason"]) == ("rollback", "admin", "it flickers")
+    again = send(connected, "rollback", form)
+    assert again.status_code == 409
+    assert "Nothing was changed: 409: not version 0.0.3" in again.text
+    assert champion(storage) == "0.0.2"
+
+
+def test_a_rollback_can_be_pinned_and_unpinned(connected: Airflow, storage: Serving, promoted: dict[str, str]) -> None:
+    assert send(connected, "rollback", {"model": MODEL, "from_version": "0.0.3", "pin": "true"}).status_code == 303
+    assert "pinned 0.0.2" in page(connected)
+    assert "Roll back to" not in page(connected)
+    assert send(connected, "unpin", {"model": MODEL}).status_code == 303
+    assert "pinned 0.0.2" not in page(connected)
+
+
+def test_only_who_may_edit_the_dag_and_only_from_this_page(
+    connected: Airflow, storage: Serving, promoted: dict[str, str]
+) -> None:
+    form = {"model": MODEL, "from_version": "0.0.3"}
+    elsewhere = send(connected, "rollback", form, Origin="http://elsewhere.example")
+    assert (elsewhere.status_code, champion(storage)) == (403, "0.0.3")
+    passwords = next(connected.state.rglob("passwords.json"))
+    guest = {"username": "guest", "password": json.loads(passwords.read_text())["guest"]}
+    token = httpx.post(f"{connected.url}/auth/token", json=guest, timeout=30).json()["access_token"]
+    refused = httpx.post(
+        f"{connected.url}/nightshift/rollback", data=form, headers={"Authorization": f"Bearer {token}"}, timeout=30
+    )
+    assert (refused.status_code, champion(storage)) == (403, "0.0.3")
+    assert httpx.post(f"{connected.url}/nightshift/rollback", data=form).status_code == 401
+
+
+def test_a_pipelines_model_that_was_never_published_is_shown_as_such(connected: Airflow) -> None:
+    other: Path = connected.home / "configs" / "pipelines" / "unborn.yaml"
+    other.write_text(PIPELINE.replace(MODEL, "unborn"))
+    try:
+        wait_for(lambda: "never been in production" in page(connected), "the new pipeline's row")
+    finally:
+        other.unlink()
