@@ -98,7 +98,7 @@ class Run:
 
     def __init__(self, client_: MlflowClient, run_id: str, experiment_id: str, parent_id: str | None) -> None:
         self.client, self.run_id, self.experiment_id, self.parent_id = client_, run_id, experiment_id, parent_id
-        self._pending: list[Metric] = []
+        self.pending: list[Metric] = []  # what the server has not taken yet
         self._last_flush = time.monotonic()
 
     @property
@@ -181,13 +181,13 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._pending += [Metric(key, float(value), now, step) for key, value in values.items()]
+        self.pending += [Metric(key, float(value), now, step) for key, value in values.items()]
         if time.monotonic() - self._last_flush < 2.0:  # a request an epoch is plenty, one a batch is too many
             return
         try:
             self.flush()
         except TryAgainLater as error:
-            logger.warning("%s; %d values are kept and sent later", error, len(self._pending))
+            logger.warning("%s; %d values are kept and sent later", error, len(self.pending))
 
     def flush(self) -> None:
         """Send what is pending.
@@ -197,9 +197,9 @@ class Run:
         """
         self._last_flush = time.monotonic()
         with server_errors("logging metrics"):
-            while self._pending:
-                self.client.log_batch(self.run_id, metrics=self._pending[:1000])
-                del self._pending[:1000]
+            while self.pending:
+                self.client.log_batch(self.run_id, metrics=self.pending[:1000])
+                del self.pending[:1000]
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Upload a file, or every file of a directory, to the run's artifacts."""

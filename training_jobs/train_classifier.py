@@ -36,6 +36,7 @@ class Arguments(job.Arguments):
     snapshot_id: str | None = Field(None, description="the snapshot to train on")
     epochs: int | None = Field(None, ge=1, description="overrides training.epochs")
     batch: int | None = Field(None, ge=1, description="overrides dataset.data_loaders.train_batch_size")
+    gpus: int = Field(1, ge=1, le=16, description="GPUs of this host that train together; they share each batch")
     resume: str | None = Field(None, description="experiment to go on with: its folder in the bottle")
 
 
@@ -73,12 +74,12 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         if context.is_tracked:
             tracking = context.tracking
             tracking.params(config.model_dump(mode="json"))
-            tracking.tags({"snapshot_id": snapshot_id, "experiment": experiment.folder})
+            tracking.tags({"snapshot_id": snapshot_id, "experiment": experiment.folder, "gpus": arguments.gpus})
         else:
             logger.warning("%s is not set: the metrics are in csv_logs only", settings.MLFLOW_URI)
         from training_jobs.classifier.training import train
 
-        content = train(config, found, bottle, experiment, tracking)
+        content = train(config, found, bottle, experiment, tracking, arguments.gpus)
     return Result(
         experiment=experiment.folder,
         checkpoint=experiment.best_checkpoint,

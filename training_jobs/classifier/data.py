@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,15 +32,29 @@ Batch = tuple[Tensor, Tensor]
 Index = tuple[int, int]
 
 
+class Part(NamedTuple):
+    """Which of the processes that train together this is: `rank` from 0, of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+
+ALONE = Part()
+
+
 class BatchSampler(Sampler[list[Index]]):
     """Yields batches of (epoch, index), shuffled by (seed, epoch).
 
     Every weight update has `batch_size * accumulated` pictures: those that do not fill a last one wait for another
     epoch. A set too small for one update is used up in one epoch.
+
+    Processes that train together share each batch in equal parts: an update has the same pictures for any number of
+    them, and the mean of their gradients is the batch's.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, accumulated: int = 1) -> None:
-        self.size, self.batch_size, self.seed = size, min(batch_size, size), seed
+    def __init__(self, size: int, batch_size: int, seed: int, accumulated: int = 1, part: Part = ALONE) -> None:
+        self.size, self.seed, self.part = size, seed, part
+        self.batch_size = max(min(batch_size, size) // part.world, 1) * part.world
         batches = size // self.batch_size
         self.batches = batches - batches % accumulated or batches
         self.epoch = 0
@@ -54,8 +69,9 @@ class BatchSampler(Sampler[list[Index]]):
     def __iter__(self) -> Iterator[list[Index]]:
         epoch = self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+        share = self.batch_size // self.part.world
+        for start in range(self.part.rank * share, len(self) * self.batch_size, self.batch_size):
+            yield [(epoch, int(index)) for index in order[start : start + share]]
 
 
 class Pictures(Dataset[Batch]):
@@ -165,43 +181,45 @@ class Pictures(Dataset[Batch]):
 
 
 def loaders(
-    config: Config, train: Sequence[Example], val: Sequence[Example], epoch: int, gpu: bool
+    config: Config, train: Sequence[Example], val: Sequence[Example], epoch: int, gpu: bool, part: Part = ALONE
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
-    """Return the loaders of training, from `epoch` on, and of validation."""
-    cv2.setNumThreads(0)  # one picture is too small for threads, and a pool of them breaks after a fork
-    options = config.dataset.data_loaders
-    sampler = BatchSampler(len(train), options.train_batch_size, config.seed, config.training.accumulate_grad_batches)
+    """Return the loaders of training, from `epoch` on, and of validation: this process's part of both."""
+    batch, accumulated = config.dataset.data_loaders.train_batch_size, config.training.accumulate_grad_batches
+    sampler = BatchSampler(len(train), batch, config.seed, accumulated, part)
     sampler.set_epoch(epoch)
-    built = []
-    for examples, batches in ((train, sampler), (val, _in_order(len(val), options.val_batch_size))):
-        pictures = Pictures(config, examples, training=batches is sampler)
-        in_memory, workers = pictures.cache(), options.num_workers
-        if workers is None:
-            workers = 0 if in_memory and not gpu else min(8, max(1, cores() - 1))
-        built.append(
-            DataLoader(
-                pictures,
-                sampler=batches,  # not batch_sampler: Lightning tells only a sampler which epoch it is
-                batch_size=None,
-                collate_fn=_as_is,
-                num_workers=workers,
-                pin_memory=gpu,
-                persistent_workers=workers > 0,
-                prefetch_factor=4 if workers else None,
-            )
-        )
-    return built[0], built[1]
+    loader = _loader(config, Pictures(config, train, training=True), sampler, gpu, part)
+    return loader, validation_loader(config, val, gpu, part)
+
+
+def validation_loader(config: Config, val: Sequence[Example], gpu: bool, part: Part = ALONE) -> DataLoader[Batch]:
+    """Return the loader of validation: of several processes each sees its own pictures, and none is seen twice."""
+    mine, size = range(part.rank, len(val), part.world), config.dataset.data_loaders.val_batch_size
+    batches = [[(0, index) for index in mine[start : start + size]] for start in range(0, len(mine), size)]
+    return _loader(config, Pictures(config, val, training=False), batches, gpu, part)
+
+
+def _loader(
+    config: Config, pictures: Pictures, batches: BatchSampler | list[list[Index]], gpu: bool, part: Part
+) -> DataLoader[Batch]:
+    cv2.setNumThreads(0)  # one picture is too small for threads, and a pool of them breaks after a fork
+    in_memory, workers = pictures.cache(), config.dataset.data_loaders.num_workers
+    if workers is None:
+        workers = 0 if in_memory and not gpu else min(8, max(1, (cores() - 1) // part.world))
+    return DataLoader(
+        pictures,
+        sampler=batches,  # not batch_sampler: Lightning tells only a sampler which epoch it is
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=gpu,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+    )
 
 
 def cores() -> int:
     """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _in_order(size: int, batch_size: int) -> list[list[Index]]:
-    return [
-        [(0, index) for index in range(start, min(start + batch_size, size))] for start in range(0, size, batch_size)
-    ]
 
 
 def _as_is(batch: Batch) -> Batch:

@@ -36,8 +36,6 @@ def finish(
     tracking: Run | None,
 ) -> dict[str, Any]:
     """Write what later steps need from the best epoch's checkpoint, as it lies in the bottle; return `metrics.json`."""
-    if not config.training.save_checkpoints and journal.best_weights is not None:
-        journal.put(journal.best_weights, experiment.best_checkpoint)
     model = load_classifier(bottle.local(experiment.best_checkpoint), spec)
     _write_torchscript(model, spec, bottle, experiment)
     truth, probabilities = predict(model, spec, val)

@@ -27,7 +27,10 @@ Row = dict[str, float]
 
 
 class Journal(Callback):
-    """Keeps the history of a training. Its state travels in `last.ckpt`, so that a resumed training goes on with it."""
+    """Keeps the history of a training. Its state travels in `last.ckpt`, so that a resumed training goes on with it.
+
+    Of several processes that train together, the first one keeps it; the others give their part of the scores.
+    """
 
     def __init__(self, config: Config, bottle: Bottle, experiment: ExperimentPaths, tracking: Run | None) -> None:
         self.config, self.bottle, self.experiment, self.tracking = config, bottle, experiment, tracking
@@ -54,8 +57,9 @@ class Journal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: ClassifierModule) -> None:  # type: ignore[override]
         """Start counting batches."""
         batches, done = int(trainer.num_training_batches), trainer.current_epoch
-        total = batches * self.config.training.epochs
-        self.progress = Progress("train", total, "batches", initial=batches * done)
+        if trainer.is_global_zero:
+            total = batches * self.config.training.epochs
+            self.progress = Progress("train", total, "batches", initial=batches * done)
         self._start_epoch()
 
     def _start_epoch(self) -> None:
@@ -68,7 +72,7 @@ class Journal(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, _module: Any, _outputs: Any, batch: Any, _index: int) -> None:
         """Show progress; the score is that of the epoch before, which costs no wait for the device."""
-        self.pictures += len(batch[0])
+        self.pictures += len(batch[0]) * trainer.world_size
         if self.progress is not None:
             shown = {"val_macro_f1": f"{self.rows[-1]['val_macro_f1']:.4f}"} if self.rows else {}
             self.progress.advance(epoch=trainer.current_epoch + 1, **shown)
@@ -83,6 +87,9 @@ class Journal(Callback):
         pl_module.check_loss()
         rates = {f"lr_{group['part']}": group["lr"] for group in trainer.optimizers[0].param_groups}
         scores = pl_module.epoch_scores()
+        if not trainer.is_global_zero:
+            pl_module.shown.clear()
+            return
         speed = {
             "pictures_per_second": self.pictures / self.trained,
             "waiting_share": self.waited / self.trained,

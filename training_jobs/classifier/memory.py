@@ -15,19 +15,22 @@ from training_jobs.classifier.config import Config, overridden
 logger = logging.getLogger("training_jobs.train_classifier")
 
 
-def smaller_batch(config: Config, model: Classifier, error: torch.OutOfMemoryError) -> Config:
+def smaller_batch(config: Config, model: Classifier, error: torch.OutOfMemoryError, gpus: int = 1) -> Config:
     """Return the configuration with a batch that fits and as many more accumulated batches.
+
+    `gpus` share a batch: what fits is asked of one of them.
 
     Raises:
         ConfigurationError: training.out_of_memory is `stop`, or not even one picture fits; says which batch would fit.
     """
     batch, accumulated = config.dataset.data_loaders.train_batch_size, config.training.accumulate_grad_batches
-    fitting = largest_that_fits(config, model)
-    if fitting is None:
+    share = largest_that_fits(overridden(config, batch=-(-batch // gpus)), model)
+    if share is None:
         raise ConfigurationError(
             f"out of memory with a batch of {batch}, and one picture of {config.dataset.image_size} pixels does not "
             f"fit either: a smaller dataset.image_size or model.backbone_name is needed ({_first_line(error)})"
         ) from error
+    fitting = share * gpus
     factor = -(-batch // fitting)
     if config.training.out_of_memory == "stop":
         raise ConfigurationError(

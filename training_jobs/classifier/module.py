@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
@@ -36,6 +36,8 @@ class LossNotFinite(ConfigurationError):
 
 class ClassifierModule(lightning.LightningModule):
     """Trains `model` on uint8 batches; keeps the sums that an epoch's scores come from.
+
+    Of several processes that train together each keeps those of its part, and has the scores of them all.
 
     Its state_dict is the model's, under `model.`; what else it holds can be made again, but for the average of the
     weights, which the checkpoint has under `average`.
@@ -96,14 +98,15 @@ class ClassifierModule(lightning.LightningModule):
             self._average[0].load_state_dict(checkpoint["average"])
 
     def on_train_batch_start(self, _batch: Batch, index: int) -> None:
-        """Before an epoch's first batch seed what layers draw (dropout, stochastic depth), by (seed, epoch).
+        """Before an epoch's first batch seed what layers draw (dropout, stochastic depth), by (seed, epoch, process).
 
         A resumed training then draws the same. Not in `on_train_epoch_start`: Lightning leaves that hook out in the
         first epoch after a checkpoint that was saved at an epoch's end.
         """
         if index > 0:
             return
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.current_epoch]).generate_state(1)[0]))
+        drawn_by = [self.config.seed, self.current_epoch, *([self.global_rank] if self.global_rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(drawn_by).generate_state(1)[0]))
         self.confusion.zero_()
         self.sums.zero_()
 
@@ -137,6 +140,12 @@ class ClassifierModule(lightning.LightningModule):
         for average in self._average:
             average.update_parameters(self.model)
 
+    def on_validation_start(self) -> None:
+        """Let all processes validate the same model: a batch norm that is not synchronised knows a part only."""
+        if self._processes > 1:
+            for statistics in (*self.model.buffers(), *self.judged.buffers()):
+                distributed.broadcast(statistics, 0)
+
     def validation_step(self, batch: Batch, _index: int) -> None:
         """Count one batch of validation."""
         pictures, labels = _planes(batch[0]), batch[1]
@@ -155,7 +164,8 @@ class ClassifierModule(lightning.LightningModule):
         """Return the criterion for soft targets, float32 [N, K].
 
         With class weights it is the weighted mean over the pictures, `sum(w * loss) / sum(w)`, where a picture's
-        weight is that of its classes in their shares: for hard labels exactly torch's weighted cross entropy.
+        weight is that of its classes in their shares: for hard labels exactly torch's weighted cross entropy. Of
+        several processes each divides by the mean of all their sums of weights: the mean of their losses is that.
         """
         smoothing = self.config.criterion.label_smoothing
         if smoothing:
@@ -163,18 +173,32 @@ class ClassifierModule(lightning.LightningModule):
         losses = -(targets * functional.log_softmax(logits.float(), dim=1))
         if self.class_weights is None:
             return losses.sum(1).mean()
-        return (losses * self.class_weights).sum() / (targets * self.class_weights).sum()
+        weight = (targets * self.class_weights).sum()
+        return (losses * self.class_weights).sum() / self._summed(weight).div(self._processes)
 
     def epoch_scores(self) -> dict[str, float]:
-        """Return the scores of the epoch that has just ended."""
-        train_loss, trained, val_loss, validated = self.sums.tolist()
-        confusion = self.confusion.cpu().numpy()
+        """Return the scores of the epoch that has just ended, over all processes: each has to ask for them."""
+        train_loss, trained, val_loss, validated = self._summed(self.sums).tolist()
+        confusion = self._summed(self.confusion).cpu().numpy()
         return {
             "train_loss": train_loss / max(1, trained),
             "val_loss": val_loss / max(1, validated),
             "val_accuracy": scores.accuracy(confusion),
             "val_macro_f1": scores.macro_f1(confusion),
         }
+
+    @property
+    def _processes(self) -> int:
+        """How many train together."""
+        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """Return the sum of what all processes have."""
+        if self._processes == 1:
+            return values
+        total = values.detach().clone()
+        distributed.all_reduce(total)
+        return total
 
 
 def _planes(pictures: Tensor) -> Tensor:

@@ -15,36 +15,51 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import yaml
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from jobkit.bottle import Bottle
+from jobkit.bottle import Bottle, open_bottle
 from jobkit.errors import ConfigurationError, DataRefused
 from jobkit.modelspec import ModelSpec
 from jobkit.paths import ExperimentPaths
-from jobkit.tracking import Run
+from jobkit.tracking import Run, client
 from training_jobs.classifier import memory, weights
 from training_jobs.classifier.config import Config
-from training_jobs.classifier.data import Batch, loaders
+from training_jobs.classifier.data import ALONE, Batch, Part, cores, loaders, validation_loader
 from training_jobs.classifier.examples import Examples
 from training_jobs.classifier.finish import finish
-from training_jobs.classifier.journal import Journal
+from training_jobs.classifier.journal import Journal, Row
 from training_jobs.classifier.module import ClassifierModule, LossNotFinite
 from training_jobs.classifier.sheets import sheet
+from training_jobs.classifier.together import run_together
 
 logger = logging.getLogger("training_jobs.train_classifier")
 
 
 def train(
-    config: Config, examples: Examples, bottle: Bottle, experiment: ExperimentPaths, tracking: Run | None
+    config: Config,
+    examples: Examples,
+    bottle: Bottle,
+    experiment: ExperimentPaths,
+    tracking: Run | None,
+    gpus: int = 1,
 ) -> dict[str, Any]:
     """Train, or go on training from `last.ckpt`; write the experiment folder; return the content of `metrics.json`.
 
+    With `gpus` above 1 as many processes train together, each on a GPU (or on its part of the cores, where there is no
+    GPU). They share each batch, so that the steps and the learning rates are those of one GPU.
+
     Raises:
-        ConfigurationError: the architecture is unknown, the loss became NaN or infinite, or a batch does not fit into
-            the GPU's memory and training.out_of_memory is `stop`.
+        ConfigurationError: the architecture is unknown, the loss became NaN or infinite, a batch does not fit into
+            the GPU's memory and training.out_of_memory is `stop`, there are fewer GPUs, or they cannot share the batch.
         DataRefused: a picture cannot be decoded, or a checkpoint is damaged.
+        ProcessDied: one of the processes was killed.
     """
+    if gpus > 1:
+        check_shares(config, examples, gpus)
     spec = ModelSpec(
         group=examples.group,
         architecture=config.model.backbone_name,
@@ -56,28 +71,91 @@ def train(
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     journal = Journal(config, bottle, experiment, tracking)
     try:
-        val = fit(config, examples, bottle, experiment, journal)
+        val = _fit_on(gpus, config, examples, bottle, experiment, journal)
     except torch.OutOfMemoryError as error:
-        config = memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error)
+        config = memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error, gpus)
         _write_config(config, bottle, experiment)
         journal = Journal(config, bottle, experiment, tracking)
-        val = fit(config, examples, bottle, experiment, journal)
+        val = _fit_on(gpus, config, examples, bottle, experiment, journal)
     return finish(config, spec, bottle, experiment, journal, val, tracking)
 
 
-def fit(
-    config: Config, examples: Examples, bottle: Bottle, experiment: ExperimentPaths, journal: Journal
+def check_shares(config: Config, examples: Examples, gpus: int) -> None:
+    """See that `gpus` processes can train together.
+
+    Raises:
+        ConfigurationError: there are fewer GPUs, or the batch or the pictures cannot be shared among them.
+    """
+    batch, there = config.dataset.data_loaders.train_batch_size, torch.cuda.device_count()
+    if 0 < there < gpus:
+        raise ConfigurationError(f"--gpus {gpus}: this process sees {there}; the job needs a host or worker with more")
+    if batch % gpus:
+        lower, upper = batch // gpus * gpus, -(-batch // gpus) * gpus
+        valid = f"{lower} or {upper}" if lower else str(upper)
+        raise ConfigurationError(f"--gpus {gpus}: a batch of {batch} pictures has no equal shares; {valid} would have")
+    if min(len(examples.train), len(examples.val)) < gpus:
+        raise ConfigurationError(
+            f"--gpus {gpus}: {len(examples.train)} pictures to train on and {len(examples.val)} to validate are too few"
+        )
+    if there == 0:
+        logger.warning("there is no GPU here: %d processes train together on %d cores", gpus, cores())
+
+
+def _fit_on(
+    gpus: int, config: Config, examples: Examples, bottle: Bottle, experiment: ExperimentPaths, journal: Journal
 ) -> DataLoader[Batch]:
-    """Train from where the experiment stands; return the validation loader."""
+    """Train in this process, or in one for each GPU; return the validation loader."""
+    if gpus == 1:
+        return fit(config, examples, bottle, experiment, journal)
+    run = journal.tracking
+    known = (run.run_id, run.experiment_id, run.parent_id) if run else None
+    rows, pending = run_together(_fit_part, gpus, gpus, config, examples, str(bottle), experiment, known)
+    journal.rows = rows
+    if run is not None:
+        run.pending += pending
+    return validation_loader(config, examples.val, torch.cuda.is_available())
+
+
+def _fit_part(
+    rank: int,
+    world: int,
+    config: Config,
+    examples: Examples,
+    bottle_root: str,
+    experiment: ExperimentPaths,
+    run: tuple[str, str, str | None] | None,
+) -> tuple[list[Row], list[Any]]:
+    """Be one of the processes that train together; return the history, and what MLflow has not taken yet."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, cores() // world))
+    bottle = open_bottle(bottle_root)
+    tracking = Run(client(), *run) if run and rank == 0 else None
+    journal = Journal(config, bottle, experiment, tracking)
+    fit(config, examples, bottle, experiment, journal, Part(rank, world))
+    torch.distributed.destroy_process_group()
+    return journal.rows, tracking.pending if tracking else []
+
+
+def fit(
+    config: Config,
+    examples: Examples,
+    bottle: Bottle,
+    experiment: ExperimentPaths,
+    journal: Journal,
+    part: Part = ALONE,
+) -> DataLoader[Batch]:
+    """Train from where the experiment stands, as `part` of those that train together; return the validation loader."""
     gpu = torch.cuda.is_available()
     checkpoint = _last_checkpoint(bottle, experiment)
     start = int(checkpoint["epoch"]) + 1 if checkpoint is not None else 0
     torch.manual_seed(config.seed)
-    module = ClassifierModule(
-        config, weights.build(config, len(examples.labels), bottle), class_weights(config, examples)
-    )
-    train_loader, val_loader = loaders(config, examples.train, examples.val, start, gpu)
-    trainer = _trainer(config, journal, gpu)
+    model = weights.build(config, len(examples.labels), bottle)
+    if gpu and part.world > 1:
+        # timm's: torch's own would leave out the activation that timm puts into its batch norms.
+        model = convert_sync_batchnorm(model)
+    module = ClassifierModule(config, model, class_weights(config, examples))
+    train_loader, val_loader = loaders(config, examples.train, examples.val, start, gpu, part)
+    trainer = _trainer(config, journal, gpu, part)
     try:
         with _as_file(checkpoint) as resume, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*many workers.*|.*TF32.*|.*LeafSpec.*|.*logging interval.*")
@@ -86,6 +164,8 @@ def fit(
             trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
     except LossNotFinite as error:
         raise ConfigurationError(f"{error}; the batch is in {_keep_batch(error, bottle, experiment)}") from error
+    if part.rank == 0 and not config.training.save_checkpoints and journal.best_weights is not None:
+        journal.put(journal.best_weights, experiment.best_checkpoint)
     return val_loader
 
 
@@ -113,8 +193,9 @@ def class_weights(config: Config, examples: Examples) -> Tensor | None:
     return torch.tensor(chosen, dtype=torch.float32)
 
 
-def _trainer(config: Config, journal: Journal, gpu: bool) -> lightning.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+def _trainer(config: Config, journal: Journal, gpu: bool, part: Part) -> lightning.Trainer:
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     training = config.training
     precision: Any = {16: "16-mixed", "bf16": "bf16-mixed", 32: "32-true"}[training.precision]
     if training.precision == 16 and not gpu:
@@ -122,7 +203,10 @@ def _trainer(config: Config, journal: Journal, gpu: bool) -> lightning.Trainer:
         precision = "32-true"
     return lightning.Trainer(
         accelerator="gpu" if gpu else "cpu",
-        devices=1,
+        devices=part.world,
+        # Buffers stay each process's own: among them are the sums of its part of the scores.
+        strategy=DDPStrategy(broadcast_buffers=False) if part.world > 1 else "auto",
+        plugins=LightningEnvironment() if part.world > 1 else None,
         max_epochs=training.epochs,
         precision=precision,
         accumulate_grad_batches=training.accumulate_grad_batches,
