@@ -104,13 +104,16 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
         trained = JobOperator(
             task_id="train_classifier",
             module="training_jobs.train_classifier",
-            options={"config_filename": train.config, "cat": data.group, "snapshot_id": snapshot},
+            options={
+                "config_filename": train.config, "cat": data.group, "snapshot_id": snapshot, "gpus": train.gpus
+            },
             options_from_params={"epochs": "epochs", "batch": "batch"},
             connections=["bottle", "database", "mlflow"],
             execution_timeout=train.timeout,
+            gpus=train.gpus,
             pool=pipeline.train_pool,
             queue=pipeline.train_queue,
-        )
+        )  # fmt: skip
         experiment = output_of("train_classifier", "experiment")
         evaluated = JobOperator(
             task_id="evaluate",

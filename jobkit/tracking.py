@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -104,8 +105,9 @@ class Run:
     @property
     def url(self) -> str:
         """The run's page in the MLflow UI (`NIGHTSHIFT_MLFLOW_UI` where the browser uses another address)."""
-        base = settings.optional("NIGHTSHIFT_MLFLOW_UI") or settings.require(settings.MLFLOW_URI)
-        return f"{base.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        base = urlsplit(settings.optional("NIGHTSHIFT_MLFLOW_UI") or settings.require(settings.MLFLOW_URI))
+        shown = base._replace(netloc=base.netloc.rpartition("@")[2]).geturl()  # the jobs' password is no browser's
+        return f"{shown.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     @classmethod
     def start(cls, labels: Labels | None) -> Run:

@@ -54,6 +54,8 @@ KNOWN = tuple(_VARIABLES)
 def resolve(names: list[str]) -> JobEnvironment:
     """Return the environment made of the connections `nightshift_<name>`.
 
+    An address with a password in it is a secret, whatever it is the address of.
+
     Raises:
         JobMisconfigured: a connection is not defined or lacks a value; the message names the connection and the field.
     """
@@ -65,12 +67,20 @@ def resolve(names: list[str]) -> JobEnvironment:
             key = place.removesuffix("?")
             value = extra.get(key.removeprefix("extra.")) if key.startswith("extra.") else getattr(connection, key)
             if value:
-                (environment.secrets if secret else environment.variables)[variable] = str(value)
+                hidden = secret or _has_password(str(value))
+                (environment.secrets if hidden else environment.variables)[variable] = str(value)
             elif key == place:
                 raise JobMisconfigured(
                     f"the connection nightshift_{name} lacks {key}, which becomes the job's {variable}"
                 )
     return environment
+
+
+def _has_password(value: str) -> bool:
+    try:
+        return "://" in value and bool(urlsplit(value).password)
+    except ValueError:
+        return False
 
 
 def _hidden_parts(value: str) -> list[str]:

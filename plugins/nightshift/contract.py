@@ -29,7 +29,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to run. `secrets` go to the job's environment and nowhere else: no file, no log, no rendered field."""
+    """What to run. `secrets` go to the job's environment and nowhere else: no file, no log, no rendered field.
+
+    `gpus` is how many it gets where there are any; the pool's slots are as many.
+    """
 
     module: str
     options: list[str]
@@ -37,6 +40,7 @@ class JobSpec:
     labels: Labels
     variables: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    gpus: int = 1
 
 
 class Status(StrEnum):

@@ -57,21 +57,30 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
-def choose(settings: DockerSettings, taken: set[str]) -> tuple[str, ...]:
-    """Return the GPU for a job: one that no running job has; none on a worker without GPUs.
+def choose(settings: DockerSettings, taken: set[str], count: int = 1) -> tuple[str, ...]:
+    """Return `count` GPUs for a job, which no running job has; for one that needs no more than one, none on a worker
+    without GPUs.
 
     Raises:
-        JobUnavailable: all are taken; the pool has more slots than there are GPUs.
+        JobMisconfigured: the worker has fewer.
+        JobUnavailable: too many are taken; the pool has more slots than there are GPUs, or its hosts share it.
     """
-    if not settings.gpus:
+    if not settings.gpus and count == 1:
         return ()
-    free = [gpu for gpu in settings.gpus if gpu not in taken]
-    if not free:
-        raise JobUnavailable(
-            f"all GPUs of this worker ({', '.join(settings.gpus)}) have a job: give the pool as many slots as there"
-            " are GPUs, and the worker that concurrency"
+    there = ", ".join(settings.gpus) or "none"
+    if count > len(settings.gpus):
+        raise JobMisconfigured(
+            f"the job asks for {count} GPUs, and this worker has {len(settings.gpus)} ({there}): train.gpus of its"
+            " pipeline, and a train_queue whose workers have as many in NIGHTSHIFT_JOB_GPUS"
         )
-    return (free[0],)
+    free = [gpu for gpu in settings.gpus if gpu not in taken]
+    if len(free) < count:
+        few = "all GPUs" if not free else f"{len(settings.gpus) - len(free)} of the GPUs"
+        raise JobUnavailable(
+            f"{few} of this worker ({there}) have a job, and this one asks for {count}: give the pool as many slots as"
+            " there are GPUs, and the worker that concurrency"
+        )
+    return tuple(free[:count])
 
 
 def preflight(client: Any, image: str, ids: Sequence[str], settings: DockerSettings) -> list[Gpu]:

@@ -27,6 +27,7 @@ from nightshift.docker_container import JOB_DIR, LABEL, described, from_labels, 
 from nightshift.docker_logs import CONNECTION_ERRORS, follow
 from nightshift.docker_settings import DockerSettings, from_environment
 from nightshift.errors import JobFailed, JobMisconfigured, JobUnavailable
+from nightshift.job_images import image_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -84,12 +85,12 @@ class DockerLauncher:
             JobUnavailable: the registry, the engine or the GPU is away for now.
         """
         self.reap()
-        image = self._image(spec.module)
-        if not self.settings.gpus:
+        image = self._image(spec)
+        if not self.settings.gpus and spec.gpus == 1:
             return self._run(spec, image, ())
         with docker_gpus.one_at_a_time():
             taken = {gpu for found in self._list() for gpu in found["Labels"].get(f"{LABEL}.gpus", "").split(",")}
-            gpus = docker_gpus.choose(self.settings, taken)
+            gpus = docker_gpus.choose(self.settings, taken, spec.gpus)
             docker_gpus.preflight(self.client, image, gpus, self.settings)
             return self._run(spec, image, gpus)
 
@@ -106,14 +107,9 @@ class DockerLauncher:
             raise JobFailed(f"the engine could not start {spec.module} in {image}: {error.explanation}") from error
         return f"{self.host}/{container.name}"
 
-    def _image(self, module: str) -> str:
+    def _image(self, spec: JobSpec) -> str:
         """Return the job's image, pulled if the host does not have it."""
-        parts = module.split(".")
-        names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-        image = next((self.settings.images[name] for name in names if name in self.settings.images), None)
-        if image is None:
-            known = ", ".join(sorted(self.settings.images))
-            raise JobMisconfigured(f"no image is named for {module}; NIGHTSHIFT_JOB_IMAGES has images for {known}")
+        image = image_of(spec, self.settings.images, "NIGHTSHIFT_JOB_IMAGES")
         try:
             self._patiently(lambda: self.client.images.get(image))
         except ImageNotFound:

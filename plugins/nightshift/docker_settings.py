@@ -20,7 +20,7 @@ class DockerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: dict[str, str] = Field(min_length=1)
-    """module or package -> image; the longest that fits a job's module counts"""
+    """module, environment or package -> image: plugins/nightshift/job_images.py says which one counts"""
     network: str | None = None
     """Docker network in which jobs find the services"""
     volumes: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class DockerSettings(BaseModel):
     keep_seconds: int = Field(3600, ge=0)
     """an ended container is kept this long, for `docker logs` and `docker cp`"""
     gpus: tuple[str, ...] = ()
-    """ids (index or UUID) of the GPUs of this worker; each of its jobs gets one to itself. None: a CPU worker"""
+    """ids (index or UUID) of the GPUs of this worker; a job has those that it gets to itself. None: a CPU worker"""
     gpu_compute_capability: str | None = Field(None, pattern=r"^\d+\.\d+$")
     """what the GPUs have to be, say 7.5 for a T4"""
     gpu_free_mib: int = Field(0, ge=0)

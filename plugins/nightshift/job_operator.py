@@ -75,6 +75,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         options_from_params: option -> parameter of the run, whose value goes to the job with its type.
         only_if_param: the task is skipped where this parameter of the run is false.
         environment: which interpreter (or image) runs it.
+        gpus: how many GPUs it gets where there are any, and so how many slots of its pool it takes.
         connections: which of the `nightshift_<name>` connections it gets, as environment variables.
         skips: the tasks that a `stop_here` skips.
     """
@@ -92,16 +93,19 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         options_from_params: dict[str, str] | None = None,
         only_if_param: str | None = None,
         environment: str = "jobs",
+        gpus: int = 1,
         connections: Sequence[str] = (),
         skips: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(multiple_outputs=True, **kwargs)  # each field of the result is an XCom of its own
+        # Each field of the result is an XCom of its own.
+        super().__init__(multiple_outputs=True, pool_slots=gpus, **kwargs)
         self.module = module
         self.options = options or {}
         self.options_from_params = options_from_params or {}
         self.only_if_param = only_if_param
         self.environment = environment
+        self.gpus = gpus
         self.connections = list(connections)
         self.skips = list(skips)
         self._environment = JobEnvironment()
@@ -150,6 +154,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
             labels,
             self._environment.variables,
             self._environment.secrets,
+            self.gpus,
         )
         self._job_id = jobs.start(spec)
         if self._is_killed:  # the request came before there was a job to end

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nightshift.contract import Ended, JobSpec, Labels, Status
 from nightshift.errors import JobMisconfigured, JobUnavailable
+from nightshift.job_images import image_of
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 GRACE_SECONDS = 3
@@ -37,11 +38,11 @@ class KubernetesSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: dict[str, str] = Field(min_length=1)
-    """module or package -> image; the longest that fits a job's module counts"""
+    """module, environment or package -> image: plugins/nightshift/job_images.py says which one counts"""
     memory: str = "8Gi"
     """limit of a job's memory"""
     gpus: int = Field(0, ge=0)
-    """GPUs of each job of this worker's queue: nvidia.com/gpu"""
+    """GPUs of each job of this worker's queue, at least: nvidia.com/gpu; a job may ask for more. 0: a CPU queue"""
     node_selector: dict[str, str] = {}
     """labels of the nodes, say nvidia.com/gpu.product: Tesla-T4"""
     cache_claim: str | None = None
@@ -181,12 +182,14 @@ def job_object(name: str, spec: JobSpec, settings: KubernetesSettings) -> dict[s
         "TMPDIR": "/tmp",  # noqa: S108 - in the container
     }
     resources: dict[str, Any] = {"limits": {"memory": settings.memory}, "requests": {"memory": settings.memory}}
+    if settings.gpus == 0 and spec.gpus > 1:
+        raise JobMisconfigured(f"the job asks for {spec.gpus} GPUs, and this queue has none: gpus in {SETTINGS}")
     if settings.gpus:
-        resources["limits"]["nvidia.com/gpu"] = settings.gpus
+        resources["limits"]["nvidia.com/gpu"] = max(settings.gpus, spec.gpus)
     cache_volume = {"persistentVolumeClaim": {"claimName": settings.cache_claim}} if settings.cache_claim else None
     container = {
         "name": "job",
-        "image": _image(spec.module, settings.images),
+        "image": image_of(spec, settings.images, SETTINGS),
         "command": ["python", "-m", spec.module, *spec.options],
         "env": [{"name": key, "value": value} for key, value in {**spec.variables, **own}.items()],
         "envFrom": [{"secretRef": {"name": name}}],
@@ -248,14 +251,6 @@ def status_of(job: Mapping[str, Any]) -> Status:
     if "Complete" in conditions:
         return Status.SUCCEEDED
     return Status.FAILED if "Failed" in conditions else Status.RUNNING
-
-
-def _image(module: str, images: Mapping[str, str]) -> str:
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        if image := images.get(".".join(parts[:length])):
-            return image
-    raise JobMisconfigured(f"no image is named for {module}; {SETTINGS} has images for {', '.join(sorted(images))}")
 
 
 def _event(line: str) -> dict[str, Any]:

@@ -93,8 +93,16 @@ class Train(Section):
     """passes over the training pictures"""
     batch: int = Field(64, ge=1, le=4096)
     """pictures a step"""
+    gpus: int = Field(1, ge=1, le=16)
+    """GPUs of one host that train together and share each batch; the task takes as many slots of train_pool"""
     timeout_hours: float = Field(12, gt=0, le=168)
     """the training is ended after this long"""
+
+    @model_validator(mode="after")
+    def _can_be_shared(self) -> Train:
+        if self.batch % self.gpus:
+            raise ValueError(f"a batch of {self.batch} pictures has no equal shares for gpus: {self.gpus}")
+        return self
 
     @property
     def timeout(self) -> timedelta:
@@ -191,7 +199,7 @@ class Pipeline(Section):
         """Stands for everything but the data that makes the trained model; with another one the same data is new."""
         config = (home() / self.train.config).read_bytes()
         settings = json.dumps(
-            [self.data.model_dump(), self.train.model_dump(exclude={"timeout_hours"}), self.gate.model_dump()]
+            [self.data.model_dump(), self.train.model_dump(exclude={"timeout_hours", "gpus"}), self.gate.model_dump()]
         )
         return hashlib.sha256(settings.encode() + config).hexdigest()[:16]
 

@@ -38,6 +38,17 @@ def test_the_last_task_fails_where_an_earlier_one_did_and_says_which(retrain: An
         retrain.fail_with_the_run({}, {"outcome": "failed", "reason": "failed: train_classifier"})
 
 
+def test_a_training_takes_a_slot_and_a_gpu_for_each_that_its_pipeline_asks_for(retrain: Any) -> None:
+    content = {
+        "description": "Two GPUs", "owner": "me", "data": {"group": "digits"}, "publish": {"model_name": "digits"},
+        "train": {"config": "configs/classifier/digits.yaml", "gpus": 2}, "train_pool": "gpu", "train_queue": "gpu",
+    }  # fmt: skip
+    dag = retrain.retrain_dag("two", retrain.Pipeline.model_validate(content))
+    for task in dag.tasks:
+        training = task.task_id == "train_classifier"
+        assert (task.gpus, task.pool_slots, task.options.get("gpus")) == ((2, 2, 2) if training else (1, 1, None))
+
+
 def test_the_report_closes_the_run(dags: dict[str, Any], retrain: Any) -> None:
     for dag in (dag for name, dag in dags.items() if name.startswith("retrain_")):
         report = dag.get_task("report")

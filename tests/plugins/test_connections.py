@@ -1,7 +1,9 @@
 """What of a job's environment may show in no log."""
 
+import json
+
 import pytest
-from nightshift.connections import JobEnvironment
+from nightshift.connections import JobEnvironment, resolve
 
 
 @pytest.mark.parametrize(
@@ -16,3 +18,15 @@ from nightshift.connections import JobEnvironment
 )
 def test_of_an_address_only_its_password_is_hidden(secret: str, hidden: set[str]) -> None:
     assert set(JobEnvironment(secrets={"NAME": secret}).masked()) == hidden
+
+
+@pytest.mark.parametrize(
+    ("url", "is_secret"),
+    [("http://mlflow:5000", False), ("http://nightshift:pl4nted@mlflow:5000", True), ("http://[broken", False)],
+)
+def test_an_address_with_a_password_is_a_secret(url: str, is_secret: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_MLFLOW", json.dumps({"conn_type": "generic", "extra": {"url": url}}))
+    environment = resolve(["mlflow"])
+    assert (environment.secrets if is_secret else environment.variables)["MLFLOW_TRACKING_URI"] == url
+    assert environment.masked() == (["pl4nted", "pl4nted"] if is_secret else [])
+    assert "pl4nted" not in json.dumps(environment.variables)  # they stand in the job's job.json

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from docker.errors import APIError
 from nightshift import docker_gpus
+from nightshift.contract import JobSpec, Labels
 from nightshift.docker_logs import follow
 from nightshift.docker_settings import DockerSettings
 from nightshift.errors import JobMisconfigured, JobUnavailable
+from nightshift.job_images import image_of
 
 T4 = "0, Tesla T4, 7.5, 580.95.05, 14913, 15360\n"
 H200 = "0, NVIDIA H200, 9.0, 580.95.05, 142713, 143771\n"
@@ -31,6 +33,43 @@ def test_each_job_gets_a_gpu_of_its_own_and_a_cpu_worker_gives_none() -> None:
     assert docker_gpus.request(()) == []
     (request,) = docker_gpus.request(["GPU-8f2a"])
     assert request["DeviceIDs"] == ["GPU-8f2a"] and "gpu" in request["Capabilities"][0]
+
+
+def test_a_job_for_several_gpus_gets_them_all_or_none() -> None:
+    three = settings(gpus=("0", "1", "2"))
+    assert docker_gpus.choose(three, {"1"}, 2) == ("0", "2")
+    with pytest.raises(JobUnavailable, match=r"2 of the GPUs of this worker \(0, 1, 2\) have a job, .* asks for 2"):
+        docker_gpus.choose(three, {"0", "1"}, 2)
+    for gpus in ((), ("0",)):  # a mistake that no other try mends, on a worker without GPUs as well
+        with pytest.raises(JobMisconfigured, match=r"asks for 2 GPUs, and this worker has .*train\.gpus.*train_queue"):
+            docker_gpus.choose(settings(gpus=gpus), set(), 2)
+    (request,) = docker_gpus.request(("0", "2"))
+    assert request["DeviceIDs"] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("module", "environment", "image"),
+    [
+        ("training_jobs.gate", "jobs", "training:1"),
+        ("conversion_jobs.build_plan", "jobs", "tensorrt:1"),
+        ("training_jobs.train_detector", "detection", "detection:1"),
+        ("conversion_jobs.export_onnx", "detection", "detection:1"),  # which has what its weights need
+        ("conversion_jobs.build_plan", "detection", "tensorrt:1"),  # trtexec is only there
+    ],
+)
+def test_a_job_runs_in_the_image_of_its_module_or_environment(module: str, environment: str, image: str) -> None:
+    images = {
+        "training_jobs": "training:1", "conversion_jobs": "conversion:1", "conversion_jobs.build_plan": "tensorrt:1",
+        "detection": "detection:1",
+    }  # fmt: skip
+    spec = JobSpec(module, [], environment, Labels("dag", "run", "task", -1, 1))
+    assert image_of(spec, images, "IMAGES") == image
+    del images["detection"]
+    if image == "detection:1":  # never in another image, where it would fail later and stranger
+        with pytest.raises(
+            JobMisconfigured, match=f"no image is named for {module} of the environment detection; IMAG"
+        ):
+            image_of(spec, images, "IMAGES")
 
 
 def test_a_gpu_is_described_by_what_matters() -> None:

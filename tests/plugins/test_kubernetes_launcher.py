@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -96,6 +97,15 @@ def test_a_job_is_one_pod_with_the_contract_and_no_rights(launcher: KubernetesLa
     assert json.loads(environment["NIGHTSHIFT_LABELS"])["try_number"] == 1
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_a_job_that_asks_for_more_gpus_than_the_others_gets_them(launcher: KubernetesLauncher, api: Api) -> None:
+    two = replace(spec(), gpus=2)
+    container = api.jobs[launcher.start(two)]["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
+    launcher.settings = SETTINGS.model_copy(update={"gpus": 0})
+    with pytest.raises(JobMisconfigured, match="asks for 2 GPUs, and this queue has none"):
+        launcher.start(two)
 
 
 def test_secrets_are_in_a_secret_that_goes_with_the_job(launcher: KubernetesLauncher, api: Api) -> None:

@@ -146,6 +146,14 @@ def test_numbers_and_words_are_those_of_yaml_1_2(pipelines: Path) -> None:
     assert (pipeline.gate.floor, pipeline.verify.atol, pipeline.owner) == (0.9, 0.001, "no")
 
 
+def test_gpus_that_train_together_share_a_batch_and_change_nothing_else(pipelines: Path) -> None:
+    two = load(pipelines, with_line("footwear.yaml\n", "footwear.yaml\n  gpus: 2\n"))
+    assert two.train.gpus == 2
+    assert two.fingerprint == load(pipelines, GOOD).fingerprint  # the same model comes out
+    (error,) = errors(pipelines, with_line("footwear.yaml\n", "footwear.yaml\n  gpus: 3\n"))
+    assert error.startswith("6: train: ") and "a batch of 64 pictures has no equal shares for gpus: 3" in error
+
+
 def test_the_fingerprint_changes_with_what_makes_the_model_and_with_nothing_else(pipelines: Path) -> None:
     before = load(pipelines, GOOD).fingerprint
     assert load(pipelines, GOOD.replace("Shoes and bags", "Shoes") + "retries:\n  attempts: 1\n").fingerprint == before
