@@ -47,7 +47,10 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iter
     (home / "dags" / "dags_for_tests.py").symlink_to(ROOT / "tests" / "plugins" / "dags_for_tests.py")
     (home / "dags" / "retrain.py").symlink_to(ROOT / "dags" / "retrain.py")
     collect = {"url": "http://127.0.0.1:9", "files_url": "http://127.0.0.1:9"}
-    connections = {"COLLECT": {"conn_type": "generic", "login": "someone", "password": PASSWORD, "extra": collect}}
+    connections = {
+        "COLLECT": {"conn_type": "generic", "login": "someone", "password": PASSWORD, "extra": collect},
+        "MLFLOW": {"conn_type": "generic", "extra": {}},
+    }
     environment = {f"AIRFLOW_CONN_NIGHTSHIFT_{name}": json.dumps(value) for name, value in connections.items()}
     environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "admin:admin,guest:viewer"
     with run_airflow(home, folder / "state", postgres_url, **environment) as running:

@@ -53,4 +53,4 @@ with DAG("never_again", params=PARAMS, schedule=None):
 
 with DAG("missing_connection", schedule=None):
     JobOperator(task_id="undefined", module=EXAMPLE, connections=["triton"], retries=1)
-    JobOperator(task_id="incomplete", module=EXAMPLE, connections=["storage"], retries=1)
+    JobOperator(task_id="incomplete", module=EXAMPLE, connections=["mlflow"], retries=1)

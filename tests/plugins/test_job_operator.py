@@ -84,7 +84,7 @@ def test_a_missing_connection_or_field_is_named_and_not_tried_again(airflow: Air
     log = airflow.log("missing_connection", run, "undefined")
     assert "the connection nightshift_triton is not defined" in log
     log = airflow.log("missing_connection", run, "incomplete")
-    assert "the connection nightshift_storage lacks extra.url, which becomes the job's NIGHTSHIFT_STORAGE_URL" in log
+    assert "the connection nightshift_mlflow lacks extra.url, which becomes the job's MLFLOW_TRACKING_URI" in log
     assert airflow.task("missing_connection", run, "incomplete")["try_number"] == 1
 
 
