@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from jobkit import settings
+from jobkit.cache import shared_cache
 from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
 from jobkit.files import atomic_file
 
@@ -148,8 +149,8 @@ class S3Bottle:
     """A bottle under a prefix of an S3 bucket.
 
     boto3 finds endpoint and credentials in the usual places (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...).
-    `local` keeps downloads under `NIGHTSHIFT_CACHE` (default `~/.cache/nightshift`), named by key and ETag, so that a
-    changed object is fetched again and an unchanged one is not.
+    `local` keeps downloads in the host's cache (`jobkit.cache`): `NIGHTSHIFT_CACHE`, by default `~/.cache/nightshift`, up
+    to `NIGHTSHIFT_CACHE_GIB`. They are named by their ETag: a changed object is fetched again, an unchanged one is not.
     """
 
     def __init__(self, bucket: str, prefix: str) -> None:
@@ -163,7 +164,7 @@ class S3Bottle:
         config = Config(retries={"max_attempts": 4, "mode": "standard"}, connect_timeout=10, read_timeout=60)
         self.client: Any = boto3.client("s3", config=config)
         self.transfer = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=2)
-        self.cache = Path(os.environ.get("NIGHTSHIFT_CACHE", "~/.cache/nightshift")).expanduser()
+        self.cache = Path(os.environ.get("NIGHTSHIFT_CACHE", "~/.cache/nightshift")).expanduser(), _cache_limit()
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -234,13 +235,15 @@ class S3Bottle:
 
     def local(self, key: str) -> Path:
         """Download the object to the cache unless the cached copy has its ETag."""
-        with self._errors(key):
-            tag = self.client.head_object(Bucket=self.bucket, Key=self._name(key))["ETag"].strip('"')
-            path: Path = self.cache / self.bucket / tag / PurePosixPath(key).name
-            if not path.is_file():
-                with atomic_file(path) as temporary:
-                    self.client.download_file(self.bucket, self._name(key), str(temporary), Config=self.transfer)
-        return path
+        name = PurePosixPath(checked_key(key)).name
+
+        def download(path: Path) -> None:
+            self.client.download_file(self.bucket, self._name(key), str(path), Config=self.transfer)
+
+        with self._errors(key), _out_of_space():
+            head = self.client.head_object(Bucket=self.bucket, Key=self._name(key))
+            identity = f"{self.bucket} {head['ETag']} {head['ContentLength']}"
+            return shared_cache(*self.cache).get(identity, name, head["ContentLength"], download)
 
     def put(self, key: str, source: Path) -> None:
         """Upload `source`."""
@@ -251,6 +254,18 @@ class S3Bottle:
         """Remove the object."""
         with self._errors(key):
             self.client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+
+def _cache_limit() -> int:
+    """Return how many bytes of downloads a host keeps."""
+    text = settings.optional(settings.CACHE_GIB) or "50"
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < 2**20:
+        raise ConfigurationError(f"{settings.CACHE_GIB}={text} is no size in GiB, such as 50")
+    return int(gib * 2**30)
 
 
 @contextmanager
