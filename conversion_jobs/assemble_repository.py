@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from conversion_jobs.graph import interface, read_graph
-from conversion_jobs.import_weights import local_weights
+from conversion_jobs.import_weights import local_file
 from conversion_jobs.repository import problems_of, requirements
 from conversion_jobs.triton_config import model_config, to_text
 from conversion_jobs.unpack import unpack
@@ -50,7 +50,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if making and repository.is_dir():
         repository.rmdir()
     if arguments.archive:
-        with local_weights(arguments.archive, context) as archive:
+        with local_file(arguments.archive, context) as archive:
             unpack(archive, repository, check)
     elif arguments.models:
         with atomic_directory(repository) as folder:

@@ -16,7 +16,7 @@ from pydantic import Field
 from conversion_jobs.checks import Verdict, judge_all
 from conversion_jobs.experiment import Experiment, is_tracked, sha256_of
 from conversion_jobs.graph import GraphInterface, interface, read_graph
-from conversion_jobs.serving import TENSORRT_CHECKS, Reference
+from conversion_jobs.serving import Reference, served_checks
 from conversion_jobs.tensorrt.command import Batches, Precision, build_command, check_supported, profile_shapes
 from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
@@ -113,7 +113,7 @@ class Builder:
         outputs, _ = run_plan(self.trtexec, plan, self.graph, inputs, self.scratch)
         source = np.resize(self.reference.outputs, (size, *self.reference.outputs.shape[1:]))
         names = [self.reference.pictures[i % len(self.reference.pictures)] for i in range(size)]
-        return judge_all(TENSORRT_CHECKS, source, outputs, names)
+        return judge_all(served_checks("tensorrt", self.reference.output), source, outputs, names)
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:

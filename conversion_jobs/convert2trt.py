@@ -19,7 +19,7 @@ from conversion_jobs.checks import Verdict, judge_all
 from conversion_jobs.experiment import sha256_of
 from conversion_jobs.graph import GraphInterface, interface, read_graph
 from conversion_jobs.onnx_session import OnnxModel
-from conversion_jobs.serving import TENSORRT_CHECKS, Array
+from conversion_jobs.serving import Array, served_checks
 from conversion_jobs.tensorrt.command import Batches, Precision, build_command, load_command, profile_shapes
 from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.gpu import probe_gpu
@@ -128,7 +128,12 @@ def compare(
     batch = inputs[: arguments.max_batch]
     outputs, latency = run_plan(trtexec, plan, graph, batch, plan.parent, seconds=3.0)
     source = OnnxModel(arguments.onnx).run(batch, len(batch))
-    verdicts = judge_all(TENSORRT_CHECKS, source, outputs, [f"input {number}" for number in range(len(batch))])
+    verdicts = judge_all(
+        served_checks("tensorrt", graph.outputs[0].name),
+        source,
+        outputs,
+        [f"input {number}" for number in range(len(batch))],
+    )
     if failed := [verdict.sentence for verdict in verdicts if not verdict.passed]:
         raise DataRefused(f"the plan is not accurate: {'; '.join(failed)}; try --precision mixed or fp32")
     logger.info("batch %d: median %.2f ms, p99 %.2f ms", latency.batch, latency.median, latency.p99)

@@ -7,14 +7,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from jobkit import job, settings
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import SPEC_FILE, ModelSpec
+from jobkit.modelspec import SPEC_FILE, ModelSpec, Output
 from jobkit.paths import ExperimentPaths, checked_name
+
+
+class HeadSpec(BaseModel):
+    """The interface of a head. Input `input`: float32 [N, features]; output `<output>`: float32 [N, classes]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    architecture: str
+    labels: list[str] = Field(description="class name of each output")
+    output: Output = "logits"
+    features: int = Field(gt=0, description="length of the embedding that it takes")
+    snapshot_id: str | None = None
+
+
+Spec = ModelSpec | HeadSpec
+_SPEC: TypeAdapter[Spec] = TypeAdapter(Spec)
+
+
+def input_shape(spec: Spec) -> tuple[int, ...]:
+    """Return the shape of one input: [C, H, W] of a picture, or [features]."""
+    if isinstance(spec, HeadSpec):
+        return (spec.features,)
+    how = spec.preprocessing
+    return how.channels, how.height, how.width
+
+
+def described_input(spec: Spec) -> dict[str, Any]:
+    """Return what a client needs to know to make an input: how a picture is prepared, or the length of an embedding."""
+    if isinstance(spec, HeadSpec):
+        return {"features": spec.features}
+    return {"preprocessing": spec.preprocessing.model_dump()}
 
 
 @dataclass(frozen=True)
@@ -46,6 +79,11 @@ class Experiment(ExperimentPaths):
         return f"{self.folder}/torchscripts/model.pt"
 
     @property
+    def embeddings(self) -> str:
+        """What a head is verified with: .npy, float32 [n, features]."""
+        return f"{self.folder}/embeddings.npy"
+
+    @property
     def verification(self) -> str:
         """What `verify_onnx` found; names the graph by its sha256."""
         return f"{self.folder}/onnx/verification.json"
@@ -56,14 +94,14 @@ class Experiment(ExperimentPaths):
         return f"{self.folder}/onnx/verified.npz"
 
 
-def read_spec(bottle: Bottle, experiment: Experiment) -> ModelSpec:
+def read_spec(bottle: Bottle, experiment: Experiment) -> Spec:
     """Return the experiment's model spec.
 
     Raises:
         DataRefused: there is none, or it is not valid.
     """
     try:
-        return ModelSpec.model_validate_json(bottle.read(experiment.spec))
+        return _SPEC.validate_json(bottle.read(experiment.spec))
     except ValidationError as error:
         raise DataRefused(f"{bottle}/{experiment.spec} is not valid: {error}") from error
 

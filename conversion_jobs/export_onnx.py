@@ -1,4 +1,4 @@
-"""Export a trained classifier to ONNX: `python -m conversion_jobs.export_onnx --experiment models/<group>/<name>`."""
+"""Export a trained or imported model: `python -m conversion_jobs.export_onnx --experiment models/<group>/<name>`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from conversion_jobs.experiment import Experiment, read_spec, sha256_of
-from conversion_jobs.families import load_torchscript
+from conversion_jobs.experiment import Experiment, Spec, described_input, input_shape, read_spec, sha256_of
+from conversion_jobs.families import load_encoder, load_torchscript
 from conversion_jobs.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
 from jobkit import job
 from jobkit.bottle import Bottle
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 logger = logging.getLogger("conversion_jobs.export_onnx")
-INPUT, OUTPUT = "input", "logits"
+INPUT = "input"
 
 
 class Arguments(job.Arguments):
-    """Export the best checkpoint of an experiment to one ONNX file with a free batch dimension."""
+    """Export the model of an experiment to one ONNX file with a free batch dimension."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     opset: int = Field(17, ge=13, le=20, description="ONNX opset; 17 has layer norm as one node, which FP16 needs")
@@ -56,27 +56,27 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     return Result(onnx=experiment.onnx, sha256=digest)
 
 
-def source_model(bottle: Bottle, experiment: Experiment, spec: ModelSpec) -> nn.Module:
+def source_model(bottle: Bottle, experiment: Experiment, spec: Spec) -> nn.Module:
     """Return the model of an experiment: from its checkpoint; an imported one without, from its TorchScript."""
-    if bottle.exists(experiment.best_checkpoint):
+    if bottle.exists(experiment.best_checkpoint) and isinstance(spec, ModelSpec):
         from jobkit.classifier import load_classifier
 
-        return load_classifier(bottle.local(experiment.best_checkpoint), spec)
+        weights = bottle.local(experiment.best_checkpoint)
+        return load_encoder(weights, spec) if spec.output == "embedding" else load_classifier(weights, spec)
     return load_torchscript(bottle.local(experiment.torchscript))
 
 
-def export(model: nn.Module, spec: ModelSpec, path: Path, opset: int, origin: dict[str, str]) -> None:
-    """Write the classifier of `spec` to `path` as ONNX.
+def export(model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[str, str]) -> None:
+    """Write the model of `spec` to `path` as ONNX.
 
     The file tells what it is: labels, preprocessing, snapshot and `origin` stand in its `metadata_props`.
 
     Raises:
         DataRefused: the graph does not have the interface of `spec`.
     """
-    how = spec.preprocessing
-    shape = (how.channels, how.height, how.width)
-    found = export_module(model, shape, path, output=OUTPUT, opset=opset, metadata=origin | spec_metadata(spec))
-    if found.outputs[0].shape != (None, len(spec.labels)):
+    metadata = origin | spec_metadata(spec)
+    found = export_module(model, input_shape(spec), path, output=spec.output, opset=opset, metadata=metadata)
+    if spec.labels and found.outputs[0].shape != (None, len(spec.labels)):
         raise DataRefused(f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)")
 
 
@@ -134,14 +134,14 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def spec_metadata(spec: ModelSpec) -> dict[str, str]:
+def spec_metadata(spec: Spec) -> dict[str, str]:
     """Return what an ONNX file says about its model; values that are no text are JSON."""
     return {
         "group": spec.group,
         "architecture": spec.architecture,
         "labels": compact_json(spec.labels),
-        "preprocessing": compact_json(spec.preprocessing.model_dump()),
         "snapshot_id": spec.snapshot_id or "",
+        **{name: compact_json(value) for name, value in described_input(spec).items()},
     }
 
 

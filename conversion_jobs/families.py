@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from conversion_jobs.experiment import input_shape
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.modelspec import ModelSpec, Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +61,7 @@ class Source:
 
     module: nn.Module
     shape: tuple[int, ...]
-    output: Literal["logits", "embedding", "probabilities"]
+    output: Output
 
 
 def load_source(weights: Path, options: SourceArguments) -> Source:
@@ -79,7 +81,7 @@ def load_source(weights: Path, options: SourceArguments) -> Source:
     state = read_state_dict(weights)
     if options.family == "head":
         module, features = _head(state, weights, options.activation)
-        output: Literal["logits", "probabilities"] = "logits" if options.activation == "none" else "probabilities"
+        output: Output = "logits" if options.activation == "none" else "probabilities"
         return Source(module.eval(), (features,), output)
     architecture = str(options.architecture)
     if options.family == "classifier":
@@ -88,11 +90,19 @@ def load_source(weights: Path, options: SourceArguments) -> Source:
         model = Classifier(architecture, len(state["fc.weight"]), options.channels)
         return Source(load_weights(model, state, weights), picture, "logits")
     if options.family == "vit":
-        encoder = _encoder(architecture, options)
-        known = encoder.state_dict()
-        without_head = {name: value for name, value in state.items() if name in known or not name.startswith("head")}
-        return Source(load_weights(encoder, without_head, weights), picture, "embedding")
+        return Source(_encoder(architecture, picture, state, weights), picture, "embedding")
     return Source(load_weights(_built(str(options.factory)), state, weights), picture, "logits")
+
+
+def load_encoder(weights: Path, spec: ModelSpec) -> nn.Module:
+    """Return the encoder of an imported experiment, in evaluation mode on the CPU.
+
+    Raises:
+        DataRefused: the weights are not those of `spec`.
+    """
+    from jobkit.classifier import read_state_dict
+
+    return _encoder(spec.architecture, input_shape(spec), read_state_dict(weights), weights)
 
 
 def load_torchscript(path: Path) -> nn.Module:
@@ -117,18 +127,21 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _encoder(architecture: str, options: SourceArguments) -> nn.Module:
+def _encoder(architecture: str, shape: tuple[int, ...], state: dict[str, Tensor], weights: Path) -> nn.Module:
+    """Return timm's encoder for pictures of `shape` [C, H, W] with `state`, whose own head is left out."""
     import timm
 
-    from jobkit.classifier import check_architecture
+    from jobkit.classifier import check_architecture, load_weights
 
     check_architecture(architecture)
-    arguments: dict[str, Any] = {"num_classes": 0, "in_chans": options.channels}
+    arguments: dict[str, Any] = {"num_classes": 0, "in_chans": shape[0]}
     try:
-        encoder: nn.Module = timm.create_model(architecture, img_size=options.img_size, **arguments)
+        encoder: nn.Module = timm.create_model(architecture, img_size=shape[1:], **arguments)
     except TypeError:  # convolutional encoders take pictures of any size
         encoder = timm.create_model(architecture, **arguments)
-    return encoder
+    known = encoder.state_dict()
+    without_head = {name: value for name, value in state.items() if name in known or not name.startswith("head")}
+    return load_weights(encoder, without_head, weights)
 
 
 def _head(state: dict[str, Tensor], path: Path, activation: Activation) -> tuple[nn.Module, int]:

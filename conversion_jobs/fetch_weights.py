@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from conversion_jobs.experiment import sha256_of
-from conversion_jobs.import_weights import local_weights
+from conversion_jobs.import_weights import local_file
 from conversion_jobs.unpack import unpack
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataRefused
@@ -50,7 +50,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         if problems := differences(folder, wanted):
             raise DataRefused(f"{arguments.archive} is not what {arguments.checksums} says: {'; '.join(problems)}")
 
-    with local_weights(arguments.archive, context) as archive:
+    with local_file(arguments.archive, context) as archive:
         unpack(archive, target, check)
     logger.info("%s: %d files", target, len(wanted))
     return Result(target=target, files=len(wanted), was_there=False)

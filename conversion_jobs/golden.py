@@ -7,21 +7,29 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_jobs.experiment import Experiment
+from conversion_jobs.experiment import Experiment, HeadSpec, Spec
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
-from jobkit.modelspec import ModelSpec, prepare
+from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.modelspec import prepare
 from jobkit.snapshot import Sample, read_snapshot
 
 
 def golden_inputs(
-    bottle: Bottle, experiment: Experiment, spec: ModelSpec, snapshot_id: str, count: int
+    bottle: Bottle, experiment: Experiment, spec: Spec, snapshot_id: str | None, count: int
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Return `count` golden pictures (all, where there are fewer) as float32 [n, C, H, W], and their names.
+    """Return `count` real inputs (all, where there are fewer) as float32 [n, *input_shape], and their names.
+
+    For a model of pictures they are golden pictures of the snapshot; for a head the embeddings that came with it.
 
     Raises:
         DataRefused: the snapshot is not there, has no golden pictures, or a picture cannot be decoded.
+        ConfigurationError: a model of pictures without a snapshot.
     """
+    if isinstance(spec, HeadSpec):
+        embeddings = np.load(bottle.local(experiment.embeddings), allow_pickle=False)[:count]
+        return embeddings, [f"embedding {index}" for index in range(len(embeddings))]
+    if snapshot_id is None:
+        raise ConfigurationError(f"{experiment.folder} takes pictures: --snapshot_id says which ones verify it")
     samples = choose(read_snapshot(bottle, experiment.group, snapshot_id).split("golden"), count)
     inputs = np.stack([prepare(bottle.local(sample.path), spec.preprocessing) for sample in samples])
     return inputs, [f"{sample.source} ({sample.label})" for sample in samples]

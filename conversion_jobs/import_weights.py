@@ -9,18 +9,18 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from conversion_jobs.experiment import Experiment, sha256_of
-from conversion_jobs.families import SourceArguments, load_source
+from conversion_jobs.experiment import Experiment, HeadSpec, Spec, sha256_of
+from conversion_jobs.families import Source, SourceArguments, load_source
 from conversion_jobs.graph import compact_json
 from jobkit import job
 from jobkit.bottle import Bottle, open_bottle
 from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import SPEC_FILE, ModelSpec, Preprocessing
+from jobkit.modelspec import ModelSpec, Preprocessing
 from jobkit.paths import checked_name, experiments, picture
 from jobkit.snapshot import Refused, Sample, write_snapshot
 
@@ -29,47 +29,65 @@ PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class Arguments(SourceArguments):
-    """Make an experiment of a file of weights: its model, its classes, and pictures to verify it with."""
+    """Make an experiment of a file of weights: its model, its classes, and real inputs to verify it with."""
 
     weights: str = Field(description="a file, a key in the bottle, or s3://bucket/key")
     group: str = Field(description="the group that the model is for")
-    labels: str = Field(description="class names in the order of the outputs, separated by commas")
+    labels: str = Field("", description="class names in the order of the outputs, with commas; none for a vit")
     pictures: Path | None = Field(None, description="folder of real pictures to verify with; they become a snapshot")
     snapshot_id: str | None = Field(None, description="or: a snapshot of the group, whose golden part verifies")
+    embeddings: str | None = Field(
+        None, description="for a head: .npy of real embeddings, float32 [n, features], to verify with; where as weights"
+    )
     resize: str = Field("letterbox", pattern="^(letterbox|stretch)$", description="how a picture gets to --img_size")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
 
+    @model_validator(mode="after")
+    def _has_real_inputs_and_classes(self) -> Arguments:
+        if self.family == "head":
+            if self.embeddings is None or self.pictures is not None or self.snapshot_id is not None:
+                raise ValueError(
+                    "--family head takes embeddings: give --embeddings, no --pictures and no --snapshot_id"
+                )
+        elif self.embeddings is not None or (self.pictures is None) == (self.snapshot_id is None):
+            raise ValueError("give --pictures or --snapshot_id: a model of pictures is verified with real ones")
+        if bool(self.class_names) != (self.family != "vit"):
+            raise ValueError("give --labels, the names of the classes; --family vit has none: it gives an embedding")
+        return self
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names in `labels`."""
+        return [label.strip() for label in self.labels.split(",") if label.strip()]
+
 
 class Result(job.Result):
-    """The experiment and the snapshot to verify it with."""
+    """The experiment and the snapshot to verify it with; a head has none."""
 
     experiment: str
-    snapshot_id: str
+    snapshot_id: str | None
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Load the weights once, to see that they are what they should be; write the experiment, its spec last."""
     group, bottle = checked_name(arguments.group, "group"), context.bottle
-    if (arguments.pictures is None) == (arguments.snapshot_id is None):
-        raise ConfigurationError("give --pictures or --snapshot_id: a model is verified with real pictures")
-    if arguments.family in ("vit", "head"):
-        raise ConfigurationError(
-            f"--family {arguments.family} gives no classes, or takes no pictures: convert it with torch2onnx"
-        )
-    labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
-    snapshot_id = arguments.snapshot_id or write_pictures(bottle, group, Path(str(arguments.pictures)))
-    with local_weights(arguments.weights, context) as weights:
-        spec = ModelSpec(
-            group=group, architecture=arguments.architecture or arguments.family, labels=labels,
-            preprocessing=preprocessing(arguments), snapshot_id=None,
-        )  # fmt: skip
-        identity = [sha256_of(weights), spec.model_dump(mode="json"), arguments.factory]
+    if arguments.family != "head":
+        preprocessing(arguments)  # refused before anything is written
+    snapshot_id = arguments.snapshot_id
+    if arguments.pictures is not None:
+        snapshot_id = write_pictures(bottle, group, arguments.pictures)
+    with ExitStack() as files:
+        weights = files.enter_context(local_file(arguments.weights, context))
+        embeddings = files.enter_context(local_file(arguments.embeddings, context)) if arguments.embeddings else None
+        described = arguments.model_dump(mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings"})
+        identity = [sha256_of(weights), described, sha256_of(embeddings) if embeddings else None]
         mark = hashlib.sha256(compact_json(identity).encode()).hexdigest()[:12]
         experiment = Experiment(f"{experiments(group)}/imported_{arguments.family}_{mark}")
         if not bottle.exists(experiment.spec):
-            write_experiment(bottle, experiment, weights, arguments, spec)
-    logger.info("%s: %d classes, verified with snapshot %s", experiment.folder, len(labels), snapshot_id)
+            write_experiment(bottle, experiment, weights, embeddings, arguments)
+    inputs = f"snapshot {snapshot_id}" if snapshot_id else arguments.embeddings
+    logger.info("%s: %d classes, verified with %s", experiment.folder, len(arguments.class_names), inputs)
     return Result(experiment=experiment.folder, snapshot_id=snapshot_id)
 
 
@@ -90,22 +108,25 @@ def preprocessing(arguments: Arguments) -> Preprocessing:
 
 
 def write_experiment(
-    bottle: Bottle, experiment: Experiment, weights: Path, arguments: Arguments, spec: ModelSpec
+    bottle: Bottle, experiment: Experiment, weights: Path, embeddings: Path | None, arguments: Arguments
 ) -> None:
-    """Write checkpoint (of a classifier), TorchScript model and spec.
+    """Write checkpoint (of a classifier or an encoder), TorchScript model and spec; for a head its embeddings too.
 
     Raises:
-        DataRefused: the model does not give one value a class.
+        DataRefused: the model does not give one value a class, or takes other embeddings than those given.
     """
     import torch
 
     source = load_source(weights, arguments)
+    spec = spec_of(source, arguments)
+    if embeddings is not None:
+        bottle.put(experiment.embeddings, checked_embeddings(embeddings, source.shape[0]))
     example = torch.zeros(2, *source.shape)
     with torch.inference_mode():
         given = tuple(source.module(example).shape)
-    if given != (2, len(spec.labels)):
+    if spec.labels and given != (2, len(spec.labels)):
         raise DataRefused(
-            f"{weights.name} gives {list(given)} for 2 pictures, but {len(spec.labels)} classes are named: "
+            f"{weights.name} gives {list(given)} for 2 inputs, but {len(spec.labels)} classes are named: "
             f"{', '.join(spec.labels)}"
         )
     with tempfile.TemporaryDirectory(prefix="nightshift-import-") as folder:
@@ -115,14 +136,41 @@ def write_experiment(
             module = torch.jit.trace(module, example, check_trace=False)
         torch.jit.save(module, str(script))
         bottle.put(experiment.torchscript, script)
-    if arguments.family == "classifier":
+    if arguments.family in ("classifier", "vit"):
         bottle.put(experiment.best_checkpoint, weights)
     bottle.write(experiment.config, arguments.model_dump_json(indent=2) + "\n")  # JSON is YAML
-    bottle.write(f"{experiment.folder}/{SPEC_FILE}", spec.model_dump_json(indent=2) + "\n")
+    bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
+
+
+def spec_of(source: Source, arguments: Arguments) -> Spec:
+    """Return the interface of an imported model."""
+    group, architecture = arguments.group, arguments.architecture or arguments.family
+    labels, output = arguments.class_names, source.output
+    if arguments.family == "head":
+        return HeadSpec(group=group, architecture=architecture, labels=labels, output=output, features=source.shape[0])
+    how = preprocessing(arguments)
+    return ModelSpec(group=group, architecture=architecture, labels=labels, output=output, preprocessing=how)
+
+
+def checked_embeddings(path: Path, features: int) -> Path:
+    """Return `path`, which holds embeddings float32 [n, features].
+
+    Raises:
+        DataRefused: it holds something else.
+    """
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataRefused(f"{path} is no .npy file of numbers: {error}") from error
+    if found.dtype != np.float32 or found.ndim != 2 or not len(found) or found.shape[1] != features:
+        raise DataRefused(f"{path} holds {found.dtype} {list(found.shape)}, the head takes float32 [n, {features}]")
+    return path
 
 
 @contextmanager
-def local_weights(where: str, context: job.Context) -> Iterator[Path]:
+def local_file(where: str, context: job.Context) -> Iterator[Path]:
     """Yield a local file with what is at `where`: a key in the bottle, `s3://bucket/key`, or a path (absolute or `./`).
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from conversion_jobs.archive import write_archive
-from conversion_jobs.experiment import Experiment, read_spec, sha256_of
+from conversion_jobs.experiment import Experiment, Spec, described_input, read_spec, sha256_of
 from conversion_jobs.graph import GraphInterface, interface, read_graph
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
 from conversion_jobs.triton_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
@@ -20,7 +20,7 @@ from conversion_jobs.verification import passed_verification, read_model
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import SPEC_FILE, ModelSpec
+from jobkit.modelspec import SPEC_FILE
 from jobkit.paths import checked_name, inference_model
 
 logger = logging.getLogger("conversion_jobs.package_model")
@@ -77,16 +77,18 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     else:
         artefact = verified_plan(bottle, arguments.record, digest, arguments.max_batch_size)
     config = model_config(
-        graph, name, target=arguments.target, max_batch_size=artefact.max_batch_size, device=artefact.device
-    )
+        graph, name, target=arguments.target, max_batch_size=artefact.max_batch_size, device=artefact.device,
+        has_labels=bool(spec.labels),
+    )  # fmt: skip
     if problems := contradictions(parse(to_text(config)), graph):
         raise DataRefused(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")
     texts = {
         "config.pbtxt": to_text(config),
         "meta.json": json.dumps(meta(name, spec, graph, experiment, digest) | artefact.facts, indent=2) + "\n",
-        LABELS_FILE: "".join(f"{label}\n" for label in spec.labels),
         SPEC_FILE: spec.model_dump_json(indent=2) + "\n",
     }
+    if spec.labels:
+        texts[LABELS_FILE] = "".join(f"{label}\n" for label in spec.labels)
     folder = inference_model(experiment.group)
     archive, digest = write_package(bottle, folder, artefact, texts)
     logger.info("%s: %s", archive, digest)
@@ -134,7 +136,7 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
     return Artefact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts)
 
 
-def meta(name: str, spec: ModelSpec, graph: GraphInterface, experiment: Experiment, digest: str) -> dict[str, Any]:
+def meta(name: str, spec: Spec, graph: GraphInterface, experiment: Experiment, digest: str) -> dict[str, Any]:
     """Return what `meta.json` says; it holds no time and no version (model storage adds `model_version`)."""
     return {
         "model_name": name,
@@ -142,7 +144,8 @@ def meta(name: str, spec: ModelSpec, graph: GraphInterface, experiment: Experime
         "architecture": spec.architecture,
         "labels": spec.labels,
         "num2label": {str(index): label for index, label in enumerate(spec.labels)},
-        "preprocessing": spec.preprocessing.model_dump(),
+        "output": spec.output,
+        **described_input(spec),
         "inputs": [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.inputs],
         "outputs": [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.outputs],
         "opset": graph.opset,

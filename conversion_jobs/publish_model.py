@@ -26,7 +26,7 @@ class Arguments(job.Arguments):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the package")
     target: Literal["onnx", "tensorrt"] = Field("onnx", description="what the package holds")
     experiment: str = Field(description="what was packaged: models/<group>/<experiment>")
-    snapshot_id: str = Field(description="what it was trained on")
+    snapshot_id: str | None = Field(None, description="what it was trained on or verified with; none for a head")
 
 
 class Result(job.Result):
@@ -75,7 +75,7 @@ def track(
     source is the folder `package` of the run's artifacts, with the package's `meta.json`.
     """
     made_from = {
-        "snapshot_id": arguments.snapshot_id,
+        "snapshot_id": arguments.snapshot_id or "",
         "experiment": experiment.folder,
         "target": arguments.target,
         "sha256": arguments.sha256,

@@ -23,8 +23,13 @@ CHECKS = {"onnx": ONNX_CHECKS, "tensorrt": TENSORRT_CHECKS}
 WARM_UP, CALLS = 5, 20
 
 
+def served_checks(target: str, output: str) -> tuple[Check, ...]:
+    """Return what the answers of a target are held to; an embedding has no first class to agree on."""
+    return tuple(check for check in CHECKS[target] if output != "embedding" or not isinstance(check, Top1Agreement))
+
+
 class Reference:
-    """Inputs and outputs that `verify_onnx` has compared: `inputs` float32 [n, C, H, W], `outputs` [n, classes]."""
+    """Inputs and outputs that `verify_onnx` has compared: `inputs` float32 [n, ...], `outputs` [n, ...]."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -32,6 +37,7 @@ class Reference:
                 self.inputs: Array = stored["inputs"]
                 self.outputs: Array = stored["outputs"]
                 self.pictures = [str(name) for name in stored["pictures"]]
+                self.output = str(stored["output"])  # logits, probabilities or embedding
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise DataRefused(f"{path} is not what verify_onnx writes: {error}") from error
 
@@ -50,7 +56,7 @@ class ServedModel:
         self._client = InferenceServerClient(self.address, connection_timeout=10.0, network_timeout=60.0)
 
     def ask(self, inputs: Array) -> tuple[Array, int]:
-        """Return the first output for `inputs` [n, C, H, W], and the version that answered."""
+        """Return the first output for `inputs` [n, ...], and the version that answered."""
         from tritonclient.http import InferInput
         from tritonclient.utils import InferenceServerException
 
@@ -98,7 +104,7 @@ class ServedModel:
             raise TryAgainLater(f"Triton at {self.address} did not answer for {self.name}: {error!r}") from error
 
     def _judge(self, reference: Reference, served: Array, target: str, how: str) -> list[Verdict]:
-        verdicts = judge_all(CHECKS[target], reference.outputs, served, reference.pictures)
+        verdicts = judge_all(served_checks(target, reference.output), reference.outputs, served, reference.pictures)
         failed = [f"{verdict.sentence} (worst: {verdict.worst_picture})" for verdict in verdicts if not verdict.passed]
         if failed:
             raise DataRefused(f"{self.name} answers otherwise than was verified, {how}: {'; '.join(failed)}")

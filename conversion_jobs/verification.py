@@ -32,7 +32,7 @@ class Verification(BaseModel):
 
     sha256: str
     passed: bool
-    snapshot_id: str
+    snapshot_id: str | None
     pictures: int
     batch_sizes: list[int]
     verdicts: list[Verdict]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all, worst_verdicts
-from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256_of
+from conversion_jobs.experiment import Experiment, Spec, described_input, is_tracked, read_spec, sha256_of
+from conversion_jobs.export_onnx import source_model
 from conversion_jobs.families import load_torchscript
 from conversion_jobs.golden import golden_inputs
 from conversion_jobs.graph import compact_json, interface, read_graph
@@ -24,7 +25,6 @@ from conversion_jobs.verification import FP16Risk, Verification
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import DataRefused
-from jobkit.modelspec import ModelSpec
 
 logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
@@ -38,7 +38,7 @@ class Arguments(job.Arguments):
     """Compare an exported graph with its source model on golden pictures; write the outputs for later smoke tests."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
-    snapshot_id: str = Field(description="the pictures come from the golden part of this snapshot of the group")
+    snapshot_id: str | None = Field(None, description="snapshot of the group, whose golden part verifies pictures")
     samples: int = Field(32, ge=1, le=4096, description="golden pictures, taken from all classes in turn")
     atol: float = Field(1e-4, gt=0, description="absolute difference that is allowed")
     rtol: float = Field(1e-3, ge=0, description="difference that is allowed, relative to the source's output")
@@ -64,9 +64,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     source = source_outputs(bottle.local(experiment.torchscript), inputs)
     model = OnnxModel(path)
     batches = sorted({min(size, len(inputs)) for size in (*BATCHES, len(inputs))})
-    checks: list[Check] = [
-        Finite(), Close(arguments.atol, arguments.rtol), Cosine(MINIMUM_COSINE), Top1Agreement(arguments.top1_agreement)
-    ]  # fmt: skip
+    checks: list[Check] = [Finite(), Close(arguments.atol, arguments.rtol), Cosine(MINIMUM_COSINE)]
+    if spec.labels:
+        checks.append(Top1Agreement(arguments.top1_agreement))
     outputs = {size: model.run(inputs, size) for size in batches}
     worst = worst_verdicts({size: judge_all(checks, source, outputs[size], pictures) for size in batches})
     passed = all(verdict.passed for verdict in worst)
@@ -83,16 +83,16 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if not passed:
         failed = "; ".join(f"{v.sentence} (worst: {v.worst_picture})" for v in worst if not v.passed)
         raise DataRefused(f"{experiment.onnx} is not the model that was trained: {failed}. Where: {where}")
-    write_reference(bottle, experiment, inputs, source, pictures)
+    write_reference(bottle, experiment, spec.output, inputs, source, pictures)
     return Result(verdicts=worst, reference=experiment.reference)
 
 
-def refuse_stale_metadata(metadata: dict[str, str], spec: ModelSpec, experiment: Experiment) -> None:
+def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Experiment) -> None:
     """Refuse a graph that says of itself that it belongs to other labels, preprocessing or another experiment."""
     wanted = {
         "experiment": experiment.folder,
         "labels": compact_json(spec.labels),
-        "preprocessing": compact_json(spec.preprocessing.model_dump()),
+        **{name: compact_json(value) for name, value in described_input(spec).items()},
     }
     wrong = [
         f"{key} {metadata[key]}, not {value}" for key, value in wanted.items() if metadata.get(key, value) != value
@@ -109,7 +109,7 @@ def source_outputs(path: Path, inputs: Pictures) -> Pictures:
     """
     import torch
 
-    model = load_torchscript(path)
+    model: Any = load_torchscript(path)
     with torch.inference_mode():
         parts = [model(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
     outputs: NDArray[np.float32] = torch.cat(parts).numpy()
@@ -123,15 +123,11 @@ def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> 
     return inputs[pictures.index(names[0]) if names else 0]
 
 
-def locate(
-    bottle: Bottle, experiment: Experiment, spec: ModelSpec, graph: Any, picture: Pictures, how: Arguments
-) -> str:
+def locate(bottle: Bottle, experiment: Experiment, spec: Spec, graph: Any, picture: Pictures, how: Arguments) -> str:
     """Say where the checkpoint's model and the graph part, for one picture [C, H, W]."""
     if not bottle.exists(experiment.best_checkpoint):
         return "not known, since there is no checkpoint to look into"
-    from jobkit.classifier import load_classifier
-
-    model = load_classifier(bottle.local(experiment.best_checkpoint), spec)
+    model = source_model(bottle, experiment, spec)
     return first_difference(model, graph, picture, how.atol, how.rtol)
 
 
@@ -147,6 +143,7 @@ def fp16_risks(graph: Any, inputs: Pictures) -> list[FP16Risk]:
 def write_reference(
     bottle: Bottle,
     experiment: Experiment,
+    kind: str,
     inputs: Pictures,
     outputs: Pictures,
     pictures: list[str],
@@ -155,7 +152,8 @@ def write_reference(
     count = REFERENCE_PICTURES
     with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
         path = Path(folder) / "verified.npz"
-        np.savez(path, inputs=inputs[:count], outputs=outputs[:count], pictures=np.array(pictures[:count]))
+        names = np.array(pictures[:count])
+        np.savez(path, inputs=inputs[:count], outputs=outputs[:count], pictures=names, output=np.array(kind))
         bottle.put(experiment.reference, path)
 
 

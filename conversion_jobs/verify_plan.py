@@ -15,7 +15,7 @@ from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256
 from conversion_jobs.golden import golden_inputs
 from conversion_jobs.graph import GraphInterface, interface, read_graph
 from conversion_jobs.onnx_session import Latency, OnnxModel
-from conversion_jobs.serving import TENSORRT_CHECKS, Array
+from conversion_jobs.serving import Array, served_checks
 from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
@@ -35,7 +35,7 @@ class Arguments(job.Arguments):
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     record: str = Field(description="the plan's record in the bottle, as build_plan gives it")
-    snapshot_id: str = Field(description="the pictures come from the golden part of this snapshot of the group")
+    snapshot_id: str | None = Field(None, description="snapshot of the group, whose golden part verifies pictures")
     samples: int = Field(32, ge=1, le=1024, description="golden pictures")
     goal_ms: float = Field(1000, gt=0, description="99th percentile of one picture; a slower plan gets a warning")
     limit_ms: float = Field(10_000, gt=0, description="99th percentile of one picture; a slower plan is refused")
@@ -59,9 +59,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     paths = PlanPaths(arguments.record.rpartition("/")[0])
     plan, onnx = bottle.local(paths.plan), bottle.local(experiment.onnx)
     refuse_stale_plan(bottle, experiment, record, plan, onnx)
-    inputs, pictures = golden_inputs(
-        bottle, experiment, read_spec(bottle, experiment), arguments.snapshot_id, arguments.samples
-    )
+    spec = read_spec(bottle, experiment)
+    inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
     with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
         scratch = Path(folder)
         trtexec = probe_trtexec(arguments.trtexec, scratch / "run.log", arguments.timeout)
@@ -73,7 +72,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         for size in sizes:
             outputs, latency = run_batches(trtexec, plan, graph, inputs, size, scratch)
             count = len(outputs)
-            by_batch[size] = judge_all(TENSORRT_CHECKS, source[:count], outputs, pictures[:count])
+            by_batch[size] = judge_all(
+                served_checks("tensorrt", spec.output), source[:count], outputs, pictures[:count]
+            )
             latencies.append(latency)
     slow = judge_latency(latencies[0], arguments.limit_ms)
     verdicts = [*worst_verdicts(by_batch), slow]

@@ -29,23 +29,45 @@ FORM = {
         description="A file (/mnt/weights/best.pth), a key in the bottle (incoming/best.pth), or s3://bucket/best.pth.",
     ),
     "family": Param(
-        "classifier", type="string", enum=["classifier", "torchscript", "factory"], title="Family",
-        description="classifier: a state_dict of backbone and fc; torchscript: an archive of TorchScript; "
-        "factory: a state_dict of what a function builds.",
+        "classifier", type="string", enum=["classifier", "vit", "head", "torchscript", "factory"], title="Family",
+        description="classifier: a state_dict of backbone and fc; vit: of an encoder, which gives an embedding; "
+        "head: of linear layers over an embedding; torchscript: an archive of TorchScript; factory: a state_dict of "
+        "what a function builds.",
     ),
     "architecture": Param(
         None, type=["null", "string"], pattern=NAME, title="Architecture",
-        description="For a classifier: timm's name, say efficientnet_b0.ra_in1k.",
+        description="For a classifier or vit: timm's name, say efficientnet_b0.ra_in1k or vit_base_patch16_224.",
     ),
     "factory": Param(
         None, type=["null", "string"], pattern=r"^[\w.]+:\w+$", title="Factory",
         description="For a factory: module:function that builds the model.",
     ),
+    "activation": Param(
+        "none", type="string", enum=["none", "sigmoid", "softmax"], title="Activation",
+        description="For a head: what is put behind it; its outputs are then probabilities.",
+    ),
+    "embeddings": Param(
+        None, type=["null", "string"], pattern=SOMETHING, title="Embeddings",
+        description="For a head: real ones to verify with, .npy, float32 [n, features]; where, as for the weights.",
+    ),
     "height": Param(224, type="integer", minimum=8, maximum=4096, title="Height", description="Of the input, pixels."),
     "width": Param(224, type="integer", minimum=8, maximum=4096, title="Width", description="Of the input, pixels."),
+    "channels": Param(3, type="integer", enum=[3, 1], minimum=1, maximum=3, title="Channels", description="1: grey."),
+    "resize": Param(
+        "letterbox", type="string", enum=["letterbox", "stretch"], title="Resizing",
+        description="letterbox: the longer side fits, the rest is padded; stretch: both sides fit.",
+    ),
+    "mean": Param(
+        [0.485, 0.456, 0.406], type="array", items={"type": "number"}, title="Mean",
+        description="Per channel, of values in 0..1, as the model was trained; here ImageNet's.",
+    ),
+    "std": Param(
+        [0.229, 0.224, 0.225], type="array", items={"type": "number", "exclusiveMinimum": 0}, title="Deviation",
+        description="Per channel, of values in 0..1, as the model was trained; here ImageNet's.",
+    ),
     "labels": Param(
         "", type="string", pattern=rf"^$|{SOMETHING}", title="Classes",
-        description="Their names in the order of the outputs, separated by commas.",
+        description="Their names in the order of the outputs, separated by commas; none for a vit.",
     ),
     "group": Param(
         "converted", type="string", pattern=NAME, title="Group", description="The group that the model is for."
@@ -99,11 +121,27 @@ with DAG(
         options={"img_size": "[{{ params.height }},{{ params.width }}]"},
         options_from_params={
             name: name
-            for name in ("weights", "family", "architecture", "factory", "labels", "group", "pictures", "snapshot_id")
+            for name in (
+                "weights",
+                "family",
+                "architecture",
+                "factory",
+                "activation",
+                "embeddings",
+                "channels",
+                "resize",
+                "mean",
+                "std",
+                "labels",
+                "group",
+                "pictures",
+                "snapshot_id",
+            )
         },
         connections=["bottle", "mlflow"],
     )
-    experiment, snapshot = imported.output["experiment"], imported.output["snapshot_id"]
+    experiment = imported.output["experiment"]
+    snapshot = "{{ ti.xcom_pull('import_weights')['snapshot_id'] or '' }}"  # a head has none
     exported = JobOperator(
         task_id="export_onnx",
         module="conversion_jobs.export_onnx",

@@ -36,14 +36,18 @@ class Preprocessing(BaseModel):
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
 
 
+Output = Literal["logits", "probabilities", "embedding"]
+
+
 class ModelSpec(BaseModel):
-    """A classifier's interface. Input `input`: float32 [N, C, H, W]; output `logits`: float32 [N, classes]."""
+    """The interface of a model of pictures: `input` float32 [N, C, H, W] in, `<output>` float32 [N, ...] out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     group: str
     architecture: str = Field(description="timm model name")
-    labels: list[str] = Field(description="class name of each output")
+    labels: list[str] = Field(description="class name of each output; none for an embedding")
+    output: Output = Field("logits", description="what it gives, and the name of the output")
     preprocessing: Preprocessing
     snapshot_id: str | None = Field(None, description="what it was trained on; None outside a snapshot")
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
+from pydantic import ValidationError
+from torch import nn
 
 from conversion_jobs import import_weights
 from conversion_jobs.experiment import Experiment
+from conversion_jobs.serving import Reference, ServedModel
 from jobkit.bottle import open_bottle
 from jobkit.errors import ConfigurationError, DataRefused, JobError
 from jobkit.job import Context
@@ -56,6 +62,68 @@ def test_a_classifiers_state_dict_becomes_an_experiment_like_one_trained_here(tr
     assert bring(trained, key, pictures, **options) == result, "the same weights are the same experiment"
 
 
+def test_an_encoder_becomes_a_served_embedding(
+    trained: Trained, served: Serving, model: str, tmp_path: Path, pictures: Path
+) -> None:
+    weights, options = weights_of("vit", tmp_path)  # with a head of its own, as such checkpoints come
+    foreign = imported(trained, bring(trained, weights, pictures, family="vit", labels="", **options))
+    foreign.export()
+    verdicts = {verdict.name: verdict.passed for verdict in foreign.verify().verdicts}
+    assert verdicts == {"finite": True, "close": True, "cosine": True}, "an embedding has no first class"
+    published = foreign.publish(model)
+    foreign.deploy(published.version, model)
+    reference = Reference(foreign.bottle.local(Experiment(foreign.experiment).reference))
+    with closing(ServedModel(model)) as ready:
+        answer, _ = ready.ask(reference.inputs)
+    encoder = timm.create_model("test_vit", num_classes=10, img_size=(64, 64))
+    encoder.load_state_dict(torch.load(weights))
+    encoder.reset_classifier(0)
+    wanted = encoder.eval()(torch.from_numpy(reference.inputs)).detach().numpy()
+    np.testing.assert_allclose(answer, wanted, atol=1e-4)
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> tuple[Path, Path]:
+    """Weights of a head with two classes, and embeddings that it takes."""
+    torch.manual_seed(4)
+    weights, embeddings = tmp_path / "model_multilabel.pth", tmp_path / "embeddings.npy"
+    torch.save(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)).state_dict(), weights)
+    np.save(embeddings, np.random.default_rng(2).normal(size=(12, 16)).astype(np.float32))
+    return weights, embeddings
+
+
+def test_a_head_is_verified_with_real_embeddings_and_serves_probabilities(
+    trained: Trained, served: Serving, model: str, head: tuple[Path, Path]
+) -> None:
+    weights, embeddings = head
+    options = {"family": "head", "activation": "sigmoid", "embeddings": str(embeddings)}
+    result = bring(trained, weights, None, **options)
+    assert bring(trained, weights, None, **options) == result
+    assert result.snapshot_id is None
+    foreign = imported(trained, result)
+    foreign.export()
+    assert all(verdict.passed for verdict in foreign.verify().verdicts)
+    published = foreign.publish(model)
+    foreign.deploy(published.version, model)
+    meta = served.get(f"/get_meta/{model}").json()
+    assert (meta["features"], meta["output"], meta["labels"]) == (16, "probabilities", ["boot", "shoe"])
+    with closing(ServedModel(model)) as ready:
+        answer, _ = ready.ask(np.load(embeddings)[:4])
+    assert ((answer > 0) & (answer < 1)).all()
+
+
+def test_embeddings_that_the_head_does_not_take_are_refused(trained: Trained, head: tuple[Path, Path]) -> None:
+    weights, embeddings = head
+    options = {"family": "head", "embeddings": str(embeddings)}
+    np.save(embeddings, np.zeros((3, 17), np.float32))
+    with pytest.raises(DataRefused, match=r"holds float32 \[3, 17\], the head takes float32 \[n, 16\]"):
+        bring(trained, weights, None, **options)
+    embeddings.write_bytes(b"no numbers")
+    with pytest.raises(DataRefused, match=r"is no \.npy file of numbers"):
+        bring(trained, weights, None, **options)
+    assert not list(trained.bottle.keys("models/footwear"))
+
+
 def test_weights_are_found_in_a_bucket(trained: Trained, s3_bottle: str, tmp_path: Path, pictures: Path) -> None:
     weights, _ = weights_of("torchscript", tmp_path)
     open_bottle(s3_bottle).put("incoming/best.pt", weights)
@@ -67,9 +135,12 @@ def test_weights_are_found_in_a_bucket(trained: Trained, s3_bottle: str, tmp_pat
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"labels": "boot,shoe,sandal"}, DataRefused, r"gives \[2, 2\] for 2 pictures, but 3 classes are named"),
-        ({"family": "vit", "architecture": "test_vit"}, ConfigurationError, "convert it with torch2onnx"),
-        ({"pictures": None}, ConfigurationError, "give --pictures or --snapshot_id"),
+        ({"labels": "boot,shoe,sandal"}, DataRefused, r"gives \[2, 2\] for 2 inputs, but 3 classes are named"),
+        ({"labels": " , "}, ValidationError, "give --labels"),
+        ({"family": "vit", "architecture": "test_vit"}, ValidationError, "--family vit has none"),
+        ({"family": "head"}, ValidationError, "--family head takes embeddings: give --embeddings"),
+        ({"embeddings": "some.npy"}, ValidationError, "give --pictures or --snapshot_id"),
+        ({"pictures": None}, ValidationError, "give --pictures or --snapshot_id"),
         ({"mean": (0.5,)}, ConfigurationError, "have 1 and 3 values for 3 channels"),
         ({"weights": "models/none.pt"}, DataRefused, "models/none.pt is not in the bottle"),
         ({"weights": "/no/such/file.pt"}, DataRefused, "is not a file on this worker"),
@@ -81,7 +152,7 @@ def test_what_cannot_be_imported_is_refused_with_its_reason(
     tmp_path: Path,
     pictures: Path,
     options: dict[str, Any],
-    error: type[JobError],
+    error: type[JobError | ValidationError],
     says: str,
 ) -> None:
     weights, _ = weights_of("torchscript", tmp_path)
