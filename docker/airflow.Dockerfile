@@ -1,5 +1,5 @@
 # Airflow: API server, scheduler, DAG processor, triggerer and workers. Knows when and where jobs run, never torch.
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG PYTHON_IMAGE
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /opt/nightshift
@@ -10,7 +10,9 @@ RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap airflow
 RUN rm -f .venv/*/.lock # anyone could write to it
 
 FROM ${PYTHON_IMAGE}
+ARG AIRFLOW_VERSION
 LABEL org.opencontainers.image.title="nightshift-airflow" \
+      nightshift.airflow="${AIRFLOW_VERSION}" \
       org.opencontainers.image.description="Nightshift's Airflow with its DAGs and plugins"
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /var/lib/nightshift /var/lib/nightshift/airflow /var/lib/nightshift/logs /bottle /cache \

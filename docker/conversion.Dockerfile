@@ -1,9 +1,9 @@
 # What exports, verifies, packages, publishes and deploys. Two variants of one image:
 #   --target cpu       on the training image: everything but TensorRT plans
 #   --target tensorrt  on the TensorRT image of docker/versions.env: builds and verifies plans on the GPU that serves them
-ARG TRAINING_IMAGE=nightshift/training:dev
-ARG TENSORRT_IMAGE=nvcr.io/nvidia/tensorrt
-ARG TENSORRT_TAG=26.07-py3
+ARG TRAINING_IMAGE
+ARG TENSORRT_IMAGE
+ARG TENSORRT_TAG
 
 FROM ${TRAINING_IMAGE} AS cpu
 LABEL org.opencontainers.image.title="nightshift-conversion" \

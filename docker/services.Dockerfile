@@ -1,5 +1,5 @@
 # The HTTP services: model storage, the collect reference server, MLflow.
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG PYTHON_IMAGE
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /opt/nightshift

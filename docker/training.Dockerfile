@@ -1,5 +1,5 @@
 # What trains and evaluates: PyTorch, timm, Lightning. One of CUDA's builds of PyTorch, unless docker/wheels holds another.
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG PYTHON_IMAGE
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /opt/nightshift

@@ -1,6 +1,6 @@
 # A Triton for machines without a GPU: the server of the nvidia-pytriton wheel with an ONNX Runtime backend in Python.
 # Clusters with a GPU serve with the official image of docker/versions.env.
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG PYTHON_IMAGE
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-triton-cpu" \

@@ -149,7 +149,7 @@ class S3Bottle:
     """A bottle under a prefix of an S3 bucket.
 
     boto3 finds endpoint and credentials in the usual places (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...).
-    `local` keeps downloads in the cache of the host (`jobkit.cache`): `NIGHTSHIFT_CACHE`, else `~/.cache/nightshift`
+    `local` keeps downloads in the cache of the host (`jobkit.cache`): `NIGHTSHIFT_CACHE`, else `~/.cache/nightshift`.
     `NIGHTSHIFT_CACHE_GIB` bounds it. What it holds is named by ETag: a changed object is fetched again.
     """
 

@@ -23,6 +23,7 @@ def described(spec: JobSpec, image: str, gpus: tuple[str, ...], settings: Docker
         "NIGHTSHIFT_JOB_DIR": JOB_DIR,
         "NIGHTSHIFT_LABELS": spec.labels.to_json(),
         "NIGHTSHIFT_LOG_FORMAT": "json",
+        "NIGHTSHIFT_CACHE_GIB": f"{settings.cache_gib:g}",
         "PYTHONUNBUFFERED": "1",
     }
     mounts = [Mount(JOB_DIR, None)]  # a volume of its own, removed with the container

@@ -29,6 +29,8 @@ class DockerSettings(BaseModel):
     """limit of a job's memory"""
     shm: str = "1g"
     """size of /dev/shm, which data loaders use"""
+    cache_gib: float = Field(50, gt=0)
+    """how much of a bottle in S3 the jobs of this host keep in /cache, which they share, GiB"""
     keep_seconds: int = Field(3600, ge=0)
     """an ended container is kept this long, for `docker logs` and `docker cp`"""
     gpus: tuple[str, ...] = ()

@@ -46,7 +46,9 @@ class KubernetesSettings(BaseModel):
     node_selector: dict[str, str] = {}
     """labels of the nodes, say nvidia.com/gpu.product: Tesla-T4"""
     cache_claim: str | None = None
-    """persistent volume claim for the bottle's cache; without one it ends with the job"""
+    """persistent volume claim for the bottle's cache, with locks and hard links; without one it ends with the job"""
+    cache_gib: float = Field(50, gt=0)
+    """how much of the bottle it keeps, GiB"""
 
 
 @cache
@@ -178,6 +180,8 @@ def job_object(name: str, spec: JobSpec, settings: KubernetesSettings) -> dict[s
         "NIGHTSHIFT_JOB_DIR": "/job",
         "NIGHTSHIFT_LABELS": spec.labels.to_json(),
         "NIGHTSHIFT_LOG_FORMAT": "json",
+        "NIGHTSHIFT_CACHE": "/cache",
+        "NIGHTSHIFT_CACHE_GIB": f"{settings.cache_gib:g}",
         "HOME": "/job",  # an empty volume hides the image's folders there
         "TMPDIR": "/tmp",  # noqa: S108 - in the container
     }

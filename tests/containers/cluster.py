@@ -76,10 +76,13 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("NIGHTSHIFT_", "COMPOSE_"))}
 
 
-def write_env(folder: Path) -> dict[str, str]:
-    """Make the cluster's `.env` with docker/secrets, and free ports."""
+def write_env(folder: Path, s3: str | None = None) -> dict[str, str]:
+    """Make the cluster's `.env` with docker/secrets, and free ports; with the bottle in `s3`, else in a volume."""
     file = folder / "env"
-    command = [sys.executable, str(ROOT / "docker" / "secrets"), "--bottle", "volume", "--demo", "--file", str(file)]
+    if s3:  # another S3 than the cluster's own, as docs/gpu-workers.md says
+        file.write_text(f"COMPOSE_PROFILES=demo,serving-cpu\nS3_ENDPOINT={s3}\n")
+    bottle = "s3" if s3 else "volume"
+    command = [sys.executable, str(ROOT / "docker" / "secrets"), "--bottle", bottle, "--demo", "--file", str(file)]
     subprocess.run(command, check=True, capture_output=True)
     added = {f"NIGHTSHIFT_{name}_PORT": str(servers.free_port()) for name in PORTS} | {
         "NIGHTSHIFT_HEARTBEAT_TIMEOUT": "20",
@@ -94,12 +97,12 @@ def write_env(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def cluster(folder: Path, engine: Any) -> Iterator[Cluster]:
-    """Run a cluster until the block ends; nothing of it is left then."""
+def cluster(folder: Path, engine: Any, s3: str) -> Iterator[Cluster]:
+    """Run a cluster with its bottle and MLflow's artefacts in `s3` until the block ends; nothing of it is left then."""
     project = f"nightshift-test-{uuid.uuid4().hex[:6]}"
     (folder / "marks").mkdir()
     (folder / "marks").chmod(0o777)  # jobs are not root
-    values = write_env(folder)
+    values = write_env(folder, s3)
     try:
         compose(project, folder, "up", "--detach", "--wait")
         url = f"http://127.0.0.1:{values['NIGHTSHIFT_AIRFLOW_PORT']}"

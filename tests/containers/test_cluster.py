@@ -9,23 +9,40 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.containers import cluster as clusters
 from tests.containers.cluster import ROOT, Cluster
 from tests.containers.conftest import build
+from tests.support import servers
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.container
 READ_LOGS = "find /var/lib/nightshift/logs -type f -exec cat {} +"
-NAMES = ("airflow", "services", "training", "conversion", "triton-cpu")
+JOB_IMAGES = ("training", "conversion")  # which end by themselves: nothing asks for their health
+NAMES = ("airflow", "services", *JOB_IMAGES, "triton-cpu")
 
 
 @pytest.fixture(scope="module")
-def cluster(engine: Any, job_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def s3(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server that containers reach: moto's, in the place of SeaweedFS, whose image cannot be had everywhere."""
+    gateway = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    with servers.s3(tmp_path_factory.mktemp("s3"), gateway) as url:
+        httpx.put(f"{url}/nightshift").raise_for_status()  # the bucket
+        yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(engine: Any, job_image: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     build(*NAMES)
-    with clusters.cluster(tmp_path_factory.mktemp("cluster"), engine) as running:
+    with clusters.cluster(tmp_path_factory.mktemp("cluster"), engine, s3) as running:
         yield running
+
+
+def objects(s3: str, prefix: str) -> str:
+    """Return the listing of what lies in the bucket under a prefix, as XML."""
+    return httpx.get(f"{s3}/nightshift", params={"list-type": "2", "prefix": prefix}).raise_for_status().text
 
 
 def running_jobs(cluster: Cluster) -> list[str]:
@@ -57,6 +74,22 @@ def test_training_survives_its_worker_and_resumes_after_its_container(cluster: C
     assert deployed["version"] == "0.0.1"
     assert len(clusters.infer(cluster, "digits")) == 10
     assert running_jobs(cluster) == []
+
+
+def test_data_and_artefacts_are_in_s3_and_the_host_keeps_what_it_read(cluster: Cluster, s3: str) -> None:
+    """After the run of the test before."""
+    for prefix in ("bottle/pictures/", "bottle/snapshots/digits/", "bottle/models/digits/", "mlflow/"):
+        assert f"<Key>{prefix}" in objects(s3, prefix), prefix
+    volumes = {f"{cluster.project}_cache": {"bind": "/cache", "mode": "ro"}}
+    count = [
+        "sh",
+        "-c",
+        "find /cache/objects -type f | wc -l; find /cache/jobs -mindepth 1 -maxdepth 1 -type d | wc -l",
+    ]
+    output = cluster.engine.containers.run("nightshift/training:dev", count, remove=True, volumes=volumes)
+    kept, jobs = map(int, output.split())
+    assert kept > 1000  # the digits, which training and evaluation read
+    assert jobs <= 1  # only a container that was killed leaves its links, until another job makes room
 
 
 @pytest.mark.parametrize("how", ["failed", "cleared"])
@@ -151,7 +184,10 @@ def test_nothing_can_start_without_secrets_or_with_ports_open_to_others(cluster:
 def test_images_are_small_in_what_they_allow(cluster: Cluster, name: str) -> None:
     image = cluster.engine.images.get(f"nightshift/{name}:dev")
     assert image.attrs["Config"]["User"] == "nightshift"
-    assert image.labels["org.opencontainers.image.title"].startswith("nightshift-")
+    assert image.labels["org.opencontainers.image.title"] == f"nightshift-{name}"
+    assert image.labels["org.opencontainers.image.description"]
+    health = image.attrs["Config"]["Healthcheck"]["Test"]
+    assert health == ["NONE"] if name in JOB_IMAGES else health[:2] == ["CMD", "healthy"]
     look = (
         "find / -xdev -type f \\( -perm -0002 -o -perm /6000 \\) 2>/dev/null;"
         " find / -xdev -type d -perm -0002 ! -perm -1000 2>/dev/null; find /opt -xdev -user nightshift; true"

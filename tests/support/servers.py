@@ -133,10 +133,10 @@ def collect(folder: Path, login: str, password: str) -> Iterator[str]:
 
 
 @contextmanager
-def s3(folder: Path) -> Iterator[str]:
-    """Run moto's S3 server, which keeps everything in memory; yield its address."""
+def s3(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """Run moto's S3 server, which keeps everything in memory, on an address of this machine; yield its URL."""
     port = free_port()
-    command = [str(ROOT / ".venv" / "jobs" / "bin" / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    url = f"http://127.0.0.1:{port}"
+    command = [str(ROOT / ".venv" / "jobs" / "bin" / "moto_server"), "-H", host, "-p", str(port)]
+    url = f"http://{host}:{port}"
     with running(command, folder / "s3.log", answers(f"{url}/moto-api/")):
         yield url

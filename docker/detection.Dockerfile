@@ -1,0 +1,35 @@
+# What trains detectors and exports them. Ultralytics is AGPL-3.0, and so is what it makes: it is in this image alone.
+ARG PYTHON_IMAGE
+
+FROM ${PYTHON_IMAGE} AS build
+WORKDIR /opt/nightshift
+ARG TORCH_BACKEND
+ENV NIGHTSHIFT_TORCH_BACKEND=${TORCH_BACKEND} UV_LINK_MODE=copy
+COPY local/__init__.py local/bootstrap.py local/
+COPY local/torchvision_cpu local/torchvision_cpu
+COPY requirements/detection.txt requirements/detection.txt
+RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wheels,target=/wheels \
+    PIP_FIND_LINKS=/wheels python3 -m local.bootstrap detection && rm -rf .venv/tools
+RUN rm -f .venv/*/.lock # anyone could write to it
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="nightshift-detection" \
+      org.opencontainers.image.description="Nightshift's detection jobs, with Ultralytics" \
+      org.opencontainers.image.licenses="AGPL-3.0-only"
+RUN useradd --uid 10001 --no-create-home --home-dir /job/home --shell /usr/sbin/nologin nightshift \
+ && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+ENV PATH=/opt/nightshift/.venv/detection/bin:$PATH HOME=/job/home TMPDIR=/job/tmp NIGHTSHIFT_CACHE=/cache \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true \
+    MPLCONFIGDIR=/job/tmp/matplotlib NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    YOLO_OFFLINE=1 YOLO_AUTOINSTALL=false YOLO_CONFIG_DIR=/job/tmp/ultralytics
+WORKDIR /opt/nightshift
+COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY jobkit jobkit
+COPY configs configs
+COPY training_jobs training_jobs
+COPY conversion_jobs conversion_jobs
+RUN python -m compileall -q jobkit training_jobs conversion_jobs
+USER nightshift
+HEALTHCHECK NONE
+CMD ["python", "-c", "print('say which job: python -m training_jobs.<name> --help')"]

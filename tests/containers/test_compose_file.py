@@ -1,0 +1,145 @@
+"""What docker-compose.yaml says with each profile; it needs the client's compose plugin and no engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.containers.cluster import ROOT, clean_environment
+
+ALWAYS = {
+    "postgres", "redis", "init", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "mlflow",
+    "model-storage",
+}  # fmt: skip
+PROFILES = {
+    "gpu": {"worker-gpu"},
+    "t4": {"worker-t4"},
+    "demo": {"collect", "collect-digits"},
+    "serving": {"triton"},
+    "serving-cpu": {"triton-cpu"},
+    "s3": {"s3"},
+    "monitoring": {"prometheus", "grafana"},
+}
+ONCE = {"init", "collect-digits"}  # end by themselves: nobody waits for their health
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `.env` as docker/secrets makes it."""
+    if shutil.which("docker") is None or not _succeeds("docker", "compose", "version"):
+        pytest.skip("the compose plugin of Docker's client is not installed")
+    folder = tmp_path_factory.mktemp("compose")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "docker.sock"))
+        command = [sys.executable, str(ROOT / "docker" / "secrets"), "--file", str(folder / "env")]
+        environment = {**clean_environment(), "DOCKER_SOCKET": str(folder / "docker.sock")}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+    lines = (folder / "env").read_text().splitlines()
+    (folder / "env").write_text("\n".join(line for line in lines if not line.startswith("COMPOSE_PROFILES")))
+    return folder / "env"
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def config(settings: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["docker", "compose", "--env-file", str(settings), *arguments, "config", "--format", "json"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**clean_environment(), **environment})
+
+
+def services(settings: Path, *profiles: str) -> dict[str, Any]:
+    done = config(settings, *(f"--profile={profile}" for profile in profiles))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)["services"]
+    return found
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_profile_adds_its_services(settings: Path, profile: str) -> None:
+    assert set(services(settings, profile)) == ALWAYS | PROFILES[profile]
+
+
+def test_every_service_has_limits_health_and_no_port_for_others(settings: Path) -> None:
+    found = services(settings, *PROFILES)
+    assert set(found) == ALWAYS.union(*PROFILES.values())
+    for name, service in found.items():
+        assert service["logging"]["options"]["max-size"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert ":" in service["image"] and "latest" not in service["image"], name
+        assert not service.get("privileged"), name
+        for port in service.get("ports", []):
+            assert port["host_ip"] == "127.0.0.1", f"{name} is open to others"
+        if name in ONCE:
+            assert service["healthcheck"]["disable"] and service["restart"] == "no", name
+            continue
+        assert service["restart"] == "unless-stopped", name
+        assert service.get("healthcheck", {}).get("test") or name in ("api-server", "triton-cpu"), name  # their images'
+        assert service.get("mem_limit") or name == "triton", name  # whose models need what they need
+        assert service["stop_grace_period"] in ("30s", "1m0s"), name
+
+
+def test_only_workers_have_the_engine_s_socket_and_none_is_root(settings: Path) -> None:
+    for name, service in services(settings, *PROFILES).items():
+        socket_mounted = any("docker.sock" in volume["source"] for volume in service.get("volumes", []))
+        assert socket_mounted is name.startswith("worker"), name
+        if service["image"].startswith("nightshift/"):
+            assert service["cap_drop"] == ["ALL"] and service.get("user") in (None, ""), name
+
+
+def test_jobs_have_an_image_for_each_of_their_environments(settings: Path) -> None:
+    images = json.loads(services(settings)["worker"]["environment"]["NIGHTSHIFT_JOB_IMAGES"])
+    assert set(images) == {
+        "training_jobs", "conversion_jobs", "conversion_jobs.build_plan", "conversion_jobs.verify_plan", "detection",
+    }  # fmt: skip
+    built = subprocess.run([str(ROOT / "docker" / "build"), "--help"], capture_output=True, text=True).stdout
+    assert all(image.partition("/")[2].partition(":")[0] in built for image in images.values())
+
+
+def test_workers_reserve_gpus_by_id_and_only_where_a_profile_asks(settings: Path) -> None:
+    found = services(settings, "gpu", "t4", "serving")
+    assert found["worker-t4"]["environment"]["NIGHTSHIFT_JOB_GPU_COMPUTE_CAPABILITY"] == "7.5"
+    assert "NIGHTSHIFT_JOB_GPUS" not in found["worker"]["environment"]
+    (device,) = found["triton"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia" and device["device_ids"] == ["0"]
+
+
+def test_a_worker_s_own_host_needs_its_file_and_three_secrets_only(settings: Path, tmp_path: Path) -> None:
+    known = dict(line.split("=", 1) for line in settings.read_text().splitlines() if "=" in line)
+    names = ("AIRFLOW_JWT_SECRET", "AIRFLOW_SECRET_KEY", "REDIS_PASSWORD", "DOCKER_GID")
+    values = {name: known[name] for name in names} | {
+        "NIGHTSHIFT_API_URL": "http://10.0.0.5:8080", "NIGHTSHIFT_REDIS": "10.0.0.5:6379", "NIGHTSHIFT_QUEUE": "gpu",
+        "NIGHTSHIFT_WORKER_NAME": "gpu-1",
+    }  # fmt: skip
+    file = tmp_path / "env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    done = config(file, "--file", "docker/worker.yaml", "--project-directory", ".")
+    assert done.returncode == 0, done.stderr
+    (worker,) = json.loads(done.stdout)["services"].values()
+    assert not [name for name in worker["environment"] if name.startswith("AIRFLOW_CONN") or "SQL_ALCHEMY" in name]
+
+
+@pytest.mark.parametrize("missing", ["POSTGRES_PASSWORD", "AIRFLOW_JWT_SECRET", "REDIS_PASSWORD", "MLFLOW_PASSWORD"])
+def test_without_a_secret_nothing_starts(settings: Path, tmp_path: Path, missing: str) -> None:
+    for text in ("", f"{missing}=\n"):  # an empty one is none
+        file = tmp_path / "env"
+        kept = [line for line in settings.read_text().splitlines() if not line.startswith(f"{missing}=")]
+        file.write_text("\n".join(kept) + f"\n{text}")
+        done = config(file)
+        assert done.returncode != 0 and f"{missing}" in done.stderr and "run docker/secrets" in done.stderr
+
+
+def test_no_secret_has_a_default() -> None:
+    for file in ("docker/cluster.yaml", "docker/airflow.yaml", "docker/worker.yaml", "docker-compose.yaml"):
+        for line in (ROOT / file).read_text().splitlines():
+            for part in line.split("${")[1:]:
+                name, _, rest = part.partition("}")[0].partition(":")
+                if name.endswith(("PASSWORD", "TOKEN", "_KEY", "_SECRET")) and not name.startswith("S3_"):
+                    assert rest.startswith("?"), f"{file}: {name} does not have to be set"
