@@ -53,6 +53,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         "run_id": context.labels.run_id if context.labels else None,
         "snapshot_id": arguments.snapshot_id,
         "reason": "deploy_model",
+        "actor": context.labels.dag_id if context.labels else None,
     }
     previous = storage.promote(model, version.version, note)
     try:
