@@ -1,8 +1,8 @@
 """
 ## Retrain a classifier, from collected pictures to a served model
 
-`pull_dataset → train_classifier → evaluate → gate → export_onnx → verify_onnx → package_model → publish_model`
-`→ deploy_model → report`
+`pull_dataset → train_classifier → evaluate → gate → export_onnx → verify_onnx (→ build_plan → verify_plan)`
+`→ package_model → publish_model → deploy_model → report`
 
 Made from `configs/pipelines/<name>.yaml`; change that file, not this one. `docs/pipelines.md` describes its keys.
 
@@ -13,6 +13,8 @@ with **force** to train all the same. *Rejected*: the gate kept the champion; it
 the configuration that it names. 3: the data was refused, look at the snapshot's `refused.jsonl`. 75: a server was away;
 it was retried. Anything else is a crash. `report` is red whenever another task is, so that the run fails.
 `docs/runbook.md` goes on from there.
+With the target tensorrt, `build_plan` and `verify_plan` run on the queue of the GPU; trtexec's log is in the bottle
+beside the plan. With two targets, `package_model_onnx` and `publish_model_onnx` publish the graph before the plan.
 
 **Resume.** Clear the failed task: every task is safe to run again. Training goes on from its last checkpoint, the same
 content is never published twice, and a bad candidate never replaces the champion. Marking a task as failed ends
@@ -30,6 +32,7 @@ from nightshift.pipeline_bundle import pipeline_file
 from nightshift.run_state import TASK_STATES, output_of, stopped_by
 
 BATCH_LIMIT, EPOCH_LIMIT = 4096, 1000
+PLAN_SAMPLES = 1024  # the most that verify_plan takes
 
 
 def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
@@ -64,11 +67,67 @@ def fail_with_the_run(_context: Any, result: Any) -> None:
         raise RunFailed(result["reason"])
 
 
+def plan_tasks(pipeline: Pipeline, experiment: str, snapshot: str) -> list[JobOperator]:
+    """Return the tasks that build and verify a TensorRT plan, on the queue of its GPU."""
+    convert, batch = pipeline.convert, pipeline.publish.max_batch_size
+    on_the_gpu = {"queue": convert.queue, "pool": convert.pool, "connections": ["bottle", "mlflow"]}
+    built = JobOperator(
+        task_id="build_plan",
+        module="conversion_jobs.build_plan",
+        options={
+            "experiment": experiment, "compute_capability": convert.compute_capability, "max_batch": batch,
+            "serving_tensorrt": convert.serving_tensorrt, "precision": convert.precision,
+        },
+        execution_timeout=timedelta(hours=3),
+        **on_the_gpu,
+    )  # fmt: skip
+    checked = JobOperator(
+        task_id="verify_plan",
+        module="conversion_jobs.verify_plan",
+        options={
+            "experiment": experiment, "record": output_of("build_plan", "record"), "snapshot_id": snapshot,
+            "samples": min(pipeline.verify.samples, PLAN_SAMPLES), "goal_ms": convert.goal_ms,
+            "limit_ms": convert.limit_ms,
+        },
+        execution_timeout=timedelta(hours=1),
+        **on_the_gpu,
+    )  # fmt: skip
+    return [built, checked]
+
+
+def publishing_tasks(pipeline: Pipeline, target: str, experiment: str, snapshot: str) -> list[JobOperator]:
+    """Return the tasks that package and publish one target; what is served has the plain names."""
+    publish = pipeline.publish
+    suffix = "" if target == pipeline.convert.served else f"_{target}"
+    packaged = JobOperator(
+        task_id=f"package_model{suffix}",
+        module="conversion_jobs.package_model",
+        options={
+            "experiment": experiment, "model_name": publish.model_name, "max_batch_size": publish.max_batch_size,
+            "target": target, "record": output_of("build_plan", "record") if target == "tensorrt" else None,
+        },
+        connections=["bottle", "mlflow"],
+    )  # fmt: skip
+    published = JobOperator(
+        task_id=f"publish_model{suffix}",
+        module="conversion_jobs.publish_model",
+        options={
+            "model_name": publish.model_name, "archive": output_of(packaged.task_id, "archive"),
+            "sha256": output_of(packaged.task_id, "sha256"), "target": target,
+            "experiment": experiment, "snapshot_id": snapshot,
+        },
+        only_if_param="publish",
+        connections=["bottle", "mlflow", "storage"],
+    )  # fmt: skip
+    return [packaged, published]
+
+
 def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
     """Return the DAG of one pipeline."""
     # What a run by hand trains otherwise must not pass for what the schedule would have trained.
     fingerprint = pipeline.fingerprint + "-{{ params.epochs }}x{{ params.batch }}"
     data, train, gate, verify, publish = pipeline.data, pipeline.train, pipeline.gate, pipeline.verify, pipeline.publish
+    convert = pipeline.convert
     with DAG(
         dag_id=f"retrain_{name}",
         description=pipeline.description,
@@ -145,25 +204,12 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             options={"experiment": experiment, "snapshot_id": snapshot, **verify.model_dump()},
             connections=["bottle", "mlflow"],
         )
-        packaged = JobOperator(
-            task_id="package_model",
-            module="conversion_jobs.package_model",
-            options={
-                "experiment": experiment, "model_name": publish.model_name, "max_batch_size": publish.max_batch_size
-            },
-            connections=["bottle", "mlflow"],
-        )  # fmt: skip
-        published = JobOperator(
-            task_id="publish_model",
-            module="conversion_jobs.publish_model",
-            options={
-                "model_name": publish.model_name, "archive": output_of("package_model", "archive"),
-                "sha256": output_of("package_model", "sha256"), "target": "onnx",
-                "experiment": experiment, "snapshot_id": snapshot,
-            },
-            only_if_param="publish",
-            connections=["bottle", "mlflow", "storage"],
-        )  # fmt: skip
+        planned = plan_tasks(pipeline, experiment, snapshot) if convert.served == "tensorrt" else []
+        published = [
+            task
+            for target in sorted(convert.targets)  # the graph first: what is published last is deployed
+            for task in publishing_tasks(pipeline, target, experiment, snapshot)
+        ]
         deployed = JobOperator(
             task_id="deploy_model",
             module="conversion_jobs.deploy_model",
@@ -191,7 +237,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             post_execute=fail_with_the_run,
             connections=["bottle", "database", "mlflow"],
         )
-        chain(pulled, trained, evaluated, gated, exported, verified, packaged, published, deployed, reported)
+        chain(pulled, trained, evaluated, gated, exported, verified, *planned, *published, deployed, reported)
         # A teardown runs whatever happened before it, also in a run that a person has marked as failed.
         reported.as_teardown(on_failure_fail_dagrun=True)
     return dag

@@ -138,6 +138,52 @@ class Verify(Section):
     """share of pictures with the same first class"""
 
 
+class Convert(Section):
+    """What is served: the graph, or a TensorRT plan of it, which the queue of its GPU builds and verifies.
+
+    `convert: {targets: [onnx, tensorrt], gpu: T4, precision: fp16}` publishes both and brings the plan into production;
+    the graph is then what a rollback falls back to where Triton refuses the plan. A plan loads only on the GPU and in
+    the very build of TensorRT that made it: `build_plan` refuses another worker before it builds, and a Triton that
+    refuses the plan keeps serving the version before. The section is not in the fingerprint: trigger with **force** to
+    have a plan of a model that is trained already.
+    """
+
+    targets: list[Literal["onnx", "tensorrt"]] = Field(["onnx"], min_length=1)
+    """what is published; with tensorrt the plan comes into production, else the graph"""
+    gpu: Literal["T4", "A100", "A10", "L4", "L40S", "H100"] = "T4"
+    """the GPU that serves, on which the plan is built"""
+    precision: Literal["fp16", "mixed", "fp32"] = "fp16"
+    """what is tried first; where its answers are too far off: fp16, then named layers in FP32, then fp32"""
+    serving_tensorrt: str = Field("11.1.0.106", pattern=r"^\d+\.\d+\.\d+(\.\d+)?$")
+    """TensorRT of the serving Triton; a worker with another build is refused"""
+    goal_ms: float = Field(1000, gt=0)
+    """a plan whose 99th percentile of one picture is above this gets a warning"""
+    limit_ms: float = Field(10_000, gt=0)
+    """a plan whose 99th percentile of one picture is above this is refused"""
+    queue: str = "t4"
+    """queue of the workers with this GPU and trtexec, with Celery"""
+    pool: str = "default_pool"
+    """pool of building and verifying plans; its slots are those GPUs"""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Convert:
+        if len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"targets has something twice: {', '.join(self.targets)}")
+        if self.goal_ms > self.limit_ms:
+            raise ValueError(f"goal_ms ({self.goal_ms:g}) is above limit_ms ({self.limit_ms:g})")
+        return self
+
+    @property
+    def compute_capability(self) -> str:
+        """Of the GPU, by NVIDIA's table."""
+        return {"T4": "7.5", "A100": "8.0", "A10": "8.6", "L4": "8.9", "L40S": "8.9", "H100": "9.0"}[self.gpu]
+
+    @property
+    def served(self) -> Literal["onnx", "tensorrt"]:
+        """What comes into production."""
+        return "tensorrt" if "tensorrt" in self.targets else "onnx"
+
+
 class Publish(Section):
     """What Triton serves."""
 
@@ -187,6 +233,7 @@ class Pipeline(Section):
     train: Train
     gate: Gate = Gate()
     verify: Verify = Verify()
+    convert: Convert = Convert()
     publish: Publish
     retries: Retries = Retries()
     train_pool: str = "default_pool"

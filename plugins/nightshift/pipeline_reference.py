@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from inspect import cleandoc
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -55,7 +56,7 @@ def reference() -> str:
         model = _section(field)
         assert model is not None  # noqa: S101 - selected above
         need = "required" if field.is_required() else "may be left out"
-        lines += ["", f"## `{name}` ({need})", "", (model.__doc__ or "").strip(), "", *TABLE]
+        lines += ["", f"## `{name}` ({need})", "", cleandoc(model.__doc__ or ""), "", *TABLE]
         lines += [_row(key, value) for key, value in model.model_fields.items()]
     return "\n".join(lines) + "\n"
 

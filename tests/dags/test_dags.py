@@ -20,9 +20,9 @@ CHAIN = [
 
 
 @pytest.fixture(scope="session")
-def jobs(dags: dict[str, Any]) -> dict[str, dict[str, dict[str, bool]]]:
+def jobs(all_dags: dict[str, Any]) -> dict[str, dict[str, dict[str, bool]]]:
     """The arguments (name -> required) and the result's fields of each job that a DAG runs, as its module has them."""
-    modules = sorted({task.module for dag in dags.values() for task in dag.tasks})
+    modules = sorted({task.module for dag in all_dags.values() for task in dag.tasks})
     program = (
         "import importlib, json, sys\n"
         "def fields(model): return {name: field.is_required() for name, field in model.model_fields.items()}\n"
@@ -54,16 +54,16 @@ def test_every_pipeline_file_is_a_dag(dags: dict[str, Any]) -> None:
     assert set(retraining(dags)) == {f"retrain_{name}" for name in PIPELINES}
 
 
-def test_every_dag_says_what_it_is_for_and_what_to_do_when_it_fails(dags: dict[str, Any]) -> None:
-    for name, dag in dags.items():
+def test_every_dag_says_what_it_is_for_and_what_to_do_when_it_fails(all_dags: dict[str, Any]) -> None:
+    for name, dag in all_dags.items():
         assert dag.description, name
         assert dag.tags, name
         for heading in ("## ", "**Triage.**", "**Resume.**", "docs/runbook.md"):
             assert heading in dag.doc_md, f"{name} lacks {heading}"
 
 
-def test_every_task_has_an_owner_and_is_tried_again(dags: dict[str, Any]) -> None:
-    for name, task in every(dags):
+def test_every_task_has_an_owner_and_is_tried_again(all_dags: dict[str, Any]) -> None:
+    for name, task in every(all_dags):
         assert task.owner and task.owner != "airflow", name
         assert task.retries >= 1, name
         assert task.retry_delay.total_seconds() > 0, name
@@ -95,14 +95,14 @@ def test_the_tasks_follow_each_other_and_the_report_comes_whatever_happened(dags
         assert dag.get_task("report").is_teardown, name
 
 
-def test_what_an_early_end_skips_is_what_follows(dags: dict[str, Any]) -> None:
-    for name, task in every(dags):
+def test_what_an_early_end_skips_is_what_follows(all_dags: dict[str, Any]) -> None:
+    for name, task in every(all_dags):
         assert set(task.skips) <= task.downstream_task_ids, name
-    assert {task.task_id for _, task in every(dags) if task.skips} == {"pull_dataset", "gate"}
+    assert {task.task_id for _, task in every(all_dags) if task.skips} == {"pull_dataset", "gate"}
 
 
-def test_every_option_of_a_task_is_one_of_its_job(dags: dict[str, Any], jobs: dict[str, Any]) -> None:
-    for name, task in every(dags):
+def test_every_option_of_a_task_is_one_of_its_job(all_dags: dict[str, Any], jobs: dict[str, Any]) -> None:
+    for name, task in every(all_dags):
         arguments = jobs[task.module]["arguments"]
         given = {*task.options, *task.options_from_params}
         assert given <= set(arguments), f"{name}: {task.module} has no {sorted(given - set(arguments))}"
@@ -111,9 +111,9 @@ def test_every_option_of_a_task_is_one_of_its_job(dags: dict[str, Any], jobs: di
         assert set(task.options_from_params.values()) <= set(task.dag.params), name
 
 
-def test_every_value_that_goes_from_job_to_job_is_in_a_result(dags: dict[str, Any], jobs: dict[str, Any]) -> None:
+def test_every_value_that_goes_from_job_to_job_is_in_a_result(all_dags: dict[str, Any], jobs: dict[str, Any]) -> None:
     used = 0
-    for name, task in every(dags):
+    for name, task in every(all_dags):
         for option, value in task.options.items():
             if isinstance(value, XComArg):
                 used += 1
@@ -122,7 +122,7 @@ def test_every_value_that_goes_from_job_to_job_is_in_a_result(dags: dict[str, An
     assert used >= 10
 
 
-def test_no_task_is_given_a_secret(dags: dict[str, Any]) -> None:
-    for name, task in every(dags):
+def test_no_task_is_given_a_secret(all_dags: dict[str, Any]) -> None:
+    for name, task in every(all_dags):
         assert not [key for key in task.options if "password" in key or "token" in key], name
         assert task.connections, name

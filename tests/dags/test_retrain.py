@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def retrain() -> Any:
-    """The module `dags/retrain.py`, read under its own name."""
-    spec = importlib.util.spec_from_file_location("retrain", ROOT / "dags" / "retrain.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_under_its_own_name_the_file_defines_no_dag(retrain: Any) -> None:
@@ -68,3 +54,42 @@ def test_a_run_with_other_epochs_is_recorded_under_another_fingerprint(dags: dic
             return text
 
         assert rendered(epochs=15, batch=64) != rendered(epochs=1, batch=64) != rendered(epochs=1, batch=32)
+
+
+def test_with_the_target_tensorrt_the_plan_is_built_on_its_gpu_and_served_and_the_graph_published_beside_it(
+    with_plan: Any,
+) -> None:
+    order = [task.task_id for task in with_plan.topological_sort()]
+    assert order[order.index("verify_onnx") :] == [
+        "verify_onnx", "build_plan", "verify_plan", "package_model_onnx", "publish_model_onnx", "package_model",
+        "publish_model", "deploy_model", "report",
+    ]  # fmt: skip
+    on_the_gpu = [with_plan.get_task(name) for name in ("build_plan", "verify_plan")]
+    assert {(task.queue, task.pool) for task in on_the_gpu} == {("a10", "a10")}
+    assert not [task.task_id for task in with_plan.tasks if task.queue == "a10" and task not in on_the_gpu]
+
+
+def test_a_plan_is_built_for_the_pipelines_gpu_and_held_to_the_pipelines_limits(with_plan: Any) -> None:
+    built, checked = (with_plan.get_task(name).options for name in ("build_plan", "verify_plan"))
+    assert (built["compute_capability"], built["precision"], built["max_batch"]) == ("8.6", "mixed", 4)
+    assert built["serving_tensorrt"] == "11.1.0.106"
+    assert (checked["goal_ms"], checked["limit_ms"], checked["samples"]) == (20, 50, 1024)
+    assert "build_plan" in checked["record"]
+
+
+def test_each_package_is_published_as_what_it_is_and_the_plan_is_deployed(with_plan: Any) -> None:
+    def options(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = with_plan.get_task(name).options
+        return found
+
+    assert (options("package_model_onnx")["target"], options("package_model_onnx")["record"]) == ("onnx", None)
+    assert options("package_model")["target"] == options("publish_model")["target"] == "tensorrt"
+    assert "build_plan" in options("package_model")["record"]
+    assert "'package_model_onnx'" in options("publish_model_onnx")["archive"]
+    assert "'publish_model'" in options("deploy_model")["version"]
+
+
+def test_without_the_section_the_graph_is_served_and_nothing_is_built(dags: dict[str, Any]) -> None:
+    tasks = {task.task_id: task for task in dags["retrain_digits"].tasks}
+    assert "build_plan" not in tasks and "publish_model_onnx" not in tasks
+    assert tasks["package_model"].options["target"] == tasks["publish_model"].options["target"] == "onnx"

@@ -66,7 +66,7 @@ def test_the_pipelines_that_come_with_the_project_are_good(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("owner: ml-team", "ownr: ml-team", 2, "ownr: there is no such key; did you mean owner? Valid here: data"),
+        ("owner: ml-team", "ownr: ml-team", 2, "ownr: there is no such key; did you mean owner? Valid here: convert"),
         ("  group: footwear", "  grup: footwear", 5, "data.grup: there is no such key; did you mean group?"),
         ("  group: footwear", "  source: collect", 4, "data.group: the key is missing"),
         ("owner: ml-team", "owner: ml-team\nowner: others", 3, "owner: the key stands here again; it stands in line 2"),
@@ -90,6 +90,10 @@ def test_the_pipelines_that_come_with_the_project_are_good(monkeypatch: pytest.M
         ('schedule: "0 2 * * *"', 'schedule: "0 2 31 2 *"', 3, "schedule: a cron expression that no day fits"),
         ('schedule: "0 2 * * *"', 'schedule: "0 0 2 * * *"', 3, "schedule: not a cron expression"),
         ("configs/classifier/footwear.yaml", "configs/classifier/shoe.yaml", 7, "train.config: there is no file"),
+        ("publish:", "convert: {targets: [onnx, plan]}\npublish:", 8, "convert.targets.1: input should be 'onnx'"),
+        ("publish:", "convert: {targets: [onnx, onnx]}\npublish:", 8, "targets has something twice: onnx, onnx"),
+        ("publish:", "convert: {gpu: T5}\npublish:", 8, "convert.gpu: input should be 'T4'"),
+        ("publish:", "convert: {limit_ms: 10}\npublish:", 8, "goal_ms (1000) is above limit_ms (10)"),
         ("model_name: footwear", "model_name: Foot Wear", 9, "publish.model_name: string should match pattern"),
         ("owner: ml-team", "owner: ''", 2, "owner: string should have at least 1 character"),
         ("owner: ml-team", "owner:", 2, "owner: input should be a valid string, not None"),
