@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
-ENVIRONMENTS = ("airflow", "jobs", "services", "triton")
+ENVIRONMENTS = ("airflow", "jobs", "services", "triton", "detection")
+WITH_TORCH = ("jobs", "detection")
 UV_VERSION = "0.13.8"
 # The server inside nvidia-pytriton needs none of the Python packages that the wheel asks for; of nvidia-modelopt only
 # AutoCast is used, which needs what requirements/jobs.in names and none of its ninety packages for language models.
@@ -66,11 +67,13 @@ def install(name: str, test: bool) -> None:
     if not (folder / "bin" / "python").exists():
         uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
     files = [REQUIREMENTS / f"{name}.txt"] + ([REQUIREMENTS / f"{name}-test.txt"] if test and name != "triton" else [])
-    backend = torch_backend() if name == "jobs" else []
-    uv("pip", "install", "--python", str(folder), *backend, *(arg for f in files for arg in ("--requirement", str(f))))
+    options = torch_backend() if name in WITH_TORCH else []
+    # What Ultralytics asks for is overridden when its file is compiled, and asked for again by its wheel.
+    options += ["--no-deps"] if name == "detection" else []
+    uv("pip", "install", "--python", str(folder), *options, *(arg for f in files for arg in ("--requirement", str(f))))
     for package in WITHOUT_DEPENDENCIES.get(name, []):
         uv("pip", "install", "--python", str(folder), "--no-deps", package)
-    if name == "jobs":
+    if name in WITH_TORCH:
         make_torchvision_importable(folder)
     stamp(name).write_text(digest(name, test))
 

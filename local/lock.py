@@ -2,13 +2,16 @@
 
 from local.bootstrap import REQUIREMENTS, uv
 
-ORDER = ("airflow", "jobs", "services", "triton", "tools", "airflow-test", "jobs-test", "services-test")
+ORDER = (
+    *("airflow", "jobs", "detection", "services", "triton", "tools"),
+    *("airflow-test", "jobs-test", "detection-test", "services-test"),
+)
 
 
 def main() -> None:
     """Compile every file; the tests' files are constrained by the files that they add to, so those come first."""
     for name in ORDER:
-        target = REQUIREMENTS / f"{name}.txt"
+        target, overrides = REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}-overrides.txt"
         uv(
             "pip",
             "compile",
@@ -17,6 +20,7 @@ def main() -> None:
             "--no-header",
             "--no-emit-index-url",
             "--no-emit-find-links",
+            *(["--override", str(overrides)] if overrides.exists() else []),
             str((REQUIREMENTS / f"{name}.in").relative_to(REQUIREMENTS.parent)),
             "--output-file",
             str(target),

@@ -39,6 +39,7 @@ class Totals:
 
 PARTS = (
     Part("jobs", "jobs", ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs")),
+    Part("detection", "detection", ("tests/detection",)),
     Part("airflow", "airflow", ("tests/plugins", "tests/dags")),
     Part("services", "services", ("tests/services", "tests/local")),
     # The shared fixtures need libraries that the linters' environment does without.
