@@ -16,6 +16,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "plugins"), str(ROOT)]
@@ -27,6 +28,7 @@ from nightshift.docker_settings import DockerSettings  # noqa: E402
 from nightshift.process_launcher import ProcessLauncher  # noqa: E402
 
 from tests.containers import cluster  # noqa: E402
+from tests.support.airflow import Airflow  # noqa: E402
 
 JOBS = ROOT / "tests" / "plugins" / "jobs_for_tests"
 
@@ -35,7 +37,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cluster", action="store_true", help="also the start of the whole cluster")
+    parser.add_argument("--cluster", action="store_true", help="also the whole cluster: its start, idle, and a night")
     options = parser.parse_args()
     print(f"load average at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,8 +49,9 @@ def main() -> None:
     print(f"job as a container:  {container:6.2f} s, overhead {container - process:.2f} s (goal: 1.5 s)")
     for name, package in (("training", "training_jobs"), ("conversion", "conversion_jobs"), ("airflow", "dags")):
         print(f"rebuild of {name:11s} after a change in {package}: {rebuild(name, package):.1f} s (goal: 10 s)")
+    print(f"images: {image_sizes()}")
     if options.cluster:
-        print(f"docker compose up --wait: {start_cluster():.0f} s (goal: 90 s)")
+        measure_cluster()
 
 
 def launchers(folder: Path) -> tuple[Launcher, Launcher]:
@@ -91,17 +94,75 @@ def rebuild(name: str, package: str) -> float:
         change.unlink()
 
 
-def start_cluster() -> float:
-    """Return how long the cluster takes to be healthy, from nothing but its images."""
+def image_sizes() -> str:
+    """Return what each image takes on the disk, layers that it shares with others included."""
+    sizes = {image.tags[0]: image.attrs["Size"] for image in docker.from_env().images.list("nightshift/*")}
+    return ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sorted(sizes.items()))
+
+
+def measure_cluster() -> None:
+    """Start a cluster with the bottle in a volume, from nothing but its images; let it idle; run nights of digits."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, project = Path(scratch), f"nightshift-benchmark-{uuid.uuid4().hex[:6]}"
-        cluster.write_env(folder)
+        values = cluster.write_env(folder)
+        (folder / "marks").mkdir()
         started = time.monotonic()
         try:
             cluster.compose(project, folder, "up", "--detach", "--wait")
-            return time.monotonic() - started
+            print(f"docker compose up --wait: {time.monotonic() - started:.0f} s (goal: 90 s)", flush=True)
+            time.sleep(60)
+            print(f"idle after a minute: {usage(project)}")
+            with cluster.airflow_of(folder, values) as airflow:
+                print(f"a night with new data, {night(airflow):.0f} s")
+                print(f"nights with nothing new: {', '.join(f'{night(airflow):.0f} s' for _ in range(3))}")
+            print(f"a worker's slot: {slot_memory(project, folder) / 2**20:.0f} MiB")
         finally:
             cluster.compose(project, folder, "down", "--volumes", "--timeout", "3")
+
+
+def usage(project: str, seconds: int = 20) -> str:
+    """Return memory and cores that the containers of a project use."""
+    containers = docker.from_env().containers.list(filters={"label": f"com.docker.compose.project={project}"})
+    before, at = {c.name: c.stats(stream=False) for c in containers}, time.monotonic()
+    time.sleep(seconds)
+    used, memory = 0.0, 0
+    for container in containers:
+        now = container.stats(stream=False)
+        used += (
+            now["cpu_stats"]["cpu_usage"]["total_usage"]
+            - before[container.name]["cpu_stats"]["cpu_usage"]["total_usage"]
+        )
+        memory += own_memory(now)
+    return f"{memory / 1e9:.1f} GB, {used / 1e9 / (time.monotonic() - at):.2f} cores, {len(containers)} containers"
+
+
+def own_memory(stats: dict[str, Any]) -> int:
+    """Return the bytes that a container uses without the file cache, as `docker stats` shows them."""
+    memory = stats["memory_stats"]
+    return int(memory["usage"] - memory["stats"].get("inactive_file", memory["stats"].get("total_inactive_file", 0)))
+
+
+def night(airflow: Airflow) -> float:
+    """Return how long a run of the digits takes, from its trigger to its end."""
+    started = time.monotonic()
+    state, tasks = airflow.finished("retrain_digits", airflow.trigger("retrain_digits"), 600)
+    if state != "success":
+        sys.exit(f"the night ended as {state}: {tasks}")
+    return time.monotonic() - started
+
+
+def slot_memory(project: str, folder: Path) -> float:
+    """Return what one more slot of the worker costs: a worker of eight against one of four, both idle."""
+    found = []
+    for slots in (4, 8):
+        with (folder / "env").open("a") as file:
+            file.write(f"NIGHTSHIFT_WORKER_SLOTS={slots}\n")
+        cluster.compose(project, folder, "up", "--detach", "--wait", "--force-recreate", "--no-deps", "worker")
+        time.sleep(15)
+        labels = [f"com.docker.compose.project={project}", "com.docker.compose.service=worker"]
+        (worker,) = docker.from_env().containers.list(filters={"label": labels})
+        found.append(own_memory(worker.stats(stream=False)))
+    return (found[1] - found[0]) / 4
 
 
 if __name__ == "__main__":

@@ -105,11 +105,8 @@ def cluster(folder: Path, engine: Any, s3: str) -> Iterator[Cluster]:
     values = write_env(folder, s3)
     try:
         compose(project, folder, "up", "--detach", "--wait")
-        url = f"http://127.0.0.1:{values['NIGHTSHIFT_AIRFLOW_PORT']}"
-        credentials = {"username": "admin", "password": values["AIRFLOW_ADMIN_PASSWORD"]}
-        token = httpx.post(f"{url}/auth/token", json=credentials, timeout=30).json()["access_token"]
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
-            yield Cluster(project, folder, values, engine, Airflow(url, ROOT, folder, "", client))
+        with airflow_of(folder, values) as airflow:
+            yield Cluster(project, folder, values, engine, airflow)
     finally:
         if os.environ.get("NIGHTSHIFT_KEEP_LOGS"):
             Path(os.environ["NIGHTSHIFT_KEEP_LOGS"]).write_text(compose(project, folder, "logs", "--no-color"))
@@ -117,6 +114,16 @@ def cluster(folder: Path, engine: Any, s3: str) -> Iterator[Cluster]:
             if container.labels.get("nightshift") == "job":
                 container.remove(force=True, v=True)
         compose(project, folder, "down", "--volumes", "--timeout", "3")
+
+
+@contextmanager
+def airflow_of(folder: Path, values: dict[str, str]) -> Iterator[Airflow]:
+    """Log in to a running cluster's Airflow."""
+    url = f"http://127.0.0.1:{values['NIGHTSHIFT_AIRFLOW_PORT']}"
+    credentials = {"username": "admin", "password": values["AIRFLOW_ADMIN_PASSWORD"]}
+    token = httpx.post(f"{url}/auth/token", json=credentials, timeout=30).json()["access_token"]
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
+        yield Airflow(url, ROOT, folder, "", client)
 
 
 def infer(cluster: Cluster, model: str) -> list[float]:

@@ -147,14 +147,7 @@ def test_no_secret_is_where_it_does_not_belong(cluster: Cluster) -> None:
     texts = {
         "the database": "\n".join(cluster.compose(*psql, f"SELECT * FROM {table}") for table in tables),
         "the services' logs": cluster.compose("logs", "--no-color"),
-        "the tasks' logs": cluster.compose(
-            "exec",
-            "-T",
-            "api-server",
-            "bash",
-            "-c",
-            "cat $(find logs ../../var/lib/nightshift/logs -type f 2>/dev/null)",
-        ),
+        "the tasks' logs": cluster.compose("exec", "-T", "api-server", "bash", "-c", READ_LOGS),
     }
     for name in NAMES:
         image = f"nightshift/{name}:dev"

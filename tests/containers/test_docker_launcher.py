@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,31 @@ def test_a_job_can_do_little_to_its_host(bench: Bench) -> None:
     launcher = bench.with_settings(volumes=(f"{bench.marks}:/opt/nightshift/tries",), images={"tries": _image(bench)})
     job = launcher.start(bench.spec(module="tries.tries", options=[]))
     assert list(launcher.follow_logs(job)) == ["10001 False False True True False 0000000000000000 1"]
+
+
+def test_the_engine_is_asked_for_no_more_than_a_proxy_has_to_pass_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[str] = set()
+    original = docker.APIClient._url
+
+    def recorded(self: Any, path: str, *rest: Any, **options: Any) -> str:
+        asked.add(path.split("/")[1])
+        return str(original(self, path, *rest, **options))
+
+    monkeypatch.setattr(docker.APIClient, "_url", recorded)
+    launcher = bench.with_settings(keep_seconds=0)
+    for how in ("succeed", "wait"):
+        job = launcher.start(bench.spec(how))
+        launcher.find(bench.labels)
+        if how == "wait":
+            launcher.stop(job)
+        list(launcher.follow_logs(job))
+        launcher.ended(job)
+        launcher.result(job)
+    documented = (ROOT / "docs" / "gpu-workers.md").read_text().partition("a socket proxy** that passes on only ")[2]
+    paths = set(re.findall(r"`/([a-z]+)`", documented.partition("with")[0]))
+    assert {"containers", "images", "info"} <= asked <= paths
 
 
 def test_an_image_that_is_nowhere_is_refused_with_what_to_do(bench: Bench) -> None:
