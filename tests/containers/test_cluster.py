@@ -20,7 +20,7 @@ from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.container
 READ_LOGS = "find /var/lib/nightshift/logs -type f -exec cat {} +"
-JOB_IMAGES = ("training", "conversion")  # which end by themselves: nothing asks for their health
+JOB_IMAGES = ("training", "conversion", "detection")  # which end by themselves: nothing asks for their health
 NAMES = ("airflow", "services", *JOB_IMAGES, "triton-cpu")
 
 
@@ -187,6 +187,15 @@ def test_images_are_small_in_what_they_allow(cluster: Cluster, name: str) -> Non
     )
     output = cluster.engine.containers.run(image, ["sh", "-c", look], remove=True, network_mode="none", user="0")
     assert output.decode().split() == []
+
+
+@pytest.mark.parametrize("name", JOB_IMAGES)
+def test_only_the_detection_image_holds_what_is_under_the_agpl(cluster: Cluster, name: str) -> None:
+    code = "import importlib.util as found; print(found.find_spec('ultralytics') is not None)"
+    output = cluster.engine.containers.run(
+        f"nightshift/{name}:dev", ["python", "-c", code], remove=True, network_mode="none", read_only=True
+    )
+    assert output.decode().strip() == str(name == "detection")
 
 
 def test_parallel_starts_of_jobs_leave_no_orphan(cluster: Cluster) -> None:
