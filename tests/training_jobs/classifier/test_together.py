@@ -133,6 +133,18 @@ def test_batch_norms_judge_by_the_same_statistics_everywhere(found: Examples, tm
     assert journal.rows[-1]["val_accuracy"] == pytest.approx(right / 9)
 
 
+def test_batch_norms_that_gpus_share_answer_as_the_model_s_own(tmp_path: Path) -> None:
+    """They synchronise only on GPUs; without one, that they compute the same is what can be seen."""
+    chosen = config(model__backbone_name="test_efficientnet", dataset__image_size=32)
+    model = training.weights.build(chosen, 3, FolderBottle(tmp_path)).eval()
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected, names = model(pictures), list(model.state_dict())
+    shared = training.convert_sync_batchnorm(model)
+    assert any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in shared.modules())
+    assert torch.allclose(shared(pictures), expected, atol=1e-6)
+    assert list(shared.state_dict()) == names  # so that a checkpoint fits both
+
+
 def test_the_first_error_is_the_one_that_counts_and_nothing_is_left(mark: str) -> None:
     started = time.monotonic()
     with pytest.raises(DataRefused, match="a picture is damaged") as caught:
