@@ -21,6 +21,8 @@ from jobkit.cache import shared_cache
 from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
 from jobkit.files import atomic_file
 
+PICTURES = "pictures/"  # keys that are the content's SHA-256 (jobkit.paths.picture): what they hold never changes
+
 
 class Bottle(Protocol):
     """What a job may do with the bottle. `str(bottle)` is its root: a folder or an `s3://` address."""
@@ -150,7 +152,8 @@ class S3Bottle:
 
     boto3 finds endpoint and credentials in the usual places (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...).
     `local` keeps downloads in the cache of the host (`jobkit.cache`): `NIGHTSHIFT_CACHE`, else `~/.cache/nightshift`.
-    `NIGHTSHIFT_CACHE_GIB` bounds it. What it holds is named by ETag: a changed object is fetched again.
+    `NIGHTSHIFT_CACHE_GIB` bounds it. What it holds is named by ETag: a changed object is fetched again. Pictures
+    are named by their content already: of one that the host has, S3 is not asked.
     """
 
     def __init__(self, bucket: str, prefix: str) -> None:
@@ -201,7 +204,21 @@ class S3Bottle:
     def read(self, key: str) -> bytes:
         """Return the object's content."""
         with self._errors(key):
-            return bytes(self.client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"].read())
+            return self._content(key)
+
+    def _content(self, key: str) -> bytes:
+        """Read the object; boto3 tries requests again, but not answers that break off."""
+        from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+        tries_left = 3
+        while True:
+            body = self.client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"]
+            try:
+                return bytes(body.read())
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                tries_left -= 1
+                if not tries_left:
+                    raise
 
     def write(self, key: str, content: bytes | str) -> None:
         """Write the object in one request."""
@@ -235,15 +252,19 @@ class S3Bottle:
 
     def local(self, key: str) -> Path:
         """Download the object to the cache unless the cached copy has its ETag."""
-        name = PurePosixPath(checked_key(key)).name
+        name, kept = PurePosixPath(checked_key(key)).name, shared_cache(*self.cache)
 
         def download(path: Path) -> None:
             self.client.download_file(self.bucket, self._name(key), str(path), Config=self.transfer)
 
+        def download_small(path: Path) -> None:  # in one request
+            path.write_bytes(self._content(key))
+
         with self._errors(key), _out_of_space():
+            if key.startswith(PICTURES):
+                return kept.get(f"{self.bucket} {self._name(key)}", name, download_small)
             head = self.client.head_object(Bucket=self.bucket, Key=self._name(key))
-            identity = f"{self.bucket} {head['ETag']} {head['ContentLength']}"
-            return shared_cache(*self.cache).get(identity, name, head["ContentLength"], download)
+            return kept.get(f"{self.bucket} {head['ETag']} {head['ContentLength']}", name, download)
 
     def put(self, key: str, source: Path) -> None:
         """Upload `source`."""

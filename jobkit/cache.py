@@ -50,17 +50,17 @@ class Cache:
             self._lock = (self._folder / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
-    def get(self, identity: str, name: str, size: int, download: Callable[[Path], None]) -> Path:
+    def get(self, identity: str, name: str, download: Callable[[Path], None]) -> Path:
         """Return a local file called `name` with the content that `identity` stands for, readable until the job ends.
 
-        `download` writes the content, of about `size` bytes, to the path that it is given, if no job has it here yet.
+        `download` writes the content to the path that it is given; it is called where no job has it here yet.
         """
         digest = hashlib.sha256(identity.encode()).hexdigest()[:40]
         mine, stored = self._folder / digest / name, self._objects / digest[:2] / digest
         if not mine.exists():
             mine.parent.mkdir(exist_ok=True)
             if not _link(stored, mine):
-                self._fetch(stored, mine, size, download)
+                self._fetch(stored, mine, download)
         # The access time is what removal goes by; mounted file systems seldom keep it up to date themselves.
         os.utime(mine, ns=(time.time_ns(), mine.stat().st_mtime_ns))
         return mine
@@ -70,8 +70,7 @@ class Cache:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
 
-    def _fetch(self, stored: Path, mine: Path, size: int, download: Callable[[Path], None]) -> None:
-        self._count(size)
+    def _fetch(self, stored: Path, mine: Path, download: Callable[[Path], None]) -> None:
         descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=mine.suffix)
         os.close(descriptor)
         new = Path(name)
@@ -80,6 +79,7 @@ class Cache:
             with new.open("rb") as handle:
                 os.fsync(handle.fileno())
             new.chmod(0o644)
+            self._count(new.stat().st_size)
             stored.parent.mkdir(parents=True, exist_ok=True)
             if not _link(new, stored):  # another job was faster: its copy is the one that is kept
                 _link(stored, mine)
@@ -88,7 +88,7 @@ class Cache:
             new.unlink(missing_ok=True)
 
     def _count(self, size: int) -> None:
-        """Make room from time to time, not for each file: to look at 100,000 of them takes half a second."""
+        """Make room from time to time, not for each new file: to look at 100,000 of them takes half a second."""
         with self._guard:
             if self._downloaded is None or self._downloaded + size > self.limit // SHARE_UNCHECKED:
                 self.make_room(size)

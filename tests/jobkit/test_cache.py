@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ResponseStreamingError
+from botocore.response import StreamingBody
 
 from jobkit import cache as cache_module
 from jobkit.bottle import open_bottle
 from jobkit.cache import Cache
-from jobkit.errors import ConfigurationError
+from jobkit.errors import ConfigurationError, TryAgainLater
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 1000
@@ -36,7 +38,7 @@ class Downloads:
             self.seen.append(identity)
             path.write_bytes(content(identity))
 
-        return job.get(identity, name, SIZE, download)
+        return job.get(identity, name, download)
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ import os, sys, time
 from pathlib import Path
 from jobkit.cache import Cache
 job = Cache(Path(sys.argv[1]), int(sys.argv[2]))
-path = job.get("killed", "x", 1000, lambda path: path.write_bytes(b"x" * 1000))
+path = job.get("killed", "x", lambda path: path.write_bytes(b"x" * 1000))
 if sys.argv[3] == "alone" or os.fork() == 0:
     print(path, flush=True)
 time.sleep(600)
@@ -129,7 +131,7 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path, downloads: Downloa
         raise ConnectionError("cut")
 
     with pytest.raises(ConnectionError):
-        job.get("a", "x", SIZE, fails)
+        job.get("a", "x", fails)
     assert stored(tmp_path) == 0
     assert downloads.get(job, "a").read_bytes() == content("a")
 
@@ -173,7 +175,7 @@ def test_a_bottle_in_s3_keeps_within_its_setting(
     s3_bottle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_CACHE_GIB", str(20_000 / 2**30))
-    names = [f"pictures/{number}.png" for number in range(40)]
+    names = [f"models/{number}.ckpt" for number in range(40)]
     bottle = open_bottle()
     for name in names:
         bottle.write(name, random.Random(name).randbytes(SIZE))
@@ -185,3 +187,34 @@ def test_a_bottle_in_s3_keeps_within_its_setting(
     monkeypatch.setenv("NIGHTSHIFT_CACHE_GIB", "much")
     with pytest.raises(ConfigurationError, match="NIGHTSHIFT_CACHE_GIB=much is no size in GiB"):
         open_bottle()
+
+
+def test_s3_is_not_asked_about_a_picture_that_the_host_has(s3_bottle: str) -> None:
+    bottle = open_bottle()
+    bottle.write("pictures/ab/abcd.png", "a picture")
+    first = bottle.local("pictures/ab/abcd.png")
+    bottle.delete("pictures/ab/abcd.png")
+    assert bottle.local("pictures/ab/abcd.png") == first
+    assert first.name == "abcd.png" and first.read_text() == "a picture"
+
+
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_an_answer_of_s3_that_breaks_off_is_asked_for_again(
+    cuts: int, s3_bottle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bottle = open_bottle()
+    bottle.write("pictures/ab/abcd.png", "a picture")
+    original, left = StreamingBody.read, [None] * cuts
+
+    def read(self: StreamingBody, amt: int | None = None) -> bytes:
+        if left:
+            left.pop()
+            raise ResponseStreamingError(error="cut")
+        return bytes(original(self, amt))
+
+    monkeypatch.setattr(StreamingBody, "read", read)
+    if cuts == 1:
+        assert bottle.local("pictures/ab/abcd.png").read_text() == "a picture"
+    else:
+        with pytest.raises(TryAgainLater, match=r"pictures/ab/abcd\.png"):
+            bottle.local("pictures/ab/abcd.png")
