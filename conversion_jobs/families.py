@@ -19,9 +19,9 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from conversion_jobs.experiment import input_shape
 from jobkit import job
@@ -35,6 +35,11 @@ Family = Literal["classifier", "vit", "head", "torchscript", "factory"]
 Activation = Literal["none", "sigmoid", "softmax"]
 
 
+def _number(text: object) -> object:
+    """Return a command line's digits as a number: pydantic does not read them so where only some numbers are valid."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
 class SourceArguments(job.Arguments):
     """Which model a file of weights belongs to."""
 
@@ -42,7 +47,7 @@ class SourceArguments(job.Arguments):
     architecture: str | None = Field(None, description="timm model name, for classifier and vit")
     factory: str | None = Field(None, description="module:function that builds the model, for factory")
     img_size: tuple[int, int] = Field((224, 224), description="height and width of the input picture, pixels")
-    channels: Literal[1, 3] = Field(3, description="3: RGB; 1: grey")
+    channels: Annotated[Literal[1, 3], BeforeValidator(_number)] = Field(3, description="3: RGB; 1: grey")
     activation: Activation = Field("none", description="put behind a head: its outputs are then probabilities")
 
     @model_validator(mode="after")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 from typing import Literal
+from zipfile import ZipFile
 
 from pydantic import Field
 
@@ -12,7 +15,7 @@ from conversion_jobs.model_storage import ModelStorage, Published
 from conversion_jobs.registry import register
 from jobkit import job
 from jobkit.errors import DataRefused
-from jobkit.paths import checked_name, inference_model
+from jobkit.paths import checked_name
 from jobkit.tracking import server_errors
 
 logger = logging.getLogger("conversion_jobs.publish_model")
@@ -82,7 +85,8 @@ def track(
         "archive": storage.address(model, published.version),
     }
     tracking = context.tracking
-    tracking.artifact(context.bottle.local(f"{inference_model(experiment.group)}/meta.json"), "package")
+    with ZipFile(context.bottle.local(arguments.archive)) as archive, tempfile.TemporaryDirectory() as folder:
+        tracking.artifact(Path(archive.extract("meta.json", folder)), "package")
     with server_errors("finding the run's artifacts"):
         source = f"{tracking.client.get_run(tracking.run_id).info.artifact_uri}/package"
     number = register(tracking.client, model, published.version, source, tracking.run_id, made_from)

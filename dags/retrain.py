@@ -95,7 +95,9 @@ def plan_tasks(pipeline: Pipeline, experiment: str, snapshot: str) -> list[JobOp
     return [built, checked]
 
 
-def publishing_tasks(pipeline: Pipeline, target: str, experiment: str, snapshot: str) -> list[JobOperator]:
+def publishing_tasks(
+    pipeline: Pipeline, target: str, experiment: str, snapshot: str
+) -> tuple[JobOperator, JobOperator]:
     """Return the tasks that package and publish one target; what is served has the plain names."""
     publish = pipeline.publish
     suffix = "" if target == pipeline.convert.served else f"_{target}"
@@ -119,7 +121,7 @@ def publishing_tasks(pipeline: Pipeline, target: str, experiment: str, snapshot:
         only_if_param="publish",
         connections=["bottle", "mlflow", "storage"],
     )  # fmt: skip
-    return [packaged, published]
+    return packaged, published
 
 
 def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
@@ -205,11 +207,9 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             connections=["bottle", "mlflow"],
         )
         planned = plan_tasks(pipeline, experiment, snapshot) if convert.served == "tensorrt" else []
-        published = [
-            task
-            for target in sorted(convert.targets)  # the graph first: what is published last is deployed
-            for task in publishing_tasks(pipeline, target, experiment, snapshot)
-        ]
+        # The graph before the plan: what is published last is deployed.
+        pairs = [publishing_tasks(pipeline, target, experiment, snapshot) for target in sorted(convert.targets)]
+        published = [task for step in zip(*pairs, strict=True) for task in step]
         deployed = JobOperator(
             task_id="deploy_model",
             module="conversion_jobs.deploy_model",

@@ -157,6 +157,10 @@ def test_the_command_lines_of_the_users_documents_are_understood(tmp_path: Path)
     line = ["--weights", "/abs/best.pth", "--output", "/abs/model.onnx", "--img-size", "224", "320", "--family", "vit"]
     arguments = parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit"]))
     assert arguments.img_size == (224, 320)
+    grey = parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit", "--channels", "1"]))
+    assert grey.channels == 1
+    with pytest.raises(ConfigurationError, match="--channels: Input should be 1 or 3"):
+        parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit", "--channels", "2"]))
     with pytest.raises(ConfigurationError, match="--family vit needs --architecture"):
         parse(torch2onnx.Arguments, seed_line(line))
 

@@ -61,7 +61,7 @@ def test_with_the_target_tensorrt_the_plan_is_built_on_its_gpu_and_served_and_th
 ) -> None:
     order = [task.task_id for task in with_plan.topological_sort()]
     assert order[order.index("verify_onnx") :] == [
-        "verify_onnx", "build_plan", "verify_plan", "package_model_onnx", "publish_model_onnx", "package_model",
+        "verify_onnx", "build_plan", "verify_plan", "package_model_onnx", "package_model", "publish_model_onnx",
         "publish_model", "deploy_model", "report",
     ]  # fmt: skip
     on_the_gpu = [with_plan.get_task(name) for name in ("build_plan", "verify_plan")]

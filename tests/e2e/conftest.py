@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from local import stack
+from local.components import python
 from local.settings import PREFERRED_PORTS, ROOT, Settings, port_variable
 from local.triton import free_ports
+from tests.support.trtexec_double import install
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     pipelines = tmp_path_factory.mktemp("pipelines")  # tests add some of their own
     shutil.copy(ROOT / "configs" / "pipelines" / "digits.yaml", pipelines)
     patch.setenv("NIGHTSHIFT_PIPELINES", str(pipelines))
+    # The worker's trtexec is a double that says so in its first line: no TensorRT, no plan that could be served.
+    double = tmp_path_factory.mktemp("trtexec_double")
+    install(double, 110100, python("jobs"))
+    patch.setenv("PATH", f"{double}{os.pathsep}{os.environ['PATH']}")
     try:
         stack.up(found, print)
         yield found

@@ -35,8 +35,10 @@ HEADER = b"TEST DOUBLE, NO PLAN\n"
 FP16_MAX = 65504.0
 
 
-def install(folder: Path, version: int, **settings: Any) -> tuple[Path, Path]:
+def install(folder: Path, version: int, python: str = sys.executable, **settings: Any) -> tuple[Path, Path]:
     """Write a `trtexec` of `version` (as in its banner) and an `nvidia-smi`; return their paths.
+
+    `python` runs them: it needs onnx and onnxruntime.
 
     `gpu` (`name, compute, driver, MiB`) is what nvidia-smi answers; `fault` is one of the traps in `_faults`; with
     `once` it happens in the first build only.
@@ -45,7 +47,7 @@ def install(folder: Path, version: int, **settings: Any) -> tuple[Path, Path]:
     gpu = settings.pop("gpu", "Tesla T4, 7.5, 580.65.06, 15360")
     (folder / "double.json").write_text(json.dumps({"version": version, **settings}))
     programs = folder / "trtexec", folder / "nvidia-smi"
-    programs[0].write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__)} {folder} "$@"\n')
+    programs[0].write_text(f'#!/bin/sh\nexec {python} {Path(__file__)} {folder} "$@"\n')
     programs[1].write_text(f"#!/bin/sh\n{'exit 9' if gpu is None else f'echo {gpu!r}'}\n")
     for program in programs:
         program.chmod(0o755)
