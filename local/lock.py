@@ -1,5 +1,7 @@
 """Compiles `requirements/*.in` to the pins in `requirements/*.txt`. No download addresses are written."""
 
+from pathlib import Path
+
 from local.bootstrap import REQUIREMENTS, uv
 
 ORDER = (
@@ -12,6 +14,7 @@ def main() -> None:
     """Compile every file; the tests' files are constrained by the files that they add to, so those come first."""
     for name in ORDER:
         target, overrides = REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}-overrides.txt"
+        forget_torch(target)
         uv(
             "pip",
             "compile",
@@ -29,6 +32,13 @@ def main() -> None:
         lines = [
             line.split("+cpu")[0] if line.startswith("torch==") else line for line in target.read_text().splitlines()
         ]
+        target.write_text("\n".join(lines) + "\n")
+
+
+def forget_torch(target: Path) -> None:
+    """Take torch's pin out of a compiled file: uv would prefer it to the CPU build at hand."""
+    if target.exists():
+        lines = [line for line in target.read_text().splitlines() if not line.startswith("torch==")]
         target.write_text("\n".join(lines) + "\n")
 
 
