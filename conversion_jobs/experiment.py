@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from conversion_jobs.nms_graph import Suppression
 from jobkit import job, settings
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import SPEC_FILE, ModelSpec, Output
+from jobkit.modelspec import SPEC_FILE, ModelSpec, Output, Preprocessing
 from jobkit.paths import ExperimentPaths, checked_name
 
 
@@ -31,7 +32,26 @@ class HeadSpec(BaseModel):
     snapshot_id: str | None = None
 
 
-Spec = ModelSpec | HeadSpec
+class DetectorSpec(BaseModel):
+    """The interface of a detector. Input `input`: float32 [N, 3, H, W]; outputs: see `conversion_jobs/boxes.py`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    architecture: str
+    labels: list[str] = Field(description="class name of each score")
+    task: Literal["detect", "segment"] = Field(description="segment: with coefficients and prototypes of masks")
+    preprocessing: Preprocessing
+    suppression: Suppression | None = Field(None, description="non-maximum suppression inside the graph; none: raw")
+    snapshot_id: str | None = None
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        return "raw" if self.suppression is None else "detections"
+
+
+Spec = ModelSpec | HeadSpec | DetectorSpec
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Spec)
 
 
@@ -44,10 +64,14 @@ def input_shape(spec: Spec) -> tuple[int, ...]:
 
 
 def described_input(spec: Spec) -> dict[str, Any]:
-    """Return what a client needs to know to make an input: how a picture is prepared, or the length of an embedding."""
+    """Return what a client needs to know beside names: how a picture is prepared, or the length of an embedding."""
     if isinstance(spec, HeadSpec):
         return {"features": spec.features}
-    return {"preprocessing": spec.preprocessing.model_dump()}
+    described: dict[str, Any] = {"preprocessing": spec.preprocessing.model_dump()}
+    if isinstance(spec, DetectorSpec):
+        how = spec.suppression
+        described |= {"task": spec.task, "suppression": None if how is None else how.model_dump()}
+    return described
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from conversion_jobs.experiment import Experiment, Spec, described_input, input_shape, read_spec, sha256_of
+from conversion_jobs.detectors import export_detector
+from conversion_jobs.experiment import (
+    DetectorSpec,
+    Experiment,
+    Spec,
+    described_input,
+    input_shape,
+    read_spec,
+    sha256_of,
+)
 from conversion_jobs.families import load_encoder, load_torchscript
 from conversion_jobs.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
 from jobkit import job
@@ -75,6 +84,9 @@ def export(model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[st
         DataRefused: the graph does not have the interface of `spec`.
     """
     metadata = origin | spec_metadata(spec)
+    if isinstance(spec, DetectorSpec):
+        export_detector(model, spec, path, opset, metadata)
+        return
     found = export_module(model, input_shape(spec), path, output=spec.output, opset=opset, metadata=metadata)
     if spec.labels and found.outputs[0].shape != (None, len(spec.labels)):
         raise DataRefused(f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)")

@@ -35,6 +35,7 @@ class OnnxModel:
             name = source.name if isinstance(source, Path) else "the graph"
             raise DataRefused(f"ONNX Runtime does not take {name}: {error}") from error
         self.input = self.session.get_inputs()[0].name
+        self.outputs = [output.name for output in self.session.get_outputs()]
 
     def run(self, inputs: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
         """Return the first output for `inputs` [n, ...], computed in batches of at most `batch`.
@@ -42,14 +43,20 @@ class OnnxModel:
         Raises:
             DataRefused: the graph cannot run on this batch size.
         """
+        return self.run_all(inputs, batch, self.outputs[:1])[0]
+
+    def run_all(
+        self, inputs: NDArray[np.float32], batch: int, names: list[str] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Return the outputs called `names`, by default all, for `inputs` [n, ...], as `run` does."""
         parts = []
         for start in range(0, len(inputs), batch):
             part = inputs[start : start + batch]
             try:
-                parts.append(self.session.run(None, {self.input: part})[0])
+                parts.append(self.session.run(names, {self.input: part}))
             except Exception as error:
                 raise DataRefused(f"the graph fails on a batch of {len(part)}: {error}") from error
-        return np.concatenate(parts)
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)

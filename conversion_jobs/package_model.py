@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from conversion_jobs.archive import write_archive
-from conversion_jobs.experiment import Experiment, Spec, described_input, read_spec, sha256_of
+from conversion_jobs.experiment import DetectorSpec, Experiment, Spec, described_input, read_spec, sha256_of
 from conversion_jobs.graph import GraphInterface, interface, read_graph
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
 from conversion_jobs.triton_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
@@ -78,7 +78,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         artefact = verified_plan(bottle, arguments.record, digest, arguments.max_batch_size)
     config = model_config(
         graph, name, target=arguments.target, max_batch_size=artefact.max_batch_size, device=artefact.device,
-        has_labels=bool(spec.labels),
+        has_labels=bool(spec.labels) and not isinstance(spec, DetectorSpec),  # Triton's labels are for one vector
     )  # fmt: skip
     if problems := contradictions(parse(to_text(config)), graph):
         raise DataRefused(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from conversion_jobs.boxes import BoxAgreement
 from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all
 from conversion_jobs.onnx_session import Latency
 from jobkit import settings
@@ -20,11 +21,14 @@ ONNX_CHECKS: tuple[Check, ...] = (Finite(), Close(1e-3, 1e-2), Top1Agreement(1.0
 # A plan of half precision; see `checks` for where the limits come from.
 TENSORRT_CHECKS: tuple[Check, ...] = (Finite(), Cosine(0.997), Top1Agreement(0.99))
 CHECKS = {"onnx": ONNX_CHECKS, "tensorrt": TENSORRT_CHECKS}
+DETECTOR_CHECKS = {"onnx": BoxAgreement(0.98, 0.01), "tensorrt": BoxAgreement(0.95, 0.05)}
 WARM_UP, CALLS = 5, 20
 
 
 def served_checks(target: str, output: str) -> tuple[Check, ...]:
     """Return what the answers of a target are held to; an embedding has no first class to agree on."""
+    if output in ("raw", "detections"):
+        return (Finite(), DETECTOR_CHECKS[target])
     return tuple(check for check in CHECKS[target] if output != "embedding" or not isinstance(check, Top1Agreement))
 
 

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from conversion_jobs import detectors
 from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all, worst_verdicts
-from conversion_jobs.experiment import Experiment, Spec, described_input, is_tracked, read_spec, sha256_of
+from conversion_jobs.detectors import detector_checks, mask_verdicts
+from conversion_jobs.experiment import DetectorSpec, Experiment, Spec, described_input, is_tracked, read_spec, sha256_of
 from conversion_jobs.export_onnx import source_model
 from conversion_jobs.families import load_torchscript
 from conversion_jobs.golden import golden_inputs
@@ -61,14 +63,14 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     graph = read_graph(path)
     refuse_stale_metadata(interface(graph).metadata, spec, experiment)
     inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
-    source = source_outputs(bottle.local(experiment.torchscript), inputs)
+    sources = source_outputs(bottle.local(experiment.torchscript), inputs, spec)
+    source = sources[0]
     model = OnnxModel(path)
     batches = sorted({min(size, len(inputs)) for size in (*BATCHES, len(inputs))})
-    checks: list[Check] = [Finite(), Close(arguments.atol, arguments.rtol), Cosine(MINIMUM_COSINE)]
-    if spec.labels:
-        checks.append(Top1Agreement(arguments.top1_agreement))
-    outputs = {size: model.run(inputs, size) for size in batches}
-    worst = worst_verdicts({size: judge_all(checks, source, outputs[size], pictures) for size in batches})
+    checks = checks_of(spec, arguments)
+    worst = worst_verdicts({size: judge_all(checks, source, model.run(inputs, size), pictures) for size in batches})
+    if isinstance(spec, DetectorSpec):
+        worst += mask_verdicts(spec, sources, model.run_all(inputs, 1), pictures)
     passed = all(verdict.passed for verdict in worst)
     where = None if passed else locate(bottle, experiment, spec, graph, _picture(worst, inputs, pictures), arguments)
     verification = Verification(
@@ -101,8 +103,16 @@ def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Expe
         raise DataRefused(f"{experiment.onnx} was exported from something else: it has the " + "; the ".join(wrong))
 
 
-def source_outputs(path: Path, inputs: Pictures) -> Pictures:
-    """Return the logits of the TorchScript model at `path` for `inputs` [n, C, H, W].
+def checks_of(spec: Spec, arguments: Arguments) -> list[Check]:
+    """Return what the graph's first output is held to."""
+    if isinstance(spec, DetectorSpec):
+        return detector_checks(spec, arguments.atol, arguments.rtol)
+    checks: list[Check] = [Finite(), Close(arguments.atol, arguments.rtol), Cosine(MINIMUM_COSINE)]
+    return [*checks, Top1Agreement(arguments.top1_agreement)] if spec.labels else checks
+
+
+def source_outputs(path: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
+    """Return what the graph should give for `inputs` [n, ...], by the TorchScript model at `path`: a list of outputs.
 
     Raises:
         DataRefused: the file is not a TorchScript model, or the model itself gives NaN.
@@ -110,12 +120,14 @@ def source_outputs(path: Path, inputs: Pictures) -> Pictures:
     import torch
 
     model: Any = load_torchscript(path)
+    if isinstance(spec, DetectorSpec):
+        return detectors.source_outputs(model, spec, inputs)
     with torch.inference_mode():
         parts = [model(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
     outputs: NDArray[np.float32] = torch.cat(parts).numpy()
     if not np.isfinite(outputs).all():
         raise DataRefused(f"{path} itself gives NaN or infinity: training went wrong, not the export")
-    return outputs
+    return [outputs]
 
 
 def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> Pictures:
@@ -125,7 +137,7 @@ def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> 
 
 def locate(bottle: Bottle, experiment: Experiment, spec: Spec, graph: Any, picture: Pictures, how: Arguments) -> str:
     """Say where the checkpoint's model and the graph part, for one picture [C, H, W]."""
-    if not bottle.exists(experiment.best_checkpoint):
+    if isinstance(spec, DetectorSpec) or not bottle.exists(experiment.best_checkpoint):
         return "not known, since there is no checkpoint to look into"
     model = source_model(bottle, experiment, spec)
     return first_difference(model, graph, picture, how.atol, how.rtol)

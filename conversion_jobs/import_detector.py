@@ -1,0 +1,67 @@
+"""Bring an Ultralytics detector into the bottle as an experiment: part of `import_weights`, environment detection.
+
+What is written is TorchScript and a spec: export, verification, packaging and serving then need no Ultralytics.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from conversion_jobs.experiment import DetectorSpec, Experiment
+from conversion_jobs.nms_graph import Suppression
+from conversion_jobs.ultralytics_weights import Detector, load_detector
+from jobkit.bottle import Bottle
+from jobkit.errors import DataRefused
+from jobkit.modelspec import Preprocessing
+
+GREY = 114  # what Ultralytics pads a letterboxed picture with
+
+
+def preprocessing(img_size: tuple[int, int]) -> Preprocessing:
+    """Return how Ultralytics prepares a picture: letterboxed, RGB, values 0..1."""
+    height, width = img_size
+    return Preprocessing(
+        height=height, width=width, channels=3, resize="letterbox", pad_value=GREY, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+
+
+def write_detector(
+    bottle: Bottle, experiment: Experiment, weights: Path, img_size: tuple[int, int], labels: list[str],
+    suppression: Suppression | None,
+) -> DetectorSpec:  # fmt: skip
+    """Write the TorchScript model and the spec, the spec last.
+
+    Args:
+        bottle: where to.
+        experiment: its folder.
+        weights: the checkpoint.
+        img_size: height and width of the input, pixels.
+        labels: class names; empty: those of the checkpoint.
+        suppression: non-maximum suppression inside the graph, or none.
+
+    Raises:
+        DataRefused: see `load_detector`; or the number of `labels` is not that of the classes.
+    """
+    detector = load_detector(weights, img_size)
+    if labels and len(labels) != len(detector.labels):
+        raise DataRefused(f"{weights.name} has {len(detector.labels)} classes, but {len(labels)} are named")
+    with tempfile.TemporaryDirectory(prefix="nightshift-import-") as folder:
+        script = Path(folder) / "model.pt"
+        traced(detector, img_size).save(str(script))
+        bottle.put(experiment.torchscript, script)
+    spec = DetectorSpec(
+        group=experiment.group, architecture=f"ultralytics {detector.task}", labels=labels or detector.labels,
+        task=detector.task, preprocessing=preprocessing(img_size), suppression=suppression,
+    )  # fmt: skip
+    bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
+    return spec
+
+
+def traced(detector: Detector, img_size: tuple[int, int]) -> Any:
+    """Return the detector as TorchScript; the batch is free, the size of the pictures is not."""
+    import torch
+
+    with torch.no_grad():
+        return torch.jit.trace(detector.module, torch.zeros(2, 3, *img_size), check_trace=False)
