@@ -29,10 +29,11 @@ FORM = {
         description="A file (/mnt/weights/best.pth), a key in the bottle (incoming/best.pth), or s3://bucket/best.pth.",
     ),
     "family": Param(
-        "classifier", type="string", enum=["classifier", "vit", "head", "torchscript", "factory"], title="Family",
+        "classifier", type="string", enum=["classifier", "vit", "head", "torchscript", "factory", "ultralytics"],
+        title="Family",
         description="classifier: a state_dict of backbone and fc; vit: of an encoder, which gives an embedding; "
         "head: of linear layers over an embedding; torchscript: an archive of TorchScript; factory: a state_dict of "
-        "what a function builds.",
+        "what a function builds; ultralytics: a detector or segmenter, as Ultralytics saves it.",
     ),
     "architecture": Param(
         None, type=["null", "string"], pattern=NAME, title="Architecture",
@@ -45,6 +46,21 @@ FORM = {
     "activation": Param(
         "none", type="string", enum=["none", "sigmoid", "softmax"], title="Activation",
         description="For a head: what is put behind it; its outputs are then probabilities.",
+    ),
+    "nms": Param(
+        False, type="boolean", title="NMS in the graph",
+        description="For ultralytics: non-maximum suppression inside the graph; without it the raw outputs are served.",
+    ),
+    "score": Param(
+        0.25, type="number", minimum=0, maximum=0.99, title="Score",
+        description="With NMS: boxes with a lower score are left out.",
+    ),
+    "iou": Param(
+        0.7, type="number", minimum=0.01, maximum=1, title="Overlap",
+        description="With NMS: a box that overlaps a better one of its class by more (IoU) goes.",
+    ),
+    "max_detections": Param(
+        300, type="integer", minimum=1, maximum=3840, title="Boxes", description="With NMS: a picture, at most."
     ),
     "embeddings": Param(
         None, type=["null", "string"], pattern=SOMETHING, title="Embeddings",
@@ -67,7 +83,8 @@ FORM = {
     ),
     "labels": Param(
         "", type="string", pattern=rf"^$|{SOMETHING}", title="Classes",
-        description="Their names in the order of the outputs, separated by commas; none for a vit.",
+        description="Their names in the order of the outputs, separated by commas; none for a vit. "
+        "For ultralytics: empty takes those of the file.",
     ),
     "group": Param(
         "converted", type="string", pattern=NAME, title="Group", description="The group that the model is for."
@@ -118,6 +135,8 @@ with DAG(
     imported = JobOperator(
         task_id="import_weights",
         module="conversion_jobs.import_weights",
+        # Ultralytics is AGPL and in an environment of its own; what is imported needs it no more.
+        environment="{{ 'detection' if params.family == 'ultralytics' else 'jobs' }}",
         options={"img_size": "[{{ params.height }},{{ params.width }}]"},
         options_from_params={
             name: name
@@ -127,6 +146,10 @@ with DAG(
                 "architecture",
                 "factory",
                 "activation",
+                "nms",
+                "score",
+                "iou",
+                "max_detections",
                 "embeddings",
                 "channels",
                 "resize",

@@ -19,7 +19,8 @@ from jobkit.errors import ConfigurationError, TryAgainLater
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-COMPLETED = ("promoted", "rejected", "pinned")  # outcomes that settle a snapshot: to train on it again would change nothing
+# Outcomes that settle a snapshot: to train on it again would change nothing.
+COMPLETED = ("promoted", "rejected", "pinned")
 _LOCK = 0x6E69676874  # "night": the advisory lock under which the schema is made
 _VERSION = 1
 

@@ -74,13 +74,13 @@ class JobOperator(ResumableJobMixin, BaseOperator):
             dicts JSON.
         options_from_params: option -> parameter of the run, whose value goes to the job with its type.
         only_if_param: the task is skipped where this parameter of the run is false.
-        environment: which interpreter (or image) runs it.
+        environment: which interpreter (or image) runs it; templated.
         gpus: how many GPUs it gets where there are any, and so how many slots of its pool it takes.
         connections: which of the `nightshift_<name>` connections it gets, as environment variables.
         skips: the tasks that a `stop_here` skips.
     """
 
-    template_fields: Sequence[str] = ("module", "options")  # so the UI shows both
+    template_fields: Sequence[str] = ("module", "options", "environment")  # so the UI shows them
     external_id_key = "nightshift_job"
     operator_extra_links = (MlflowLink(),)
     ui_color = "#eef4ff"

@@ -28,6 +28,15 @@ FOREIGN = {
 SHARED = {"services.model_storage.calls"}  # the storage's client, which needs httpx only: Airflow's hook is built on it
 
 
+def test_ultralytics_which_is_agpl_is_imported_by_one_file_that_nothing_else_needs() -> None:
+    folders = [folder for folder in ALLOWED if (ROOT / folder).is_dir()]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    using = {str(path.relative_to(ROOT)) for path in files if "ultralytics" in imported_packages(path)}
+    assert using == {"conversion_jobs/ultralytics_weights.py"}
+    pinned = {path.name for path in (ROOT / "requirements").iterdir() if "ultralytics" in path.read_text()}
+    assert {name for name in pinned if not name.startswith("detection")} == set()
+
+
 def imported_packages(path: Path) -> set[str]:
     """Return the top-level packages that a file imports, wherever in the file it does, `SHARED` modules aside."""
     found: set[str] = set()
