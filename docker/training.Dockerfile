@@ -8,7 +8,7 @@ ENV NIGHTSHIFT_TORCH_BACKEND=${TORCH_BACKEND} UV_LINK_MODE=copy
 # Only what the environment is made from, so that code changes do not install it again.
 COPY local/__init__.py local/bootstrap.py local/
 COPY local/torchvision_cpu local/torchvision_cpu
-COPY requirements/jobs.txt requirements/jobs.txt
+COPY requirements/jobs.txt requirements/jobs-gpu.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wheels,target=/wheels \
     PIP_FIND_LINKS=/wheels python3 -m local.bootstrap jobs && rm -rf .venv/tools
 RUN rm -f .venv/*/.lock # anyone could write to it

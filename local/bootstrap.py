@@ -71,6 +71,9 @@ def install(name: str, test: bool) -> None:
     # What Ultralytics asks for is overridden when its file is compiled, and asked for again by its wheel.
     options += ["--no-deps"] if name == "detection" else []
     uv("pip", "install", "--python", str(folder), *options, *(arg for f in files for arg in ("--requirement", str(f))))
+    gpu = REQUIREMENTS / "jobs-gpu.txt"  # the image for conversion goes without
+    if name == "jobs" and has_cuda(options) and gpu.exists():
+        uv("pip", "install", "--python", str(folder), "--no-deps", "--requirement", str(gpu))
     for package in WITHOUT_DEPENDENCIES.get(name, []):
         uv("pip", "install", "--python", str(folder), "--no-deps", package)
     if name in WITH_TORCH:
@@ -84,6 +87,12 @@ def torch_backend() -> list[str]:
     if any(folder.is_dir() and list(folder.glob("torch-*.whl")) for folder in local):
         return []
     return [f"--torch-backend={os.environ.get('NIGHTSHIFT_TORCH_BACKEND', 'auto')}"]
+
+
+def has_cuda(options: list[str]) -> bool:
+    """Whether torch comes for CUDA by these options: as asked for, or where this machine has NVIDIA's driver."""
+    backend = options[0].partition("=")[2] if options else "cpu"
+    return backend.startswith("cu") or (backend == "auto" and shutil.which("nvidia-smi") is not None)
 
 
 def find_links() -> list[str]:
@@ -123,6 +132,8 @@ def digest(name: str, test: bool) -> str:
     files = (
         [REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}-test.txt"] if test else [REQUIREMENTS / f"{name}.txt"]
     )
+    if name == "jobs":
+        files.append(REQUIREMENTS / "jobs-gpu.txt")
     content = b"".join(f.read_bytes() for f in [*files, SHIM] if f.exists())
     extra = repr((WITHOUT_DEPENDENCIES.get(name), test and name not in ("triton", "tools")))
     return hashlib.sha256(content + extra.encode()).hexdigest()

@@ -5,7 +5,7 @@ from pathlib import Path
 from local.bootstrap import REQUIREMENTS, uv
 
 ORDER = (
-    *("airflow", "jobs", "detection", "services", "triton", "tools"),
+    *("airflow", "jobs", "detection", "services", "triton", "tools", "jobs-gpu"),
     *("airflow-test", "jobs-test", "detection-test", "services-test"),
 )
 
