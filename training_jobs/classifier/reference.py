@@ -41,8 +41,8 @@ preprocessing, which every later step follows), `config.yaml` (as run) and `metr
 its folder by itself; by hand `--resume models/<group>/v__…` goes on with one. A resumed training ends with exactly the
 weights of one that was never interrupted (on a CPU bit by bit).
 
-With `--gpus 2` as many processes train together, each on a GPU of this machine (or on its part of the cores, where there
-is none). They share each batch in equal parts, so that steps, learning rates and scores are those of one GPU; only
+With `--gpus 2` as many processes train together, each on a GPU of this machine (or on its part of the cores, where
+there is none). They share each batch in equal parts, so that steps, learning rates and scores are those of one GPU; only
 mixup and cutmix mix within a part, and layers that draw random numbers draw others. It goes on from a checkpoint of any
 number of GPUs.
 
