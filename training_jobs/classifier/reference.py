@@ -43,8 +43,8 @@ weights of one that was never interrupted (on a CPU bit by bit).
 
 With `--gpus 2` as many processes train together, each on a GPU of this machine (or on its part of the cores, where
 there is none). They share each batch in equal parts, so that steps, learning rates and scores are those of one GPU;
-only mixup and cutmix mix within a part, and layers that draw random numbers draw others. It goes on from a checkpoint of
-any number of GPUs.
+only mixup and cutmix mix within a part, and layers that draw random numbers draw others. It goes on from a checkpoint
+of any number of GPUs.
 
 """
 
