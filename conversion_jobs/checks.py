@@ -137,4 +137,4 @@ def worst_verdicts(by_batch: dict[int, list[Verdict]]) -> list[Verdict]:
 
 
 def _badness(verdict: Verdict) -> float:
-    return -verdict.value if verdict.name in ("cosine", "top1_agreement", "shape") else verdict.value
+    return -verdict.value if verdict.name in ("cosine", "top1_agreement", "box_agreement", "shape") else verdict.value
