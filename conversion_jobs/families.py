@@ -7,6 +7,7 @@
 | `head` | state_dict of linear layers over an embedding; gives logits or probabilities | |
 | `torchscript` | TorchScript archive | |
 | `factory` | state_dict of what `module:function` builds | `factory` |
+| `ultralytics` | a detector or segmenter: not here but in conversion_jobs/ultralytics_weights.py | |
 
 A state_dict is read with `weights_only`: a file with code in it is refused. A factory is code of one's own.
 """
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from conversion_jobs.experiment import input_shape
+from conversion_jobs.nms_graph import Suppression
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataRefused
 from jobkit.modelspec import ModelSpec, Output
@@ -31,7 +33,7 @@ from jobkit.modelspec import ModelSpec, Output
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Family = Literal["classifier", "vit", "head", "torchscript", "factory"]
+Family = Literal["classifier", "vit", "head", "torchscript", "factory", "ultralytics"]
 Activation = Literal["none", "sigmoid", "softmax"]
 
 
@@ -43,12 +45,19 @@ def _number(text: object) -> object:
 class SourceArguments(job.Arguments):
     """Which model a file of weights belongs to."""
 
-    family: Family = Field(description="classifier, vit, head, torchscript or factory: see conversion_jobs/families.py")
+    family: Family = Field(
+        description="classifier, vit, head, torchscript or factory: see conversion_jobs/families.py; or ultralytics, a "
+        "detector or segmenter (in the environment detection)"
+    )
     architecture: str | None = Field(None, description="timm model name, for classifier and vit")
     factory: str | None = Field(None, description="module:function that builds the model, for factory")
     img_size: tuple[int, int] = Field((224, 224), description="height and width of the input picture, pixels")
     channels: Annotated[Literal[1, 3], BeforeValidator(_number)] = Field(3, description="3: RGB; 1: grey")
     activation: Activation = Field("none", description="put behind a head: its outputs are then probabilities")
+    nms: bool = Field(False, description="for ultralytics: non-maximum suppression inside the graph")
+    score: float = Field(0.25, ge=0, lt=1, description="with --nms: boxes with a lower score are left out")
+    iou: float = Field(0.7, gt=0, le=1, description="with --nms: a box that overlaps a better one by more goes")
+    max_detections: int = Field(300, ge=1, le=3840, description="with --nms: boxes a picture, at most")
 
     @model_validator(mode="after")
     def _family_has_what_it_needs(self) -> SourceArguments:
@@ -58,6 +67,12 @@ class SourceArguments(job.Arguments):
         if min(self.img_size) < 1:
             raise ValueError("--img_size is height and width in pixels, at least 1 each")
         return self
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """Non-maximum suppression inside the graph, where `nms` asks for it."""
+        how = Suppression(score=self.score, iou=self.iou, max_detections=self.max_detections)
+        return how if self.nms else None
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,20 @@ def write_detector(
         script = Path(folder) / "model.pt"
         traced(detector, img_size).save(str(script))
         bottle.put(experiment.torchscript, script)
-    spec = DetectorSpec(
-        group=experiment.group, architecture=f"ultralytics {detector.task}", labels=labels or detector.labels,
-        task=detector.task, preprocessing=preprocessing(img_size), suppression=suppression,
-    )  # fmt: skip
+    spec = detector_spec(detector, experiment.group, img_size, suppression)
+    spec = spec.model_copy(update={"labels": labels or detector.labels})
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     return spec
+
+
+def detector_spec(
+    detector: Detector, group: str, img_size: tuple[int, int], suppression: Suppression | None
+) -> DetectorSpec:
+    """Return the interface of a detector for pictures of `img_size`."""
+    return DetectorSpec(
+        group=group, architecture=f"ultralytics {detector.task}", labels=detector.labels, task=detector.task,
+        preprocessing=preprocessing(img_size), suppression=suppression,
+    )  # fmt: skip
 
 
 def traced(detector: Detector, img_size: tuple[int, int]) -> Any:

@@ -11,15 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from conversion_jobs.experiment import Experiment, HeadSpec, Spec, sha256_of
-from conversion_jobs.families import Family, Source, SourceArguments, load_source
+from conversion_jobs.families import Source, SourceArguments, load_source
 from conversion_jobs.graph import compact_json
 from conversion_jobs.import_detector import write_detector
-from conversion_jobs.nms_graph import Suppression
 from jobkit import job
 from jobkit.bottle import Bottle, open_bottle
 from jobkit.errors import ConfigurationError, DataRefused
@@ -34,10 +32,6 @@ PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 class Arguments(SourceArguments):
     """Make an experiment of a file of weights: its model, its classes, and real inputs to verify it with."""
 
-    family: Family | Literal["ultralytics"] = Field(
-        description="classifier, vit, head, torchscript or factory: see conversion_jobs/families.py; or ultralytics, a "
-        "detector or segmenter (in the environment detection)"
-    )
     weights: str = Field(description="a file, a key in the bottle, or s3://bucket/key")
     group: str = Field(description="the group that the model is for")
     labels: str = Field("", description="class names in the order of the outputs, with commas; none for a vit")
@@ -47,10 +41,6 @@ class Arguments(SourceArguments):
         None, description="for a head: .npy of real embeddings, float32 [n, features], to verify with; where as weights"
     )
     resize: str = Field("letterbox", pattern="^(letterbox|stretch)$", description="how a picture gets to --img_size")
-    nms: bool = Field(False, description="for ultralytics: non-maximum suppression inside the graph")
-    score: float = Field(0.25, ge=0, lt=1, description="with --nms: boxes with a lower score are left out")
-    iou: float = Field(0.7, gt=0, le=1, description="with --nms: a box that overlaps a better one by more goes")
-    max_detections: int = Field(300, ge=1, le=3840, description="with --nms: boxes a picture, at most")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
 
@@ -67,12 +57,6 @@ class Arguments(SourceArguments):
         if bool(self.class_names) != named:
             raise ValueError("give --labels, the names of the classes; --family vit has none: it gives an embedding")
         return self
-
-    @property
-    def suppression(self) -> Suppression | None:
-        """Non-maximum suppression inside the graph, where `nms` asks for it."""
-        how = Suppression(score=self.score, iou=self.iou, max_detections=self.max_detections)
-        return how if self.nms else None
 
     @property
     def class_names(self) -> list[str]:

@@ -56,16 +56,26 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     logger.info("%s: %s -> %s, opset %d", arguments.onnx, found.inputs[0], found.outputs[0], found.opset)
     model = OnnxModel(arguments.onnx)
     checks: list[Check] = [Finite()]
+    compared: list[Verdict] = []
     if arguments.inputs is None or arguments.weights is None:
         logger.warning("nothing is compared: that needs --weights and --inputs")
         inputs, names = np.zeros((2, *_sizes(found)), np.float32), ["zeros", "zeros"]
         source = model.run(inputs, 2)
+    elif found.outputs[0].name in ("raw", "detections"):
+        from conversion_jobs.detector_file import compare_detector_file
+
+        inputs, names = read_inputs(arguments.inputs, found, arguments.samples)
+        compared = compare_detector_file(
+            arguments.weights, source_options(arguments.weights, found), model, inputs, names,
+            arguments.atol, arguments.rtol,
+        )  # fmt: skip
     else:
         inputs, names = read_inputs(arguments.inputs, found, arguments.samples)
         source, checks = source_outputs(arguments.weights, found, inputs), all_checks(arguments, found)
     sizes = sorted({1, min(2, len(inputs)), len(inputs)})
-    by_batch = {size: judge_all(checks, source, model.run(inputs, size), names) for size in sizes}
-    verdicts = worst_verdicts(by_batch)
+    verdicts = compared or worst_verdicts(
+        {size: judge_all(checks, source, model.run(inputs, size), names) for size in sizes}
+    )
     for verdict in verdicts:
         logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
     failed = [f"{verdict.sentence} (worst: {verdict.worst_picture})" for verdict in verdicts if not verdict.passed]
@@ -97,11 +107,7 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
 
     from conversion_jobs.normalised import normalised
 
-    if "source" not in found.metadata:
-        raise ConfigurationError("the ONNX file does not say what it was exported from: export it with torch2onnx")
-    if (actual := sha256_of(weights)) != found.metadata["weights"]:
-        raise DataRefused(f"{weights} is {actual}, the file was exported from {found.metadata['weights']}")
-    options = SourceArguments(**json.loads(found.metadata["source"]))
+    options = source_options(weights, found)
     module = load_source(weights, options).module
     if found.metadata["normalised"] == "true":
         how = Preprocessing.model_validate_json(found.metadata["inside"])
@@ -109,6 +115,15 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
     with torch.inference_mode():
         parts = [module(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
     return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+
+def source_options(weights: Path, found: GraphInterface) -> SourceArguments:
+    """Return the options with which the file was exported, if it was from `weights`; errors as `source_outputs`."""
+    if "source" not in found.metadata:
+        raise ConfigurationError("the ONNX file does not say what it was exported from: export it with torch2onnx")
+    if (actual := sha256_of(weights)) != found.metadata["weights"]:
+        raise DataRefused(f"{weights} is {actual}, the file was exported from {found.metadata['weights']}")
+    return SourceArguments(**json.loads(found.metadata["source"]))
 
 
 def read_inputs(path: Path, found: GraphInterface, count: int) -> tuple[Inputs, list[str]]:

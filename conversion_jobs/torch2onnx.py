@@ -50,6 +50,11 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
 
     if not arguments.weights.is_file():
         raise DataRefused(f"{arguments.weights} is not there")
+    if arguments.family == "ultralytics":
+        from conversion_jobs.detector_file import write_detector_file
+
+        write_detector_file(arguments.weights, arguments, arguments.output, arguments.opset)
+        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
     source = load_source(arguments.weights, arguments)
     module, how, inside = source.module, preprocessing(arguments), None
     if arguments.normalise:

@@ -111,7 +111,8 @@ def _read(weights: Path) -> Any:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(str(weights))
     except Exception as error:  # whatever a file that is no checkpoint makes torch raise
         raise DataRefused(f"{weights} is not a file of weights: {str(error).strip().splitlines()[0]}") from error
-    found, strange = [], []
+    found: list[Any] = []
+    strange: list[Any] = []
     for name in wanted:
         known = _module_class(name)
         (found if known is not None else strange).append(known or name)

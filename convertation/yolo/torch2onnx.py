@@ -1,0 +1,18 @@
+"""An Ultralytics detector to ONNX: `python torch2onnx.py [--weights W] [--output M] [--img-size H W] [--nms]`.
+
+It may be a segmenter too. `python` is the one of `.venv/detection`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from command import run
+
+run(
+    "torch2onnx",
+    family="ultralytics",
+    img_size="[640,640]",
+    weights=Path("training/weights/best.pt"),
+    output=Path("model_repository_running/yolo_onnx/1/model.onnx"),
+)
