@@ -105,7 +105,7 @@ def prepare(
             f"--precision {precision} with TensorRT {version} needs --inputs: which values half precision can hold is "
             "found out with real ones"
         )
-    layers = fp32_layers(model, fp16_risks(model, inputs[:8])) if precision == "mixed" else []
+    layers = fp32_layers(model, fp16_risks(model, inputs[:8], arguments.onnx.parent)) if precision == "mixed" else []
     if version.major < 11:
         return arguments.onnx, layers
     half = scratch / "half.onnx"

@@ -22,6 +22,8 @@ from conversion_jobs.experiment import (
 )
 from conversion_jobs.families import load_encoder, load_torchscript
 from conversion_jobs.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
+from conversion_jobs.onnx_file import split_file
+from conversion_jobs.streamed_export import add_weights, is_streamed, without_weights
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import DataRefused
@@ -102,44 +104,55 @@ def export_module(
     Raises:
         DataRefused: the model cannot be exported, or its graph has no free batch.
     """
-    import onnx
     import torch
 
     example = torch.zeros(2, *shape)  # a batch of 1 would be taken for a constant
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's notes on shapes; verification tries several batch sizes
-            # The exporter on torch.export takes 2 s longer to start and gives the same graph for these models.
-            torch.onnx.export(
-                model, (example,), str(path), input_names=[INPUT], output_names=[output], opset_version=opset,
-                dynamic_axes={INPUT: {0: "N"}, output: {0: "N"}}, dynamo=False,
-            )  # fmt: skip
+        if is_streamed(model):
+            with without_weights(model) as weights:
+                _trace(model, example, path, output, opset, export_params=False, do_constant_folding=False)
+            add_weights(path, weights)
+        else:
+            _trace(model, example, path, output, opset)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataRefused(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reason}") from error
     append_metadata(path, metadata)
-    graph = read_graph(path)
-    found = interface(graph)
-    if None in found.outputs[0].shape[1:]:
-        name_output_sizes(graph, model, example)
-        onnx.save(graph, str(path))
-        found = interface(graph)
+    found = interface(read_graph(path))
     if len(found.inputs) != 1 or not found.has_free_batch:
         shown = ", ".join(map(str, (*found.inputs, *found.outputs)))
         raise DataRefused(f"the exported graph has a fixed batch or more than one input: {shown}")
     return found
 
 
-def name_output_sizes(graph: Any, model: nn.Module, example: Tensor) -> None:
-    """Write the sizes of the output, which the exporter did not find out, as they are for `example`."""
+def _trace(model: nn.Module, example: Tensor, path: Path, output: str, opset: int, **options: Any) -> None:
     import torch
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's notes on shapes; verification tries several batch sizes
+        # The exporter on torch.export takes 2 s longer to start and gives the same graph for these models.
+        torch.onnx.export(
+            model, (example,), str(path), input_names=[INPUT], output_names=[output], opset_version=opset,
+            dynamic_axes={INPUT: {0: "N"}, output: {0: "N"}}, dynamo=False, **options,
+        )  # fmt: skip
+    name_output_sizes(path, model, example)
+
+
+def name_output_sizes(path: Path, model: nn.Module, example: Tensor) -> None:
+    """Write the sizes of the output into the graph at `path`, where the exporter did not find them out."""
+    import onnx
+    import torch
+
+    if None not in interface(split_file(path)).outputs[0].shape[1:]:
+        return
     with torch.inference_mode():
         sizes = model(example).shape[1:]
+    graph = onnx.load(str(path))
     dims = graph.graph.output[0].type.tensor_type.shape.dim
     if len(dims) == len(sizes) + 1:
         for dim, size in zip(dims[1:], sizes, strict=True):
             dim.dim_value = size
+        onnx.save(graph, str(path))
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

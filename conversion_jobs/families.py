@@ -151,17 +151,21 @@ def _encoder(architecture: str, shape: tuple[int, ...], state: dict[str, Tensor]
     """Return timm's encoder for pictures of `shape` [C, H, W] with `state`, whose own head is left out."""
     import timm
 
-    from jobkit.classifier import check_architecture, load_weights
+    from jobkit.classifier import check_architecture, load_weights, uninitialised
 
     check_architecture(architecture)
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": shape[0]}
-    try:
-        encoder: nn.Module = timm.create_model(architecture, img_size=shape[1:], **arguments)
-    except TypeError:  # convolutional encoders take pictures of any size
-        encoder = timm.create_model(architecture, **arguments)
+
+    def build() -> nn.Module:
+        try:
+            return timm.create_model(architecture, img_size=shape[1:], **arguments)
+        except TypeError:  # convolutional encoders take pictures of any size
+            return timm.create_model(architecture, **arguments)
+
+    encoder = uninitialised(build)
     known = encoder.state_dict()
     without_head = {name: value for name, value in state.items() if name in known or not name.startswith("head")}
-    return load_weights(encoder, without_head, weights)
+    return load_weights(encoder, without_head, weights, assign=True)
 
 
 def _head(state: dict[str, Tensor], path: Path, activation: Activation) -> tuple[nn.Module, int]:

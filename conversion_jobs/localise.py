@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
 Picture = NDArray[np.float32]
 
 
-def first_difference(source: nn.Module, graph: Any, picture: Picture, atol: float, rtol: float) -> str:
+def first_difference(source: nn.Module, graph: Any, folder: Path, picture: Picture, atol: float, rtol: float) -> str:
     """Return a sentence that names the first module of `source` that `graph` does not compute for `picture` [C, H, W].
 
-    Modules are matched with tensors of the graph by value, since an exporter renames. It also fuses a convolution or
-    a linear layer with the normalisation that follows: such a layer counts as found where the next module is.
+    Weights outside of the graph are in `folder`. Modules are matched with tensors of the graph by value, since an
+    exporter renames. It also fuses a convolution or a linear layer with the normalisation that follows: such a layer
+    counts as found where the next module is.
     """
     by_shape: dict[tuple[int, ...], list[Picture]] = {}
-    for value in Intermediates(graph).tensors(picture[None]).values():
+    for value in Intermediates(graph, folder).tensors(picture[None]).values():
         by_shape.setdefault(value.shape, []).append(value)
     modules = dict(source.named_modules())
     outputs = [(name, value) for name, value in module_outputs(source, picture) if np.ptp(value) > atol]

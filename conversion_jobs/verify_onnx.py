@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import resource
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from resource import RUSAGE_CHILDREN as CHILDREN
+from resource import RUSAGE_SELF as SELF
 from typing import Any
 
 import numpy as np
@@ -22,7 +27,9 @@ from conversion_jobs.families import load_torchscript
 from conversion_jobs.golden import golden_inputs
 from conversion_jobs.graph import compact_json, interface, read_graph
 from conversion_jobs.localise import first_difference
-from conversion_jobs.onnx_session import FP16_MAX, OnnxModel, largest_values, measure_latency
+from conversion_jobs.onnx_file import split_file
+from conversion_jobs.onnx_session import FP16_MAX, Latency, OnnxModel, largest_values, measure_latencies
+from conversion_jobs.streamed_export import LARGE
 from conversion_jobs.verification import FP16Risk, Verification
 from jobkit import job
 from jobkit.bottle import Bottle
@@ -63,22 +70,22 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     graph = read_graph(path)
     refuse_stale_metadata(interface(graph).metadata, spec, experiment)
     inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
-    sources = source_outputs(bottle.local(experiment.torchscript), inputs, spec)
-    source = sources[0]
-    model = OnnxModel(path)
-    batches = sorted({min(size, len(inputs)) for size in (*BATCHES, len(inputs))})
-    checks = checks_of(spec, arguments)
-    worst = worst_verdicts({size: judge_all(checks, source, model.run(inputs, size), pictures) for size in batches})
+    sources = source_apart(bottle.local(experiment.torchscript), inputs, spec)
+    model = OnnxModel(path, os.cpu_count() or 1)
+    batches = sorted({min(size, len(inputs)) for size in BATCHES})
+    worst = worst_verdicts(compare(model, checks_of(spec, arguments), sources[0], inputs, pictures, batches))
     if isinstance(spec, DetectorSpec):
         worst += mask_verdicts(spec, sources, model.run_all(inputs, 1), pictures)
+    source = sources[0]
+    del model  # one session at a time
     passed = all(verdict.passed for verdict in worst)
-    where = None if passed else locate(bottle, experiment, spec, graph, _picture(worst, inputs, pictures), arguments)
+    where = None if passed else locate(bottle, experiment, spec, _picture(worst, inputs, pictures), arguments)
     verification = Verification(
         sha256=sha256_of(path), passed=passed, snapshot_id=arguments.snapshot_id, pictures=len(inputs),
         batch_sizes=batches, verdicts=worst, where=where,
-        latency_ms=[dataclasses.asdict(measure_latency(model, inputs, size)) for size in (batches if passed else [])],
-        peak_memory_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        fp16_risks=fp16_risks(graph, inputs[:REFERENCE_PICTURES]),
+        latency_ms=[dataclasses.asdict(timed) for timed in latencies(path, inputs, batches if passed else [])],
+        fp16_risks=fp16_risks(graph, inputs[:REFERENCE_PICTURES], path.parent),
+        peak_memory_mib=peak_memory_mib(),
     )  # fmt: skip
     bottle.write(experiment.verification, verification.model_dump_json(indent=2) + "\n")
     report(verification, context)
@@ -111,6 +118,36 @@ def checks_of(spec: Spec, arguments: Arguments) -> list[Check]:
     return [*checks, Top1Agreement(arguments.top1_agreement)] if spec.labels else checks
 
 
+def compare(
+    model: OnnxModel, checks: list[Check], source: Pictures, inputs: Pictures, pictures: list[str], batches: list[int]
+) -> dict[int, list[Verdict]]:
+    """Judge the graph's outputs at each batch size: at the largest for all inputs, at the others for four batches."""
+    found = {}
+    for size in batches:
+        count = len(inputs) if size == batches[-1] else min(len(inputs), 4 * size)
+        outputs = model.run(inputs[:count], size)
+        found[size] = judge_all(checks, source[:count], outputs, pictures[:count])
+    return found
+
+
+def latencies(path: Path, inputs: Pictures, batches: list[int]) -> list[Latency]:
+    """Time the graph as it is served: on one thread."""
+    return measure_latencies(OnnxModel(path), inputs, batches) if batches else []
+
+
+def peak_memory_mib() -> float:
+    """Return the most memory that this process, or one that it has started, has held at once, MiB."""
+    return round(max(resource.getrusage(who).ru_maxrss for who in (SELF, CHILDREN)) / 1024, 1)
+
+
+def source_apart(path: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
+    """Return `source_outputs`; of a large model in a process of its own, so that its memory is free afterwards."""
+    if path.stat().st_size < LARGE:
+        return source_outputs(path, inputs, spec)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        return apart.submit(source_outputs, path, inputs, spec).result()
+
+
 def source_outputs(path: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
     """Return what the graph should give for `inputs` [n, ...], by the TorchScript model at `path`: a list of outputs.
 
@@ -135,19 +172,22 @@ def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> 
     return inputs[pictures.index(names[0]) if names else 0]
 
 
-def locate(bottle: Bottle, experiment: Experiment, spec: Spec, graph: Any, picture: Pictures, how: Arguments) -> str:
+def locate(bottle: Bottle, experiment: Experiment, spec: Spec, picture: Pictures, how: Arguments) -> str:
     """Say where the checkpoint's model and the graph part, for one picture [C, H, W]."""
     if isinstance(spec, DetectorSpec) or not bottle.exists(experiment.best_checkpoint):
         return "not known, since there is no checkpoint to look into"
-    model = source_model(bottle, experiment, spec)
-    return first_difference(model, graph, picture, how.atol, how.rtol)
+    model, path = source_model(bottle, experiment, spec), bottle.local(experiment.onnx)
+    return first_difference(model, split_file(path), path.parent, picture, how.atol, how.rtol)
 
 
-def fp16_risks(graph: Any, inputs: Pictures) -> list[FP16Risk]:
-    """Return the nodes whose output, on real inputs, comes near what half precision can hold, or beyond it."""
+def fp16_risks(graph: Any, inputs: Pictures, folder: Path | None = None) -> list[FP16Risk]:
+    """Return the nodes whose output, on real inputs, comes near what half precision can hold, or beyond it.
+
+    Weights outside of the graph are in `folder`.
+    """
     return [
         FP16Risk(node=found.node, operator=found.operator, largest=found.largest, overflows=found.largest > FP16_MAX)
-        for found in largest_values(graph, inputs)
+        for found in largest_values(graph, inputs, folder)
         if found.largest > FP16_MAX / FP16_HEADROOM
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,15 +81,31 @@ def load_classifier(path: Path, spec: ModelSpec) -> Classifier:
     Raises:
         DataRefused: the weights are not those of this architecture and these classes; the message names what differs.
     """
-    model = Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels)
-    return load_weights(model, read_state_dict(path), path)
+    model = uninitialised(lambda: Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels))
+    return load_weights(model, read_state_dict(path), path, assign=True)
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def load_weights(model: M, state: dict[str, Tensor], path: Path) -> M:
+def uninitialised(build: Callable[[], M]) -> M:
+    """Return what `build` makes, without numbers in it where all of them are replaced by those of a checkpoint.
+
+    Drawing the first weights of a ViT-B takes ten seconds and its size in memory.
+    """
+    try:
+        with torch.device("meta"):
+            model = build()
+    except (NotImplementedError, RuntimeError):  # its constructor looks at numbers
+        return build()
+    replaced = model.state_dict()
+    return model if all(name in replaced for name, _ in model.named_buffers()) else build()
+
+
+def load_weights(model: M, state: dict[str, Tensor], path: Path, *, assign: bool = False) -> M:
     """Return `model` with the weights `state`, which were read from `path`, in evaluation mode.
+
+    With `assign` the tensors of `state` themselves become the model's, in its types: nothing is copied.
 
     Raises:
         DataRefused: names or shapes differ; the message says which.
@@ -104,5 +121,7 @@ def load_weights(model: M, state: dict[str, Tensor], path: Path) -> M:
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise DataRefused(f"{path} does not fit the model: {shown}")
-    model.load_state_dict(state)
+    if assign:
+        state = {name: value.to(expected[name].dtype) for name, value in state.items()}
+    model.load_state_dict(state, assign=assign)
     return model.eval()

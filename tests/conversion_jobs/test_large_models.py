@@ -1,0 +1,90 @@
+"""Large models: exported and verified without copies of their weights, with the same numbers as small ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+
+from conversion_jobs import streamed_export, verify_onnx
+from conversion_jobs.export_onnx import export_module
+from conversion_jobs.graph import read_graph
+from conversion_jobs.onnx_session import OnnxModel, largest_values
+from jobkit.errors import DataRefused
+from tests.conversion_jobs.conftest import Trained
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model counts as large."""
+    monkeypatch.setattr(streamed_export, "LARGE", 0)
+    monkeypatch.setattr(verify_onnx, "LARGE", 0)
+
+
+def exported(path: Path) -> torch.nn.Module:
+    torch.manual_seed(8)
+    model = timm.create_model("test_vit", num_classes=0, img_size=(64, 64)).eval()
+    export_module(model, (3, 64, 64), path, output="embedding", opset=17, metadata={"group": "ct"})
+    return model
+
+
+def test_a_streamed_graph_has_the_numbers_of_its_model_and_stores_matrices_as_they_are_used(
+    large: None, tmp_path: Path
+) -> None:
+    model = exported(tmp_path / "model.onnx")
+    assert streamed_export.is_streamed(model)
+    inputs = np.random.default_rng(3).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    wanted = model(torch.from_numpy(inputs)).detach().numpy()
+    plain = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).run(None, {"input": inputs})[0]
+    np.testing.assert_allclose(plain, wanted, atol=1e-4)
+    np.testing.assert_allclose(OnnxModel(tmp_path / "model.onnx").run(inputs, 2), wanted, atol=1e-4)
+    whole = onnx.load(tmp_path / "model.onnx")
+    weights = {tensor.name for tensor in whole.graph.initializer}
+    assert [value.name for value in whole.graph.input] == ["input"]
+    assert not [node for node in whole.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+    assert whole.metadata_props[0].value == "ct"
+
+
+def test_the_usual_export_and_the_streamed_one_give_the_same_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(tmp_path / "usual.onnx")
+    monkeypatch.setattr(streamed_export, "LARGE", 0)
+    exported(tmp_path / "streamed.onnx")
+    inputs = np.random.default_rng(3).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    first, second = (OnnxModel(tmp_path / f"{name}.onnx").run(inputs, 2) for name in ("usual", "streamed"))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_weights_that_stay_in_the_file_are_found_by_what_runs_parts_of_the_graph(large: None, tmp_path: Path) -> None:
+    exported(tmp_path / "model.onnx")
+    graph = read_graph(tmp_path / "model.onnx")
+    assert len(graph.SerializeToString()) < (tmp_path / "model.onnx").stat().st_size / 2
+    inputs = np.ones((1, 3, 64, 64), np.float32)
+    apart = {found.node: found.largest for found in largest_values(graph, inputs, tmp_path)}
+    whole = {found.node: found.largest for found in largest_values(onnx.load(tmp_path / "model.onnx"), inputs)}
+    assert apart == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_large_model_is_verified_against_its_source_in_another_process(large: None, trained: Trained) -> None:
+    trained.export()
+    assert all(verdict.passed for verdict in trained.verify().verdicts)
+
+
+def test_a_large_file_that_is_cut_off_or_whose_weights_have_another_size_is_refused(
+    large: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    exported(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataRefused, match=r"model\.onnx is not an ONNX file, or is cut off"):
+        read_graph(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataRefused, match="it is empty"):
+        read_graph(path)
