@@ -88,7 +88,7 @@ class Cache:
             new.unlink(missing_ok=True)
 
     def _count(self, size: int) -> None:
-        """Make room from time to time, not for each new file: to look at 100,000 of them takes half a second."""
+        """Make room from time to time, not for each new file: to look at 100,000 of them takes seconds."""
         with self._guard:
             if self._downloaded is None or self._downloaded + size > self.limit // SHARE_UNCHECKED:
                 self.make_room(size)
