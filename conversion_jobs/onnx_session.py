@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -160,30 +159,50 @@ def _exposed(model: Any) -> tuple[Any, set[str]]:
 def largest_values(model: Any, inputs: NDArray[np.float32], folder: Path | None = None) -> list[TensorRange]:
     """Return the largest magnitude of each node's float32 outputs over `inputs`; a NaN counts as infinite.
 
-    The graph itself is given nodes that reduce each tensor to its least and its largest value and to the sum of its
-    magnitudes (which is not finite where a value is not): no tensor is kept, and only the numbers come out.
+    The graph itself takes the magnitudes, picture by picture, each where its tensor is made: no intermediate tensor is
+    kept. Those of a detector at 640 pixels are half a gigabyte. Weights outside of the graph are in `folder`.
     """
     import onnx
 
-    exposed, names = _exposed(model)
-    del exposed.graph.output[:]
-    nodes = list(exposed.graph.node)
-    del exposed.graph.node[:]
-    reduced: list[tuple[str, str]] = []
-    for node in nodes:  # each tensor is reduced where it is made, and free after its last use
-        exposed.graph.node.append(node)
-        for name, operator in itertools.product(names & set(node.output), ("ReduceMax", "ReduceMin", "ReduceL1")):
-            output = f"{operator} of {name}"
-            exposed.graph.node.append(onnx.helper.make_node(operator, [name], [output], name=output, keepdims=0))
-            exposed.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
-            reduced.append((name, operator))
-    reducing = session(exposed, folder, "the graph", os.cpu_count() or 1, lean=True)
-    entry = reducing.get_inputs()[0].name
-    largest: dict[str, float] = {}
-    for start in range(len(inputs)):
-        values = reducing.run(None, {entry: inputs[start : start + 1]})
-        for (name, operator), value in zip(reduced, values, strict=True):
-            magnitude = (np.inf if not np.isfinite(value) else 0.0) if operator == "ReduceL1" else abs(float(value))
-            largest[name] = max(largest.get(name, 0.0), float(np.nan_to_num(magnitude, nan=np.inf)))
-    found = [(node, name) for node in model.graph.node for name in node.output if name in largest]
-    return [TensorRange(node.name or name, node.op_type, largest[name]) for node, name in found]
+    measured = onnx.ModelProto()
+    measured.CopyFrom(model)
+    known = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type for value in (*known.value_info, *known.output)}
+    floats = {name for name, kind in types.items() if kind.elem_type == onnx.TensorProto.FLOAT}
+    del measured.graph.output[:], measured.graph.node[:]
+    nodes: list[tuple[Any, str]] = []
+    for node in model.graph.node:
+        measured.graph.node.append(node)
+        for name in (name for name in node.output if name in floats):
+            sizes = types[name].shape.dim[1:]
+            _measure(measured.graph, name, len(nodes), may_be_empty=not all(dim.dim_value for dim in sizes))
+            nodes.append((node, name))
+    running = session(measured, folder, "the graph", os.cpu_count() or 1, lean=True)
+    entry = running.get_inputs()[0].name
+    largest = np.zeros(len(nodes), np.float64)
+    for picture in inputs:
+        found = np.array(running.run(None, {entry: picture[None]}), np.float64)
+        largest = np.maximum(largest, np.where(np.isfinite(found[1::2]), found[0::2], np.inf))
+    return [
+        TensorRange(node.name or name, node.op_type, float(v)) for (node, name), v in zip(nodes, largest, strict=True)
+    ]
+
+
+def _measure(graph: Any, tensor: str, index: int, may_be_empty: bool) -> None:
+    """Add outputs `magnitude/<index>` and `total/<index>`: the largest of |tensor| and their sum.
+
+    The largest of some values may pass over a NaN, their sum does not.
+    """
+    from onnx import TensorProto, helper
+
+    if may_be_empty:  # the largest of no values is an error: a zero beside them changes nothing
+        flat, all_of_it, zero = f"flat/{index}", f"all/{index}", f"zero/{index}"
+        graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [1], [0.0]))
+        graph.initializer.append(helper.make_tensor(f"shape/{index}", TensorProto.INT64, [1], [-1]))
+        graph.node.append(helper.make_node("Reshape", [tensor, f"shape/{index}"], [flat]))
+        graph.node.append(helper.make_node("Concat", [flat, zero], [all_of_it], axis=0))
+        tensor = all_of_it
+    graph.node.append(helper.make_node("Abs", [tensor], [f"abs/{index}"]))
+    for operator, name in (("ReduceMax", "magnitude"), ("ReduceSum", "total")):
+        graph.node.append(helper.make_node(operator, [f"abs/{index}"], [f"{name}/{index}"], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(f"{name}/{index}", TensorProto.FLOAT, []))
