@@ -1,6 +1,7 @@
 """Export and verification of a family on two cores: seconds and peak memory of each job, as a user runs them.
 
-    .venv/jobs/bin/python benchmarks/conversion.py --family ultralytics
+    .venv/jobs/bin/python benchmarks/conversion.py --family ultralytics     # YOLOv8s at 640 px
+    .venv/jobs/bin/python benchmarks/conversion.py --family vit             # ViT-B at 224 px
 
 "The model" is its weights in float32. A job's peak is that of its process, less what the process takes with the
 libraries it needs loaded and no model ("baseline").
@@ -31,8 +32,19 @@ random = np.random.default_rng(0)
 for n in range(8):
     cv2.imwrite(f"{sys.argv[1]}/{n}.png", cv2.resize(random.integers(0, 255, (9, 16, 3), np.uint8), (1280, 720)))
 """
+MAKE_ENCODER = """
+import sys, timm, torch
+torch.manual_seed(0)
+model = timm.create_model("vit_base_patch16_224", num_classes=0)
+torch.save(model.state_dict(), sys.argv[1])
+print(sum(p.numel() for p in model.parameters()) * 4)
+"""
+FAMILIES = {
+    "ultralytics": ("YOLOv8s, 640 px", "detection", MAKE_DETECTOR, ["--img_size=[640,640]"]),
+    "vit": ("ViT-B, 224 px", "jobs", MAKE_ENCODER, ["--architecture=vit_base_patch16_224", "--img_size=[224,224]"]),
+}
 LIBRARIES = {
-    "import_weights": "import torch, cv2, ultralytics.nn.tasks",
+    "import_weights": "import torch, cv2",
     "export_onnx": "import torch, onnx, torch.onnx",
     "verify_onnx": "import torch, onnx, onnxruntime, cv2",
 }
@@ -42,21 +54,22 @@ LAST = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).
 def main() -> None:
     """Measure the jobs of one family, each in a process of its own; print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--family", choices=["ultralytics"], required=True)
-    parser.parse_args()
+    parser.add_argument("--family", choices=sorted(FAMILIES), required=True)
+    family = parser.parse_args().family
+    name, environment, make, options = FAMILIES[family]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "pictures").mkdir()
-        python("detection", MAKE_PICTURES, folder / "pictures")
-        size = int(python("detection", MAKE_DETECTOR, folder / "model.pt").split()[-1])
-        weights = ["--family=ultralytics", f"--weights={folder / 'model.pt'}", "--group=g", "--img_size=[640,640]"]
-        found = measure(folder, "detection", "import_weights", [*weights, f"--pictures={folder / 'pictures'}"])
+        python("jobs", MAKE_PICTURES, folder / "pictures")
+        size = int(python(environment, make, folder / "model.pt").split()[-1])
+        weights = [f"--family={family}", f"--weights={folder / 'model.pt'}", "--group=g", *options]
+        found = measure(folder, environment, "import_weights", [*weights, f"--pictures={folder / 'pictures'}"])
         rows = [found]
         made = found["result"]
         experiment = f"--experiment={made['experiment']}"
         rows.append(measure(folder, "jobs", "export_onnx", [experiment]))
         rows.append(measure(folder, "jobs", "verify_onnx", [experiment, f"--snapshot_id={made['snapshot_id']}"]))
-    print(f"YOLOv8s, 640 px, {size / 2**20:.0f} MiB of weights in float32, 8 pictures, {os.cpu_count()} cores")
+    print(f"{name}, {size / 2**20:.0f} MiB of weights in float32, 8 pictures, {os.cpu_count()} cores")
     for row in rows:
         extra = row["peak"] - row["baseline"]
         print(

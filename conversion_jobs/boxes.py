@@ -19,7 +19,6 @@ Array = NDArray[np.float32]
 SCORE = 0.25  # what users see by default; for a picture with fewer boxes its best candidates are compared
 CANDIDATES = 50
 IOU = 0.7
-MARGIN = 0.8
 SAME_IOU = 0.9  # two boxes are the same from here on: at 0.9 their sides differ by some 5 %
 MASK_THRESHOLD = 0.0  # of a mask's logits: probability 0.5
 
@@ -93,9 +92,23 @@ def pairs(a: Array, b: Array, score_tolerance: float) -> list[tuple[int, int]]:
 def seen(output: Array, threshold: float) -> Found:
     """Return what one output, raw or detections, shows with a score above `threshold`."""
     if output.shape[1] != 6:
-        return suppressed(output, threshold, IOU, 2 * CANDIDATES)
+        return suppressed(output, threshold, IOU, CANDIDATES)
     rows = np.flatnonzero(output[:, 4] > max(threshold, 0))
     return Found(output[rows], rows)
+
+
+def counterparts(found: Found, output: Array) -> Array:
+    """Return the boxes that another model's output has in the places of those found.
+
+    Of a raw output the same anchors and classes: two boxes whose scores are nearly equal suppress each other the one
+    way or the other, and both are right. Of detections, which have no anchors, all.
+    """
+    if output.shape[1] == 6:
+        return seen(output, 0.0).boxes
+    labels = found.boxes[:, 5].astype(np.int64)
+    centre, size = output[:2, found.anchors].T, output[2:4, found.anchors].T
+    scores = output[4:][labels, found.anchors]
+    return np.column_stack([centre - size / 2, centre + size / 2, scores, labels]).astype(np.float32)
 
 
 def threshold_of(output: Array) -> float:
@@ -119,12 +132,11 @@ class BoxAgreement:
         for a, b in zip(source, converted, strict=True):
             threshold, finite = threshold_of(a), np.nan_to_num(b)
             matched = both = 0
-            for one, other in (
-                (a, finite),
-                (finite, a),
-            ):  # a box at the very threshold may be below it for the other model
-                wanted, there = seen(one, threshold).boxes, seen(other, MARGIN * threshold).boxes
-                matched, both = matched + len(pairs(wanted, there, self.score_tolerance)), both + len(wanted)
+            for one, other in ((a, finite), (finite, a)):
+                wanted = seen(one, threshold)
+                there = counterparts(wanted, other)
+                matched += len(pairs(wanted.boxes, there, self.score_tolerance))
+                both += len(wanted.boxes)
             same, count = same + matched, count + both
             shares.append(matched / both if both else 1.0)
         if not count:

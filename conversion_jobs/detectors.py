@@ -76,7 +76,8 @@ def source_outputs(model: Any, spec: DetectorSpec, inputs: Array) -> list[Array]
     import torch
 
     parts = []
-    with torch.inference_mode():
+    # Few calls: the executor that optimises TorchScript as it runs takes longer than it saves.
+    with torch.inference_mode(), torch.jit.optimized_execution(False):
         for picture in inputs:
             found = model(torch.from_numpy(picture[None]))
             parts.append([output.float().numpy() for output in (found if isinstance(found, tuple) else (found,))])
