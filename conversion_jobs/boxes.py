@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_jobs.checks import Verdict
+from jobkit.modelspec import Preprocessing
 
 Array = NDArray[np.float32]
 SCORE = 0.25  # what users see by default; for a picture with fewer boxes its best candidates are compared
@@ -151,6 +152,26 @@ class BoxAgreement:
             name="box_agreement", passed=value >= self.minimum, value=value, limit=self.minimum, sentence=sentence,
             worst_picture=pictures[worst],
         )  # fmt: skip
+
+
+def in_picture(corners: Array, height: int, width: int, how: Preprocessing) -> NDArray[np.int64]:
+    """Return corners [k, 4] in pixels of the model's input as whole pixels of the picture that was prepared.
+
+    Args:
+        corners: x_min, y_min, x_max, y_max.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        how: how it was prepared: letterboxed or stretched, as in `jobkit.modelspec.fit`.
+    """
+    if how.resize == "stretch":
+        sizes = how.width, how.height
+    else:
+        scale = min(how.height / height, how.width / width)
+        sizes = max(1, round(width * scale)), max(1, round(height * scale))
+    moved = corners.astype(np.float64)
+    for axis, (size, side, room) in enumerate(zip(sizes, (width, height), (how.width, how.height), strict=True)):
+        moved[:, axis::2] = np.clip((moved[:, axis::2] - (room - size) // 2) * side / size, 0, side)
+    return np.rint(moved).astype(np.int64)
 
 
 def mask_agreement(

@@ -124,10 +124,19 @@ def read_spec(bottle: Bottle, experiment: Experiment) -> Spec:
     Raises:
         DataRefused: there is none, or it is not valid.
     """
+    return parse_spec(bottle.read(experiment.spec), f"{bottle}/{experiment.spec}")
+
+
+def parse_spec(text: str | bytes, where: str) -> Spec:
+    """Return a model spec from its JSON.
+
+    Raises:
+        DataRefused: it is not valid; the message begins with `where` it was.
+    """
     try:
-        return _SPEC.validate_json(bottle.read(experiment.spec))
+        return _SPEC.validate_json(text)
     except ValidationError as error:
-        raise DataRefused(f"{bottle}/{experiment.spec} is not valid: {error}") from error
+        raise DataRefused(f"{where} is not valid: {error}") from error
 
 
 def sha256_of(path: Path) -> str:

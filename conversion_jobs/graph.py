@@ -53,6 +53,7 @@ def read_graph(path: Path) -> Any:
     for tensor in model.graph.initializer:
         _refuse_missing_weights(path, tensor)
     try:
+        _refuse_newer_opset(path, model)
         onnx.checker.check_model(_with_weights_as_inputs(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise DataRefused(f"{path.name} breaks the rules of ONNX: {str(error).strip()}") from error
@@ -73,6 +74,17 @@ def _with_weights_as_inputs(model: Any) -> Any:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         graph.initializer.remove(tensor)
     return checked
+
+
+def _refuse_newer_opset(path: Path, model: Any) -> None:
+    import onnx
+
+    known = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version > known:
+            raise DataRefused(
+                f"{path.name} has opset {entry.version}, {known} is the newest known: export with a lower one"
+            )
 
 
 def _refuse_missing_weights(path: Path, tensor: Any) -> None:

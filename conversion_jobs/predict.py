@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import time
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, model_validator
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, model_validator
 
+from conversion_jobs.boxes import SCORE, in_picture, seen
+from conversion_jobs.experiment import DetectorSpec, HeadSpec, parse_spec
 from conversion_jobs.model_storage import ModelStorage
 from conversion_jobs.serving import ServedModel
 from jobkit import job
@@ -20,6 +23,7 @@ from jobkit.modelspec import SPEC_FILE, ModelSpec, prepare
 from jobkit.snapshot import read_snapshot
 
 logger = logging.getLogger(__name__)
+CORNERS = ("x_min", "y_min", "x_max", "y_max")
 
 
 class Arguments(job.Arguments):
@@ -37,19 +41,31 @@ class Arguments(job.Arguments):
         return self
 
 
+class Box(BaseModel):
+    """One object, in whole pixels of the picture."""
+
+    label: str
+    score: float
+    x_min: int
+    y_min: int
+    x_max: int
+    y_max: int
+
+
 class Result(job.Result):
-    """What the model said."""
+    """What the model said: the likeliest class, or of a detector the objects, the surest first."""
 
     picture: str
     truth: str | None = Field(description="the picture's label in the snapshot; None for a file")
-    label: str
-    probability: float
+    label: str | None = Field(description="the likeliest class; of a detector that of the surest object, if any")
+    probability: float | None
+    boxes: list[Box] | None = Field(description="of a detector; None for a classifier")
     version: str
     milliseconds: float = Field(description="of one HTTP request to Triton")
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
-    """Prepare the picture as the champion's `model.json` says, send it to Triton, return the likeliest class."""
+    """Prepare the picture as the champion's `model.json` says, send it to Triton, return what it shows."""
     version, spec = champion(arguments.model_name)
     if arguments.picture is not None:
         path, name, truth = arguments.picture, arguments.picture.name, None
@@ -57,24 +73,53 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         snapshot = read_snapshot(context.bottle, str(arguments.group), str(arguments.snapshot_id))
         sample = snapshot.split("golden")[0]
         path, name, truth = context.bottle.local(sample.path), sample.source, sample.label
-    served = ServedModel(arguments.model_name)
-    started = time.perf_counter()
-    logits, _ = served.ask(prepare(path, spec.preprocessing)[None])
-    milliseconds = (time.perf_counter() - started) * 1000
-    served.close()
-    exponents = np.exp(logits[0] - logits[0].max())
-    probabilities = exponents / exponents.sum()
-    best = int(probabilities.argmax())
-    answer = Result(
-        picture=name, truth=truth, label=spec.labels[best], probability=float(probabilities[best]), version=version,
+    with closing(ServedModel(arguments.model_name)) as served:
+        prepared = prepare(path, spec.preprocessing)[None]
+        started = time.perf_counter()
+        output, _ = served.ask(prepared)
+        milliseconds = (time.perf_counter() - started) * 1000
+    boxes = None
+    if isinstance(spec, DetectorSpec):
+        boxes = objects(output[0], path, spec)
+        label, probability = (boxes[0].label, boxes[0].score) if boxes else (None, None)
+    else:
+        label, probability = likeliest(output[0], spec)
+    logger.info("%s shows %s (%s), says version %s", name, label or "nothing", probability, version)
+    return Result(
+        picture=name, truth=truth, label=label, probability=probability, boxes=boxes, version=version,
         milliseconds=milliseconds,
     )  # fmt: skip
-    logger.info("%s is %r (%.1f %%), says version %s", name, answer.label, 100 * answer.probability, version)
-    return answer
 
 
-def champion(model_name: str) -> tuple[str, ModelSpec]:
-    """Return the champion's version and its spec, from the model storage."""
+def likeliest(output: NDArray[np.float32], spec: ModelSpec) -> tuple[str, float]:
+    """Return the likeliest class of one picture's outputs [classes], and its probability."""
+    probabilities = output
+    if spec.output == "logits":
+        exponents = np.exp(output - output.max())
+        probabilities = exponents / exponents.sum()
+    best = int(probabilities.argmax())
+    return spec.labels[best], float(probabilities[best])
+
+
+def objects(output: NDArray[np.float32], path: Path, spec: DetectorSpec) -> list[Box]:
+    """Return what one picture's output [4 + classes, anchors] or [K, 6] shows, in pixels of the picture at `path`."""
+    import cv2
+
+    found = seen(output, SCORE if spec.suppression is None else 0.0).boxes
+    height, width = cv2.imread(str(path), cv2.IMREAD_COLOR).shape[:2]
+    corners = in_picture(found[:, :4], height, width, spec.preprocessing)
+    return [
+        Box(label=spec.labels[int(row[5])], score=float(row[4]), **dict(zip(CORNERS, map(int, place), strict=True)))
+        for row, place in zip(found, corners, strict=True)
+    ]
+
+
+def champion(model_name: str) -> tuple[str, ModelSpec | DetectorSpec]:
+    """Return the champion's version and its spec, from the model storage.
+
+    Raises:
+        ConfigurationError: nothing was promoted, or the model tells no classes of a picture.
+    """
     storage = ModelStorage()
     version = storage.champion(model_name)
     if version is None:
@@ -84,7 +129,12 @@ def champion(model_name: str) -> tuple[str, ModelSpec]:
             raise ConfigurationError(
                 f"version {version} of {model_name} has no {SPEC_FILE}; it holds {files.namelist()}"
             )
-        return version, ModelSpec.model_validate(json.loads(files.read(SPEC_FILE)))
+        spec = parse_spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {model_name} {version}")
+    if isinstance(spec, HeadSpec) or not spec.labels:
+        raise ConfigurationError(
+            f"{model_name} is no model that tells what a picture shows: it gives its {spec.output}"
+        )
+    return version, spec
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from conversion_jobs import export_onnx
-from conversion_jobs.boxes import BoxAgreement, detections, overlaps, suppressed
+from conversion_jobs import export_onnx, predict
+from conversion_jobs.boxes import BoxAgreement, detections, in_picture, overlaps, suppressed
 from conversion_jobs.experiment import Experiment, read_spec
 from conversion_jobs.families import load_torchscript
 from conversion_jobs.onnx_session import OnnxModel
@@ -27,6 +27,7 @@ from conversion_jobs.triton_config import parse
 from jobkit.bottle import FolderBottle
 from jobkit.errors import DataRefused
 from jobkit.job import Context
+from jobkit.modelspec import Preprocessing
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
 
@@ -102,6 +103,19 @@ def test_a_detector_is_exported_verified_packaged_and_served_as_it_was_verified(
         answered, _ = triton.ask(reference.inputs)
     assert BoxAgreement(0.98, 0.01).judge(reference.outputs, answered, [""] * len(answered)).passed
     assert served.models_in_triton()[model] == "1"
+    asked = predict.Arguments(model_name=model, group="footwear", snapshot_id=one.snapshot_id)
+    said = predict.run(asked, one.context)
+    assert said.boxes and said.label == said.boxes[0].label
+    assert all(0 <= box.x_min <= box.x_max <= 160 and 0 <= box.y_min <= box.y_max <= 110 for box in said.boxes)
+
+
+def test_boxes_are_told_in_pixels_of_the_picture() -> None:
+    how = Preprocessing(height=100, width=200, pad_value=114, mean=(0, 0, 0), std=(1, 1, 1))
+    # 400 x 400 pixels become 100 x 100, with 50 pixels of padding on the left and on the right
+    corners = np.array([[50, 0, 150, 100], [60, 10, 70, 20], [0, -5, 500, 500]], np.float32)
+    assert in_picture(corners, 400, 400, how).tolist() == [[0, 0, 400, 400], [40, 40, 80, 80], [0, 0, 400, 400]]
+    stretched = how.model_copy(update={"resize": "stretch"})
+    assert in_picture(corners[:1], 50, 400, stretched).tolist() == [[100, 0, 300, 50]]
 
 
 class Changed(nn.Module):

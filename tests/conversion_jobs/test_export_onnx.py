@@ -93,6 +93,12 @@ def test_graphs_that_are_damaged_are_refused_by_what_is_wrong(verified: Trained,
     apart = tmp_path / "apart.onnx"
     onnx.save(onnx.load(path), apart, save_as_external_data=True, location="weights.bin", size_threshold=0)
     (tmp_path / "weights.bin").unlink()
+    tomorrow = onnx.load(path)
+    next(entry for entry in tomorrow.opset_import if not entry.domain).version = 999
+    newer = tmp_path / "newer.onnx"
+    newer.write_bytes(tomorrow.SerializeToString())
+    with pytest.raises(DataRefused, match=r"newer.onnx has opset 999, \d+ is the newest known"):
+        read_graph(newer)
     with pytest.raises(DataRefused, match=r"apart.onnx keeps the weights of .* in 'weights.bin', which is missing"):
         read_graph(apart)
 
