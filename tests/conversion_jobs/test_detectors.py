@@ -30,6 +30,8 @@ from jobkit.job import Context
 from jobkit.modelspec import Preprocessing
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
+from tests.conversion_jobs.test_build_plan import build
+from tests.conversion_jobs.test_verify_plan import verify as verify_with_double
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv" / "detection" / "bin" / "python"
@@ -218,3 +220,19 @@ def test_where_nothing_is_found_nothing_is_agreed_on() -> None:
     verdict = BoxAgreement(0.98, 0.01).judge(nothing, nothing, ["a", "b"])
     assert not verdict.passed
     assert "choose pictures with objects" in verdict.sentence
+
+
+@pytest.mark.parametrize("kind", ["detect", "segment_nms"])
+def test_a_plan_of_a_detector_is_held_to_its_boxes_and_packaged(
+    detector: Callable[[str], Trained], kind: str, tmp_path: Path
+) -> None:
+    """With the double of trtexec, which computes the graph: that a real plan does is for a T4 to show."""
+    one = detector(kind)
+    one.export()
+    one.verify()
+    built = build(one, tmp_path / "trt")
+    found = verify_with_double(one, tmp_path / "trt", built)
+    assert {verdict.name for verdict in found.verdicts} >= {"finite", "box_agreement"}
+    package = one.package("things", target="tensorrt", record=built.record)
+    with zipfile.ZipFile(one.bottle.local(package.archive)) as archive:
+        assert {"model.plan", "config.pbtxt", "labels.txt"} <= set(archive.namelist())
