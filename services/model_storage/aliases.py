@@ -22,7 +22,7 @@ from services.model_storage.stages import ALL, Stage, stages
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 VERSION_TAG = "semantic_version"  # what publish_model writes to a registered version
-PATIENCE_SECONDS = 3600.0  # a version is registered after its upload: how long to look for it
+PATIENCE_SECONDS = 3600.0  # a version is registered after its upload: looked for ever more rarely, until this pause
 TARGETS = ("onnx", "tensorrt")
 OURS = {stage + end for stage in get_args(Stage) for end in ("", *(f"-{target}" for target in TARGETS))}
 
@@ -34,7 +34,7 @@ class Aliases:
         self._mlflow = httpx.Client(base_url=f"{url.rstrip('/')}/api/2.0/mlflow", auth=login, timeout=10)
         self._catalogue, self._history = catalogue, history
         self._seen = 0
-        self._pending: dict[str, float] = {}  # model -> when to stop looking for versions that are not registered
+        self._pending: dict[str, tuple[float, float]] = {}  # model -> when to look at it, and the pause after that
         self._away = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="aliases", daemon=True)
@@ -51,7 +51,7 @@ class Aliases:
 
     def look_at(self, model: str) -> None:
         """Look at a model soon: one of its versions is new."""
-        self._pending[model] = time.monotonic() + PATIENCE_SECONDS
+        self._pending[model] = time.monotonic(), LOOK_SECONDS
 
     def _follow(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
@@ -72,10 +72,24 @@ class Aliases:
         changed, self._seen = self._history.changed_since(self._seen)
         for model in changed:
             self.look_at(model)
-        for model, until in list(self._pending.items()):
-            complete = self._bring(model, self._wanted(model))
-            if (complete or time.monotonic() > until) and self._pending.get(model) == until:
+        for model, (due, pause) in list(self._pending.items()):
+            if due > time.monotonic():
+                continue
+            complete = self._try_to_bring(model)
+            if self._pending[model] != (due, pause):
+                continue  # changed meanwhile
+            if complete or pause > PATIENCE_SECONDS:
                 del self._pending[model]
+            else:
+                self._pending[model] = time.monotonic() + pause, 2 * pause
+
+    def _try_to_bring(self, model: str) -> bool:
+        """Bring a model's aliases to its stages; what MLflow refuses for one model holds no other one up."""
+        try:
+            return self._bring(model, self._wanted(model))
+        except httpx.HTTPStatusError as error:
+            logger.warning("MLflow refuses the aliases of %s: %s", model, error.response.text[:500])
+            return False
 
     def _wanted(self, model: str) -> dict[str, str]:
         found = stages(self._catalogue.versions(model), self._history.rows(model)[::-1])

@@ -129,8 +129,12 @@ class History:
 
     def changed_since(self, number: int) -> tuple[set[str], int]:
         """Return the models with changes after the row `number`, and the number of the last of them."""
-        rows = self._read("SELECT * FROM model_storage.promotions WHERE id > %s ORDER BY id", [number])
-        return {row.model for row in rows}, rows[-1].id if rows else number
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT model, max(id) AS last FROM model_storage.promotions WHERE id > %s GROUP BY model", [number]
+            )
+            last: dict[str, int] = {row["model"]: row["last"] for row in cursor.fetchall()}
+        return set(last), max(last.values(), default=number)
 
     def _latest(self, actions: Sequence[Action]) -> list[Promotion]:
         query = (

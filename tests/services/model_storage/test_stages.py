@@ -126,6 +126,7 @@ def aliases(registry: httpx.Client, model: str) -> dict[str, str]:
 
 
 def test_mlflows_aliases_follow_promotions_and_rollbacks(followed: Storage, registry: httpx.Client, model: str) -> None:
+    followed.promote(f"a{model}", followed.published(f"a{model}", 2.0))  # not in MLflow: holds no other one up
     registry.post("/registered-models/create", json={"name": model}).raise_for_status()
     for scale in (2.0, 3.0):
         followed.promote(model, followed.published(model, scale))
