@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_jobs.checks import Verdict
-from jobkit.modelspec import Preprocessing
+from jobkit.modelspec import Preprocessing, resized
 
 Array = NDArray[np.float32]
 SCORE = 0.25  # what users see by default; for a picture with fewer boxes its best candidates are compared
@@ -163,11 +163,7 @@ def in_picture(corners: Array, height: int, width: int, how: Preprocessing) -> N
         width: of the picture, pixels.
         how: how it was prepared: letterboxed or stretched, as in `jobkit.modelspec.fit`.
     """
-    if how.resize == "stretch":
-        sizes = how.width, how.height
-    else:
-        scale = min(how.height / height, how.width / width)
-        sizes = max(1, round(width * scale)), max(1, round(height * scale))
+    sizes = reversed(resized(height, width, how))
     moved = corners.astype(np.float64)
     for axis, (size, side, room) in enumerate(zip(sizes, (width, height), (how.width, how.height), strict=True)):
         moved[:, axis::2] = np.clip((moved[:, axis::2] - (room - size) // 2) * side / size, 0, side)

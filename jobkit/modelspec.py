@@ -81,11 +81,7 @@ def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
     import numpy as np
 
     height, width = picture.shape[:2]
-    if how.resize == "stretch":
-        new_height, new_width = how.height, how.width
-    else:
-        scale = min(how.height / height, how.width / width)
-        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    new_height, new_width = resized(height, width, how)
     if (new_height, new_width) != (height, width):
         shrinks = new_height * new_width < height * width
         picture = np.asarray(
@@ -107,6 +103,14 @@ def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
             np.uint8,
         )
     return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def resized(height: int, width: int, how: Preprocessing) -> tuple[int, int]:
+    """Return height and width that a picture of this height and width has before it is padded, pixels."""
+    if how.resize == "stretch":
+        return how.height, how.width
+    scale = min(how.height / height, how.width / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def normalise(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float32]:
