@@ -26,14 +26,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from jobkit import modelspec
+from jobkit import model_spec
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier
-from jobkit.paths import ExperimentPaths
+from jobkit.experiment import Experiment
 from training_jobs.classifier import training
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.examples import Example, Examples
-from training_jobs.classifier.journal import Journal
+from training_jobs.classifier.training_callback import TrainingCallback
 
 LABELS = ["ants", "bees"]
 MODEL, BATCH, RATE, DECAY = "resnet10t", 16, 2e-3, 0.02
@@ -65,8 +65,8 @@ def trainer(train: Pictures, golden: Pictures, config: Config) -> float:
     """Return the golden accuracy of the trainer's last epoch."""
     examples = Examples(LABELS, [Example(*one) for one in train], [Example(*one) for one in train[:BATCH]], "photos")
     with tempfile.TemporaryDirectory() as folder:
-        bottle, experiment = FolderBottle(Path(folder)), ExperimentPaths("models/photos/v__0")
-        training.fit(config, examples, bottle, experiment, Journal(config, bottle, experiment, None))
+        bottle, experiment = FolderBottle(Path(folder)), Experiment("models/photos/v__0")
+        training.fit(config, examples, bottle, experiment, TrainingCallback(config, bottle, experiment, None))
         state = torch.load(bottle.path(experiment.last_checkpoint), weights_only=True)["state_dict"]
     model = Classifier(MODEL, 2)
     model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
@@ -112,7 +112,7 @@ def bare_loop(train: Pictures, golden: Pictures, config: Config) -> float:
 @torch.inference_mode()
 def accuracy(model: Classifier, golden: Pictures, config: Config) -> float:
     """Return the share of right answers, with the pictures prepared as in serving."""
-    prepared = torch.from_numpy(np.stack([modelspec.prepare(path, config.preprocessing) for path, _ in golden]))
+    prepared = torch.from_numpy(np.stack([model_spec.prepare(path, config.preprocessing) for path, _ in golden]))
     answers = model.eval()(prepared).argmax(1).tolist()
     return statistics.mean(answer == label for answer, (_, label) in zip(answers, golden, strict=True))
 

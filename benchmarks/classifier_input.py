@@ -32,7 +32,7 @@ AUGMENTATIONS = [
 
 
 def ours(paths: list[Path], size: int) -> Callable[[int], object]:
-    """Return what makes batch number `n` of 32 pictures: uint8 on the CPU; normalising is the device's work."""
+    """Return what makes batch number `n` of 32 pictures: uint8 on the CPU; normalizing is the device's work."""
     config = Config.model_validate_json(
         json.dumps({"dataset": {"image_size": size, "train_augmentations": AUGMENTATIONS}})
     )

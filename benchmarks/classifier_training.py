@@ -24,12 +24,12 @@ from torch.nn import functional
 
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier
-from jobkit.paths import ExperimentPaths
+from jobkit.experiment import Experiment
 from training_jobs.classifier import training
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import Pictures
 from training_jobs.classifier.examples import Example, Examples
-from training_jobs.classifier.journal import Journal
+from training_jobs.classifier.training_callback import TrainingCallback
 
 CLASSES = 10
 GPU = torch.cuda.is_available()
@@ -87,7 +87,7 @@ class BareLoop:
         self.scaler.update()
 
 
-class Turns(Journal):
+class Turns(TrainingCallback):
     """The trainer's own journal, which lets the bare loop take its turn after each block of the trainer's steps."""
 
     def __init__(self, bare: BareLoop, *arguments: Any) -> None:
@@ -119,7 +119,7 @@ def by_turns(options: argparse.Namespace) -> list[tuple[Clocks, Clocks]]:
     pictures, labels, examples = in_memory(options)
     config = configuration(options)
     with tempfile.TemporaryDirectory() as folder:
-        bottle, experiment = FolderBottle(Path(folder)), ExperimentPaths("models/benchmark/v__0")
+        bottle, experiment = FolderBottle(Path(folder)), Experiment("models/benchmark/v__0")
         turns = Turns(BareLoop(options, pictures, labels), config, bottle, experiment, None)
         training.fit(config, examples, bottle, experiment, turns)
         return turns.blocks

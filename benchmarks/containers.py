@@ -22,11 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "plugins"), str(ROOT)]
 
 import docker  # noqa: E402
-from nightshift.contract import JobSpec, Labels, Launcher  # noqa: E402
-from nightshift.docker_launcher import DockerLauncher  # noqa: E402
-from nightshift.docker_settings import DockerSettings  # noqa: E402
-from nightshift.process_launcher import ProcessLauncher  # noqa: E402
 
+from nightshift.launchers.base import JobSpec, Launcher  # noqa: E402
+from nightshift.launchers.docker.launcher import DockerLauncher  # noqa: E402
+from nightshift.launchers.docker.settings import DockerSettings  # noqa: E402
+from nightshift.launchers.process import ProcessLauncher  # noqa: E402
+from nightshift_common.task_instance import TaskInstanceKey  # noqa: E402
 from tests.containers import cluster  # noqa: E402
 from tests.support.airflow import Airflow  # noqa: E402
 
@@ -73,9 +74,9 @@ def launchers(folder: Path) -> tuple[Launcher, Launcher]:
 
 def timed(launcher: Launcher, marks: Path) -> float:
     """Return how long the job takes from its start to its result."""
-    labels = Labels("benchmark", uuid.uuid4().hex, "job", -1, 1)
+    task_instance = TaskInstanceKey("benchmark", uuid.uuid4().hex, "job", -1, 1)
     started = time.monotonic()
-    job = launcher.start(JobSpec("jobs_for_tests.example", ["--marks", str(marks)], "jobs", labels))
+    job = launcher.start(JobSpec("jobs_for_tests.example", ["--marks", str(marks)], "jobs", task_instance))
     list(launcher.follow_logs(job))
     if launcher.result(job) is None:
         sys.exit(f"the job failed: {launcher.ended(job).describe()}")

@@ -1,4 +1,4 @@
-"""Model storage: uploads against `cp` and `sha256sum`, deployment under traffic, big catalogues.
+"""Model storage: uploads against `cp` and `sha256sum`, deployment under traffic, big catalogs.
 
     .venv/services/bin/python -m benchmarks.model_storage            # everything, a few minutes
     .venv/services/bin/python -m benchmarks.model_storage upload     # one part
@@ -35,8 +35,8 @@ from psycopg2.extras import execute_values
 from local import postgres
 from local.settings import HOST, ROOT
 from local.triton import TritonServer, free_ports
-from services.model_storage.catalogue import Record
-from services.model_storage.history import History
+from services.model_storage.production.history import History
+from services.model_storage.repository.catalog import Record
 from tests.services.model_storage.support import ask_scale, model_zip
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
@@ -73,7 +73,7 @@ def stack(prepare: Callable[[Path, str], None] = lambda *_: None) -> Iterator[St
         port, service_port = free_ports(2)
         url = f"postgresql://postgres:secret@{HOST}:{port}/postgres"
         triton = TritonServer(folder / "models", folder / "triton", *free_ports(3), log=folder / "triton.log")
-        postgres.initialise(folder / "postgres", "secret")
+        postgres.initialize(folder / "postgres", "secret")
         database = subprocess.Popen(postgres.command(folder / "postgres", port), stderr=subprocess.DEVNULL)
         environment = os.environ | {
             "MODEL_STORAGE_REPOSITORY": str(triton.repository),
@@ -211,7 +211,7 @@ def measure_deployment() -> bool:
     return not failures and not wrong and len(answers) > 100
 
 
-def measure_catalogue() -> bool:
+def measure_catalog() -> bool:
     """100 versions and 100 promotions of each of 1,000 models."""
 
     def fill(repository: Path, url: str) -> None:
@@ -281,7 +281,7 @@ PARTS = {
     "upload": measure_upload,
     "many": measure_many,
     "deployment": measure_deployment,
-    "catalogue": measure_catalogue,
+    "catalog": measure_catalog,
 }
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from conversion_jobs.graph import interface, read_graph
 from conversion_jobs.import_weights import local_file
-from conversion_jobs.repository import problems_of, requirements
-from conversion_jobs.triton_config import model_config, to_text
-from conversion_jobs.unpack import unpack
+from conversion_jobs.onnx.graph import interface, read_graph
+from conversion_jobs.triton.model_config import model_config, to_text
+from conversion_jobs.triton.repository_check import problems_of, requirements
 from jobkit import job
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_directory
 from jobkit.paths import checked_name
+from nightshift_common.unpack import unpack
 
 logger = logging.getLogger("conversion_jobs.assemble_repository")
 
@@ -72,24 +72,26 @@ def check(folder: Path) -> None:
     """Refuse a repository with anything wrong in it.
 
     Raises:
-        DataRefused: the message lists everything.
+        DataValidationError: the message lists everything.
     """
     if problems := problems_of(folder):
-        raise DataRefused("the repository is not ready for Triton:\n" + "\n".join(f"  {line}" for line in problems))
+        raise DataValidationError(
+            "the repository is not ready for Triton:\n" + "\n".join(f"  {line}" for line in problems)
+        )
 
 
 def add_model(repository: Path, name: str, source: Path, max_batch_size: int) -> None:
     """Add one model: a folder (with `config.pbtxt`, as for the Python backend) as it is, an ONNX file with a new one.
 
     Raises:
-        DataRefused: the source is not there, or no ONNX file.
+        DataValidationError: the source is not there, or no ONNX file.
     """
     target = repository / name
     if source.is_dir():
         shutil.copytree(source, target)
         return
     if not source.is_file():
-        raise DataRefused(f"{source}, for the model {name}, is not there")
+        raise DataValidationError(f"{source}, for the model {name}, is not there")
     graph = interface(read_graph(source))
     (target / "1").mkdir(parents=True)
     shutil.copyfile(source, target / "1" / "model.onnx")

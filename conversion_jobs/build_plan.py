@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from conversion_jobs.checks import Verdict, judge_all
-from conversion_jobs.experiment import Experiment, is_tracked, sha256_of
-from conversion_jobs.graph import GraphInterface, interface, read_graph
-from conversion_jobs.serving import Reference, served_checks
-from conversion_jobs.tensorrt.command import Batches, Precision, build_command, check_supported, profile_shapes
-from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
 from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
-from conversion_jobs.tensorrt.half import fp32_layers, to_half
-from conversion_jobs.tensorrt.log import skipped_tactics
+from conversion_jobs.tensorrt.half_precision import fp32_layers, to_half
 from conversion_jobs.tensorrt.plan import Attempt, Plan, PlanPaths, plan_paths, timing_cache_key
+from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.tensorrt.trtexec_command import Batches, Precision, build_command, check_supported, profile_shapes
+from conversion_jobs.tensorrt.trtexec_log import skipped_tactics
 from conversion_jobs.tensorrt.version import parse_version
-from conversion_jobs.verification import Verification, passed_verification, read_model
+from conversion_jobs.triton.served_model import Reference, served_checks
+from conversion_jobs.verification.checks import Verdict, judge_all
+from conversion_jobs.verification.record import Verification, passed_verification, read_model
 from jobkit import job
 from jobkit.bottle import Bottle
-from jobkit.errors import ConfigurationError, DataRefused, JobError
+from jobkit.errors import ConfigurationError, DataValidationError, JobError
+from jobkit.experiment import Experiment
+from jobkit.files import sha256_of
 
 logger = logging.getLogger("conversion_jobs.build_plan")
 
@@ -103,7 +104,7 @@ class Builder:
         )  # fmt: skip
         text = self.trtexec.run(command)
         if not plan.is_file() or plan.stat().st_size == 0:
-            raise DataRefused(f"trtexec says that it passed, but wrote no plan; its log: {self.trtexec.log}")
+            raise DataValidationError(f"trtexec says that it passed, but wrote no plan; its log: {self.trtexec.log}")
         return text
 
     def judge(self, plan: Path) -> list[Verdict]:
@@ -145,7 +146,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         bottle.write(paths.record, record.model_dump_json(indent=2) + "\n")
         if builder.timing_cache.is_file() and builder.timing_cache.stat().st_size:
             bottle.put(timing_cache_key(gpu, trtexec.version), builder.timing_cache)
-    if is_tracked(context):
+    if context.is_tracked:
         context.tracking.tags({"plan": paths.plan, "tensorrt": record.tensorrt, "precision": record.precision})
         context.tracking.dictionary(record.model_dump(), "plan.json")
     return result(paths, record)
@@ -175,7 +176,7 @@ def build_first_accurate(builder: Builder, gpu: Gpu, onnx_sha256: str) -> tuple[
     """Build in falling speed until a plan is accurate; return it with its record.
 
     Raises:
-        DataRefused: not even FP32 is.
+        DataValidationError: not even FP32 is.
     """
     attempts: list[Attempt] = []
     for precision, layers in builder.attempts():
@@ -185,7 +186,7 @@ def build_first_accurate(builder: Builder, gpu: Gpu, onnx_sha256: str) -> tuple[
         try:
             text = builder.build(precision, layers, plan)
             verdicts = builder.judge(plan)
-        except DataRefused as error:
+        except DataValidationError as error:
             if precision == "fp32":
                 raise
             reason = str(error)
@@ -201,7 +202,7 @@ def build_first_accurate(builder: Builder, gpu: Gpu, onnx_sha256: str) -> tuple[
         if accepted:
             return plan, record_of(builder, gpu, onnx_sha256, plan, attempts, text)
     tried = "; ".join(f"{attempt.precision}: {attempt.reason}" for attempt in attempts)
-    raise DataRefused(f"no precision gives an accurate plan: {tried}")
+    raise DataValidationError(f"no precision gives an accurate plan: {tried}")
 
 
 def record_of(builder: Builder, gpu: Gpu, onnx_sha256: str, plan: Path, attempts: list[Attempt], text: str) -> Plan:
@@ -229,7 +230,7 @@ def built_before(bottle: Bottle, paths: PlanPaths, onnx_sha256: str, builder: Bu
         return None
     try:
         known = read_model(bottle, paths.record, Plan, "build it again")
-    except DataRefused:
+    except DataValidationError:
         return None
     batches = builder.batches
     wanted = (onnx_sha256, builder.arguments.precision, (batches.smallest, batches.best, batches.largest))

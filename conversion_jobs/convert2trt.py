@@ -15,22 +15,21 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from conversion_jobs.checks import Verdict, judge_all
-from conversion_jobs.experiment import sha256_of
-from conversion_jobs.graph import GraphInterface, interface, read_graph
-from conversion_jobs.onnx_session import OnnxModel
-from conversion_jobs.serving import Array, served_checks
-from conversion_jobs.tensorrt.command import Batches, Precision, build_command, load_command, profile_shapes
-from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.tensorrt.gpu import probe_gpu
-from conversion_jobs.tensorrt.half import fp32_layers, to_half
+from conversion_jobs.tensorrt.half_precision import fp32_layers, to_half
+from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.tensorrt.trtexec_command import Batches, Precision, build_command, load_command, profile_shapes
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from conversion_jobs.test_onnx import read_inputs
 from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.triton.served_model import Array, served_checks
+from conversion_jobs.verification.checks import Verdict, judge_all
 from conversion_jobs.verify_onnx import fp16_risks
 from jobkit import job
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.files import atomic_file
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.files import atomic_file, sha256_of
 
 logger = logging.getLogger("conversion_jobs.convert2trt")
 
@@ -119,7 +118,7 @@ def compare(
     """Compare the plan's outputs with the graph's on real inputs; without any, see that the plan loads.
 
     Raises:
-        DataRefused: they differ.
+        DataValidationError: they differ.
     """
     if inputs is None:
         trtexec.run(load_command(arguments.trtexec, plan), loads=True)
@@ -135,7 +134,7 @@ def compare(
         [f"input {number}" for number in range(len(batch))],
     )
     if failed := [verdict.sentence for verdict in verdicts if not verdict.passed]:
-        raise DataRefused(f"the plan is not accurate: {'; '.join(failed)}; try --precision mixed or fp32")
+        raise DataValidationError(f"the plan is not accurate: {'; '.join(failed)}; try --precision mixed or fp32")
     logger.info("batch %d: median %.2f ms, p99 %.2f ms", latency.batch, latency.median, latency.p99)
     return verdicts
 

@@ -7,12 +7,11 @@ from contextlib import closing
 
 from pydantic import Field
 
-from conversion_jobs.experiment import is_tracked
-from conversion_jobs.model_storage import ModelStorage, Published
-from conversion_jobs.onnx_session import Latency
-from conversion_jobs.serving import Reference, ServedModel
+from conversion_jobs.onnx.session import Latency
+from conversion_jobs.publishing.model_storage import ModelStorage, Published
+from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit import job
-from jobkit.errors import DataRefused, JobError
+from jobkit.errors import DataValidationError, JobError
 from jobkit.paths import checked_name
 
 logger = logging.getLogger("conversion_jobs.deploy_model")
@@ -50,10 +49,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         with storage.staged(model, version.version) as candidate:
             try_out(candidate, reference, version, arguments.max_latency_ms)
     note = {
-        "run_id": context.labels.run_id if context.labels else None,
+        "run_id": context.task_instance.run_id if context.task_instance else None,
         "snapshot_id": arguments.snapshot_id,
         "reason": "deploy_model",
-        "actor": context.labels.dag_id if context.labels else None,
+        "actor": context.task_instance.dag_id if context.task_instance else None,
     }
     previous = storage.promote(model, version.version, note)
     try:
@@ -61,7 +60,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     except JobError as error:
         raise type(error)(f"{error}; {go_back(storage, model, previous, note)}") from error
     logger.info("%s %s serves: median %.2f ms, before it %s", model, version.version, latency.median, previous)
-    if is_tracked(context):
+    if context.is_tracked:
         tracking = context.tracking
         tracking.metrics({"serving.latency_ms.median": latency.median, "serving.latency_ms.p99": latency.p99})
         tracking.tags({"model": model, "version": version.version, "experiment": arguments.experiment or ""})
@@ -72,14 +71,16 @@ def try_out(name: str, reference: Reference, version: Published, limit: float | 
     """Check the answers and the latency of what Triton serves as `name`.
 
     Raises:
-        DataRefused: they are not those that were verified, another version answers, or it is too slow.
+        DataValidationError: they are not those that were verified, another version answers, or it is too slow.
     """
     with closing(ServedModel(name)) as served:
         for verdict in served.check(reference, version.target, version.triton_version):
             logger.info("%s, %s: %s", name, verdict.name, verdict.sentence)
         latency = served.latency(list(reference.inputs))
     if limit is not None and latency.median > limit:
-        raise DataRefused(f"{name} takes {latency.median:.1f} ms for a picture (median); {limit:g} ms are allowed")
+        raise DataValidationError(
+            f"{name} takes {latency.median:.1f} ms for a picture (median); {limit:g} ms are allowed"
+        )
     return latency
 
 

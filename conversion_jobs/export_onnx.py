@@ -10,24 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from conversion_jobs.detectors import export_detector
-from conversion_jobs.experiment import (
-    DetectorSpec,
-    Experiment,
-    Spec,
-    described_input,
-    input_shape,
-    read_spec,
-    sha256_of,
-)
-from conversion_jobs.families import load_encoder, load_torchscript
-from conversion_jobs.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
-from conversion_jobs.onnx_file import split_file
-from conversion_jobs.streamed_export import add_weights, is_streamed, without_weights
+from conversion_jobs.detection.export import export_detector
+from conversion_jobs.families.sources import load_encoder, load_torchscript
+from conversion_jobs.onnx.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
+from conversion_jobs.onnx.mapped_file import split_file
+from conversion_jobs.onnx.streamed_export import add_weights, is_streamed, without_weights
 from jobkit import job
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
-from jobkit.modelspec import ModelSpec
+from jobkit.errors import DataValidationError
+from jobkit.experiment import Experiment, read_spec
+from jobkit.files import sha256_of
+from jobkit.model_spec import DetectorSpec, ModelSpec, Spec, described_input, input_shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,7 +76,7 @@ def export(model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[st
     The file tells what it is: labels, preprocessing, snapshot and `origin` stand in its `metadata_props`.
 
     Raises:
-        DataRefused: the graph does not have the interface of `spec`.
+        DataValidationError: the graph does not have the interface of `spec`.
     """
     metadata = origin | spec_metadata(spec)
     if isinstance(spec, DetectorSpec):
@@ -91,7 +84,9 @@ def export(model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[st
         return
     found = export_module(model, input_shape(spec), path, output=spec.output, opset=opset, metadata=metadata)
     if spec.labels and found.outputs[0].shape != (None, len(spec.labels)):
-        raise DataRefused(f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)")
+        raise DataValidationError(
+            f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)"
+        )
 
 
 def export_module(
@@ -102,7 +97,7 @@ def export_module(
     The batch is free. The same weights and arguments give the same bytes.
 
     Raises:
-        DataRefused: the model cannot be exported, or its graph has no free batch.
+        DataValidationError: the model cannot be exported, or its graph has no free batch.
     """
     import torch
 
@@ -116,12 +111,14 @@ def export_module(
             _trace(model, example, path, output, opset)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataRefused(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reason}") from error
+        raise DataValidationError(
+            f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reason}"
+        ) from error
     append_metadata(path, metadata)
     found = interface(read_graph(path))
     if len(found.inputs) != 1 or not found.has_free_batch:
         shown = ", ".join(map(str, (*found.inputs, *found.outputs)))
-        raise DataRefused(f"the exported graph has a fixed batch or more than one input: {shown}")
+        raise DataValidationError(f"the exported graph has a fixed batch or more than one input: {shown}")
     return found
 
 

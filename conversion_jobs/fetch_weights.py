@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from conversion_jobs.experiment import sha256_of
 from conversion_jobs.import_weights import local_file
-from conversion_jobs.unpack import unpack
 from jobkit import job
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.files import sha256_of
+from nightshift_common.unpack import unpack
 
 logger = logging.getLogger("conversion_jobs.fetch_weights")
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
@@ -40,7 +40,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     target = arguments.target.absolute()
     if target.is_dir() and any(target.iterdir()):
         if problems := differences(target, wanted):
-            raise DataRefused(f"{target} is not what {arguments.checksums} says, move it away: {'; '.join(problems)}")
+            raise DataValidationError(
+                f"{target} is not what {arguments.checksums} says, move it away: {'; '.join(problems)}"
+            )
         logger.info("%s is complete: %d files", target, len(wanted))
         return Result(target=target, files=len(wanted), was_there=True)
     if target.is_dir():
@@ -48,7 +50,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
 
     def check(folder: Path) -> None:
         if problems := differences(folder, wanted):
-            raise DataRefused(f"{arguments.archive} is not what {arguments.checksums} says: {'; '.join(problems)}")
+            raise DataValidationError(
+                f"{arguments.archive} is not what {arguments.checksums} says: {'; '.join(problems)}"
+            )
 
     with local_file(arguments.archive, context) as archive:
         unpack(archive, target, check)

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from conversion_jobs.experiment import Experiment, HeadSpec, Spec, sha256_of
-from conversion_jobs.families import Source, SourceArguments, load_source
-from conversion_jobs.graph import compact_json
-from conversion_jobs.import_detector import write_detector
+from conversion_jobs.detection.import_detector import write_detector
+from conversion_jobs.families.sources import Source, SourceArguments, load_source
+from conversion_jobs.onnx.graph import compact_json
 from jobkit import job
 from jobkit.bottle import Bottle, open_bottle
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import ModelSpec, Preprocessing
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment
+from jobkit.files import sha256_of
+from jobkit.model_spec import HeadSpec, ModelSpec, Preprocessing, Spec
 from jobkit.paths import checked_name, experiments, picture
 from jobkit.snapshot import Refused, Sample, write_snapshot
 
@@ -119,7 +120,7 @@ def write_experiment(
     """Write checkpoint (of a classifier or an encoder), TorchScript model and spec; for a head its embeddings too.
 
     Raises:
-        DataRefused: the model does not give one value a class, or takes other embeddings than those given.
+        DataValidationError: the model does not give one value a class, or takes other embeddings than those given.
     """
     import torch
 
@@ -131,7 +132,7 @@ def write_experiment(
     with torch.inference_mode():
         given = tuple(source.module(example).shape)
     if spec.labels and given != (2, len(spec.labels)):
-        raise DataRefused(
+        raise DataValidationError(
             f"{weights.name} gives {list(given)} for 2 inputs, but {len(spec.labels)} classes are named: "
             f"{', '.join(spec.labels)}"
         )
@@ -162,16 +163,18 @@ def checked_embeddings(path: Path, features: int) -> Path:
     """Return `path`, which holds embeddings float32 [n, features].
 
     Raises:
-        DataRefused: it holds something else.
+        DataValidationError: it holds something else.
     """
     import numpy as np
 
     try:
         found = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise DataRefused(f"{path} is no .npy file of numbers: {error}") from error
+        raise DataValidationError(f"{path} is no .npy file of numbers: {error}") from error
     if found.dtype != np.float32 or found.ndim != 2 or not len(found) or found.shape[1] != features:
-        raise DataRefused(f"{path} holds {found.dtype} {list(found.shape)}, the head takes float32 [n, {features}]")
+        raise DataValidationError(
+            f"{path} holds {found.dtype} {list(found.shape)}, the head takes float32 [n, {features}]"
+        )
     return path
 
 
@@ -180,14 +183,14 @@ def local_file(where: str, context: job.Context) -> Iterator[Path]:
     """Yield a local file with what is at `where`: a key in the bottle, `s3://bucket/key`, or a path (absolute or `./`).
 
     Raises:
-        DataRefused: they are not there.
+        DataValidationError: they are not there.
     """
     if where.startswith("s3://"):
         root, _, name = where.rpartition("/")
         yield open_bottle(root).local(name)
     elif Path(where).is_absolute() or where.startswith("."):
         if not Path(where).is_file():
-            raise DataRefused(f"{where} is not a file on this worker")
+            raise DataValidationError(f"{where} is not a file on this worker")
         yield Path(where)
     else:
         yield context.bottle.local(where)
@@ -197,7 +200,7 @@ def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:
     """Make a snapshot of a folder of pictures, all of them golden; return its id. A subfolder's name is the label.
 
     Raises:
-        DataRefused: there is no picture that can be decoded.
+        DataValidationError: there is no picture that can be decoded.
     """
     import cv2
     import numpy as np
@@ -213,13 +216,13 @@ def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:
             continue
         key = picture(digest, path.suffix.lower())
         bottle.write(key, content)
-        label = path.parent.name if path.parent != folder else "unlabelled"
+        label = path.parent.name if path.parent != folder else "unlabeled"
         samples[digest] = Sample(
             sha256=digest, path=key, label=label, split="golden", width=decoded.shape[1], height=decoded.shape[0],
             split_group=digest, source=name,
         )  # fmt: skip
     if not samples:
-        raise DataRefused(f"{folder} has no picture that can be decoded ({', '.join(sorted(PICTURES))})")
+        raise DataValidationError(f"{folder} has no picture that can be decoded ({', '.join(sorted(PICTURES))})")
     return write_snapshot(bottle, group, list(samples.values()), refused).snapshot_id
 
 

@@ -11,16 +11,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from conversion_jobs.archive import write_archive
-from conversion_jobs.experiment import DetectorSpec, Experiment, Spec, described_input, read_spec, sha256_of
-from conversion_jobs.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
+from conversion_jobs.publishing.package_archive import write_archive
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
-from conversion_jobs.triton_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
-from conversion_jobs.verification import passed_verification, read_model
+from conversion_jobs.triton.model_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
+from conversion_jobs.verification.record import passed_verification, read_model
 from jobkit import job
 from jobkit.bottle import Bottle
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import SPEC_FILE
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment, read_spec
+from jobkit.files import sha256_of
+from jobkit.model_spec import SPEC_FILE, DetectorSpec, Spec, described_input
 from jobkit.paths import checked_name, inference_model
 
 logger = logging.getLogger("conversion_jobs.package_model")
@@ -52,7 +53,7 @@ class Result(job.Result):
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """What is served: a verified graph, or a verified plan of it."""
 
     file: Path
@@ -64,7 +65,7 @@ class Artefact:
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
-    """Check that the artefact is the verified one, generate what Triton needs, write the folder; the archive last."""
+    """Check that the artifact is the verified one, generate what Triton needs, write the folder; the archive last."""
     name = checked_name(arguments.model_name, "model name")
     experiment, bottle = Experiment(arguments.experiment), context.bottle
     spec = read_spec(bottle, experiment)
@@ -73,49 +74,49 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
     graph = interface(read_graph(onnx))
     if arguments.record is None:
-        artefact = Artefact(onnx, "model.onnx", "model_onnx.zip", arguments.max_batch_size, arguments.device, {})
+        artifact = Artifact(onnx, "model.onnx", "model_onnx.zip", arguments.max_batch_size, arguments.device, {})
     else:
-        artefact = verified_plan(bottle, arguments.record, digest, arguments.max_batch_size)
+        artifact = verified_plan(bottle, arguments.record, digest, arguments.max_batch_size)
     config = model_config(
-        graph, name, target=arguments.target, max_batch_size=artefact.max_batch_size, device=artefact.device,
+        graph, name, target=arguments.target, max_batch_size=artifact.max_batch_size, device=artifact.device,
         has_labels=bool(spec.labels) and not isinstance(spec, DetectorSpec),  # Triton's labels are for one vector
     )  # fmt: skip
     if problems := contradictions(parse(to_text(config)), graph):
-        raise DataRefused(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")
+        raise DataValidationError(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")
     texts = {
         "config.pbtxt": to_text(config),
-        "meta.json": json.dumps(meta(name, spec, graph, experiment, digest) | artefact.facts, indent=2) + "\n",
+        "meta.json": json.dumps(meta(name, spec, graph, experiment, digest) | artifact.facts, indent=2) + "\n",
         SPEC_FILE: spec.model_dump_json(indent=2) + "\n",
     }
     if spec.labels:
         texts[LABELS_FILE] = "".join(f"{label}\n" for label in spec.labels)
     folder = inference_model(experiment.group)
-    archive, digest = write_package(bottle, folder, artefact, texts)
+    archive, digest = write_package(bottle, folder, artifact, texts)
     logger.info("%s: %s", archive, digest)
     return Result(folder=folder, archive=archive, sha256=digest)
 
 
-def write_package(bottle: Bottle, folder: str, artefact: Artefact, texts: dict[str, str]) -> tuple[str, str]:
-    """Write the artefact, `meta.json` and the archive of all to `folder`; return the archive's key and sha256."""
+def write_package(bottle: Bottle, folder: str, artifact: Artifact, texts: dict[str, str]) -> tuple[str, str]:
+    """Write the artifact, `meta.json` and the archive of all to `folder`; return the archive's key and sha256."""
     with tempfile.TemporaryDirectory(prefix="nightshift-package-") as scratch:
-        files = {artefact.name: artefact.file}
+        files = {artifact.name: artifact.file}
         for file_name, text in texts.items():
             files[file_name] = Path(scratch) / file_name
             files[file_name].write_text(text, encoding="utf-8")
-        archive = Path(scratch) / artefact.archive
+        archive = Path(scratch) / artifact.archive
         write_archive(archive, files)
-        for file_name in ("meta.json", artefact.name):
+        for file_name in ("meta.json", artifact.name):
             bottle.put(f"{folder}/{file_name}", files[file_name])
-        key = f"{folder}/{artefact.archive}"
+        key = f"{folder}/{artifact.archive}"
         bottle.put(key, archive)
         return key, sha256_of(archive)
 
 
-def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_size: int) -> Artefact:
+def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_size: int) -> Artifact:
     """Return a plan that `verify_plan` passed and that was built from the present graph.
 
     Raises:
-        DataRefused: it was not verified, failed, or is of another graph.
+        DataValidationError: it was not verified, failed, or is of another graph.
         ConfigurationError: Triton would put larger batches together than the plan takes.
     """
     record = read_model(bottle, record_key, Plan, "run build_plan")
@@ -123,7 +124,9 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
     plan = bottle.local(paths.plan)
     passed_verification(bottle, paths.plan, paths.verification, sha256_of(plan), "verify_plan")
     if record.onnx_sha256 != onnx_sha256:
-        raise DataRefused(f"{paths.plan} was built from another graph ({record.onnx_sha256}): run build_plan again")
+        raise DataValidationError(
+            f"{paths.plan} was built from another graph ({record.onnx_sha256}): run build_plan again"
+        )
     if max_batch_size > record.batches[2]:
         raise ConfigurationError(f"--max_batch_size {max_batch_size} is above the plan's {record.batches[2]}")
     facts = {
@@ -133,7 +136,7 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
         "precision": record.precision,
         "plan_sha256": record.sha256,
     }
-    return Artefact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts)
+    return Artifact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts)
 
 
 def meta(name: str, spec: Spec, graph: GraphInterface, experiment: Experiment, digest: str) -> dict[str, Any]:

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
-from conversion_jobs.boxes import SCORE, in_picture, seen
-from conversion_jobs.experiment import DetectorSpec, HeadSpec, parse_spec
-from conversion_jobs.model_storage import ModelStorage
-from conversion_jobs.serving import ServedModel
+from conversion_jobs.detection.boxes import SCORE, in_picture, seen
+from conversion_jobs.publishing.model_storage import ModelStorage
+from conversion_jobs.triton.served_model import ServedModel
 from jobkit import job
 from jobkit.errors import ConfigurationError
-from jobkit.modelspec import SPEC_FILE, ModelSpec, prepare
+from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, parse_spec, prepare
 from jobkit.snapshot import read_snapshot
 
 logger = logging.getLogger(__name__)

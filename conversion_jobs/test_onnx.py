@@ -14,15 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all, worst_verdicts
-from conversion_jobs.experiment import sha256_of
-from conversion_jobs.families import SourceArguments, load_source
-from conversion_jobs.graph import GraphInterface, interface, read_graph
-from conversion_jobs.onnx_session import OnnxModel, measure_latency
+from conversion_jobs.families.sources import SourceArguments, load_source
+from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx.session import OnnxModel, measure_latency
 from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.verification.checks import (
+    Check,
+    Close,
+    Cosine,
+    Finite,
+    Top1Agreement,
+    Verdict,
+    judge_all,
+    worst_verdicts,
+)
 from jobkit import job
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import Preprocessing, prepare
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.files import sha256_of
+from jobkit.model_spec import Preprocessing, prepare
 
 __test__ = False  # a command, not a test: its name is that of the users' documents
 logger = logging.getLogger("conversion_jobs.test_onnx")
@@ -62,7 +71,7 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         inputs, names = np.zeros((2, *_sizes(found)), np.float32), ["zeros", "zeros"]
         source = model.run(inputs, 2)
     elif found.outputs[0].name in ("raw", "detections"):
-        from conversion_jobs.detector_file import compare_detector_file
+        from conversion_jobs.detection.file_conversion import compare_detector_file
 
         inputs, names = read_inputs(arguments.inputs, found, arguments.samples)
         compared = compare_detector_file(
@@ -80,7 +89,7 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
     failed = [f"{verdict.sentence} (worst: {verdict.worst_picture})" for verdict in verdicts if not verdict.passed]
     if failed:
-        raise DataRefused(f"{arguments.onnx} is not the model in {arguments.weights}: {'; '.join(failed)}")
+        raise DataValidationError(f"{arguments.onnx} is not the model in {arguments.weights}: {'; '.join(failed)}")
     latency = measure_latency(model, inputs, 1)
     logger.info("one input: median %.2f ms, p90 %.2f ms, p99 %.2f ms", latency.median, latency.p90, latency.p99)
     return Result(
@@ -100,18 +109,18 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
     """Return what the model of `weights` gives for `inputs`, which are prepared as the graph wants them.
 
     Raises:
-        DataRefused: the file was exported from other weights.
+        DataValidationError: the file was exported from other weights.
         ConfigurationError: the file does not say how its model is built.
     """
     import torch
 
-    from conversion_jobs.normalised import normalised
+    from conversion_jobs.onnx.normalization import normalized
 
     options = source_options(weights, found)
     module = load_source(weights, options).module
-    if found.metadata["normalised"] == "true":
+    if found.metadata["normalized"] == "true":
         how = Preprocessing.model_validate_json(found.metadata["inside"])
-        module = normalised(module, how)
+        module = normalized(module, how)
     with torch.inference_mode():
         parts = [module(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
     return np.asarray(torch.cat(parts).numpy(), np.float32)
@@ -122,7 +131,7 @@ def source_options(weights: Path, found: GraphInterface) -> SourceArguments:
     if "source" not in found.metadata:
         raise ConfigurationError("the ONNX file does not say what it was exported from: export it with torch2onnx")
     if (actual := sha256_of(weights)) != found.metadata["weights"]:
-        raise DataRefused(f"{weights} is {actual}, the file was exported from {found.metadata['weights']}")
+        raise DataValidationError(f"{weights} is {actual}, the file was exported from {found.metadata['weights']}")
     return SourceArguments(**json.loads(found.metadata["source"]))
 
 
@@ -130,13 +139,13 @@ def read_inputs(path: Path, found: GraphInterface, count: int) -> tuple[Inputs, 
     """Return real inputs for a graph, and their names.
 
     Raises:
-        DataRefused: there are none, or they have another shape.
+        DataValidationError: there are none, or they have another shape.
     """
     if path.suffix == ".npy":
         try:
             values = np.load(path, allow_pickle=False).astype(np.float32)[:count]
         except (OSError, ValueError) as error:
-            raise DataRefused(f"{path} is no array that can be read: {error}") from error
+            raise DataValidationError(f"{path} is no array that can be read: {error}") from error
         names = [f"{path.name}[{index}]" for index in range(len(values))]
     else:
         if "preprocessing" not in found.metadata:
@@ -144,11 +153,11 @@ def read_inputs(path: Path, found: GraphInterface, count: int) -> tuple[Inputs, 
         how = Preprocessing.model_validate_json(found.metadata["preprocessing"])
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)[:count]
         if not files:
-            raise DataRefused(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
+            raise DataValidationError(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
         values = np.stack([prepare(file, how) for file in files])
         names = [str(file.relative_to(path)) for file in files]
     if values.shape[1:] != _sizes(found) or not len(values):
-        raise DataRefused(f"{path} holds inputs {list(values.shape)}, the graph takes {found.inputs[0]}")
+        raise DataValidationError(f"{path} holds inputs {list(values.shape)}, the graph takes {found.inputs[0]}")
     return values, names
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from conversion_jobs.experiment import sha256_of
 from conversion_jobs.export_onnx import export_module
-from conversion_jobs.families import SourceArguments, load_source
-from conversion_jobs.graph import compact_json
+from conversion_jobs.families.sources import SourceArguments, load_source
+from conversion_jobs.onnx.graph import compact_json
 from jobkit import job
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.files import atomic_file
-from jobkit.modelspec import Preprocessing
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.files import atomic_file, sha256_of
+from jobkit.model_spec import Preprocessing
 
 logger = logging.getLogger("conversion_jobs.torch2onnx")
 
@@ -34,7 +33,7 @@ class Arguments(SourceArguments):
     labels: Path | None = Field(None, description="text file with one class name a line")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
-    normalise: bool = Field(False, description="normalise inside the graph: it then takes pictures with values 0..255")
+    normalize: bool = Field(False, description="normalize inside the graph: it then takes pictures with values 0..255")
 
 
 class Result(job.Result):
@@ -46,26 +45,26 @@ class Result(job.Result):
 
 def run(arguments: Arguments, _context: job.Context) -> Result:
     """Load, export, check, put the file in its place."""
-    from conversion_jobs.normalised import normalised
+    from conversion_jobs.onnx.normalization import normalized
 
     if not arguments.weights.is_file():
-        raise DataRefused(f"{arguments.weights} is not there")
+        raise DataValidationError(f"{arguments.weights} is not there")
     if arguments.family == "ultralytics":
-        from conversion_jobs.detector_file import write_detector_file
+        from conversion_jobs.detection.file_conversion import write_detector_file
 
         write_detector_file(arguments.weights, arguments, arguments.output, arguments.opset)
         return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
     source = load_source(arguments.weights, arguments)
     module, how, inside = source.module, preprocessing(arguments), None
-    if arguments.normalise:
+    if arguments.normalize:
         if len(source.shape) != 3:
-            raise ConfigurationError("--normalise is for models of pictures: a head takes embeddings")
-        module, inside = normalised(module, how), how
+            raise ConfigurationError("--normalize is for models of pictures: a head takes embeddings")
+        module, inside = normalized(module, how), how
         how = how.model_copy(update={"mean": (0.0,) * how.channels, "std": (1 / 255,) * how.channels})
     metadata = {
         "source": arguments.model_dump_json(include=set(SourceArguments.model_fields)),
         "weights": sha256_of(arguments.weights),
-        "normalised": str(arguments.normalise).lower(),
+        "normalized": str(arguments.normalize).lower(),
         "labels": compact_json(read_labels(arguments.labels)),
     }
     if len(source.shape) == 3:
@@ -90,7 +89,7 @@ def preprocessing(arguments: Arguments) -> Preprocessing:
     count = arguments.channels
     mean, std = arguments.mean, arguments.std
     if count == 1 and len(mean) == len(std) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)  # grey: the mean over the colours
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)  # gray: the mean over the colors
     if not len(mean) == len(std) == count:
         raise ConfigurationError(f"--mean and --std have {len(mean)} and {len(std)} values for {count} channels")
     height, width = arguments.img_size

@@ -18,22 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from conversion_jobs import detectors
-from conversion_jobs.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all, worst_verdicts
-from conversion_jobs.detectors import detector_checks, mask_verdicts
-from conversion_jobs.experiment import DetectorSpec, Experiment, Spec, described_input, is_tracked, read_spec, sha256_of
+from conversion_jobs.detection import export
+from conversion_jobs.detection.export import detector_checks, mask_verdicts
 from conversion_jobs.export_onnx import source_model
-from conversion_jobs.families import load_torchscript
-from conversion_jobs.golden import golden_inputs
-from conversion_jobs.graph import compact_json, interface, read_graph
-from conversion_jobs.localise import first_difference
-from conversion_jobs.onnx_file import split_file
-from conversion_jobs.onnx_session import FP16_MAX, Latency, OnnxModel, largest_values, measure_latencies
-from conversion_jobs.streamed_export import LARGE
-from conversion_jobs.verification import FP16Risk, Verification
+from conversion_jobs.families.sources import load_torchscript
+from conversion_jobs.onnx.graph import compact_json, interface, read_graph
+from conversion_jobs.onnx.mapped_file import split_file
+from conversion_jobs.onnx.session import FP16_MAX, Latency, OnnxModel, largest_values, measure_latencies
+from conversion_jobs.onnx.streamed_export import LARGE
+from conversion_jobs.verification.checks import (
+    Check,
+    Close,
+    Cosine,
+    Finite,
+    Top1Agreement,
+    Verdict,
+    judge_all,
+    worst_verdicts,
+)
+from conversion_jobs.verification.first_divergence import first_difference
+from conversion_jobs.verification.golden_inputs import golden_inputs
+from conversion_jobs.verification.record import FP16Risk, Verification
 from jobkit import job
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
+from jobkit.experiment import Experiment, read_spec
+from jobkit.files import sha256_of
+from jobkit.model_spec import DetectorSpec, Spec, described_input
 
 logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
@@ -91,7 +102,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     report(verification, context)
     if not passed:
         failed = "; ".join(f"{v.sentence} (worst: {v.worst_picture})" for v in worst if not v.passed)
-        raise DataRefused(f"{experiment.onnx} is not the model that was trained: {failed}. Where: {where}")
+        raise DataValidationError(f"{experiment.onnx} is not the model that was trained: {failed}. Where: {where}")
     write_reference(bottle, experiment, spec.output, inputs, source, pictures)
     return Result(verdicts=worst, reference=experiment.reference)
 
@@ -107,7 +118,9 @@ def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Expe
         f"{key} {metadata[key]}, not {value}" for key, value in wanted.items() if metadata.get(key, value) != value
     ]
     if wrong:
-        raise DataRefused(f"{experiment.onnx} was exported from something else: it has the " + "; the ".join(wrong))
+        raise DataValidationError(
+            f"{experiment.onnx} was exported from something else: it has the " + "; the ".join(wrong)
+        )
 
 
 def checks_of(spec: Spec, arguments: Arguments) -> list[Check]:
@@ -152,18 +165,18 @@ def source_outputs(path: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
     """Return what the graph should give for `inputs` [n, ...], by the TorchScript model at `path`: a list of outputs.
 
     Raises:
-        DataRefused: the file is not a TorchScript model, or the model itself gives NaN.
+        DataValidationError: the file is not a TorchScript model, or the model itself gives NaN.
     """
     import torch
 
     model: Any = load_torchscript(path)
     if isinstance(spec, DetectorSpec):
-        return detectors.source_outputs(model, spec, inputs)
+        return export.source_outputs(model, spec, inputs)
     with torch.inference_mode():
         parts = [model(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
     outputs: NDArray[np.float32] = torch.cat(parts).numpy()
     if not np.isfinite(outputs).all():
-        raise DataRefused(f"{path} itself gives NaN or infinity: training went wrong, not the export")
+        raise DataValidationError(f"{path} itself gives NaN or infinity: training went wrong, not the export")
     return [outputs]
 
 
@@ -217,7 +230,7 @@ def report(verification: Verification, context: job.Context) -> None:
         logger.warning("half precision %s: %s", "would overflow" if risk.overflows else "is close to its end", risk)
     for latency in verification.latency_ms:
         logger.info("batch %(batch)d: median %(median).2f ms, p90 %(p90).2f ms, p99 %(p99).2f ms", latency)
-    if is_tracked(context):
+    if context.is_tracked:
         metrics = {f"verify.{verdict.name}": verdict.value for verdict in verification.verdicts}
         for latency in verification.latency_ms:
             metrics[f"latency_ms.batch_{latency['batch']}.p99"] = latency["p99"]

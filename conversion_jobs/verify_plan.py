@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from conversion_jobs.checks import Verdict, judge_all, worst_verdicts
-from conversion_jobs.experiment import Experiment, is_tracked, read_spec, sha256_of
-from conversion_jobs.golden import golden_inputs
-from conversion_jobs.graph import GraphInterface, interface, read_graph
-from conversion_jobs.onnx_session import Latency, OnnxModel
-from conversion_jobs.serving import Array, served_checks
-from conversion_jobs.tensorrt.execute import Trtexec, probe_trtexec, run_plan
+from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx.session import Latency, OnnxModel
 from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
+from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.version import parse_version
-from conversion_jobs.verification import Verification, passed_verification, read_model
+from conversion_jobs.triton.served_model import Array, served_checks
+from conversion_jobs.verification.checks import Verdict, judge_all, worst_verdicts
+from conversion_jobs.verification.golden_inputs import golden_inputs
+from conversion_jobs.verification.record import Verification, passed_verification, read_model
 from jobkit import job
 from jobkit.bottle import Bottle
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment, read_spec
+from jobkit.files import sha256_of
 
 logger = logging.getLogger("conversion_jobs.verify_plan")
 RUNS = 4  # of trtexec for one batch size: each is a start of several seconds
@@ -91,7 +92,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     report(verification, arguments, context)
     if not verification.passed:
         failed = "; ".join(f"{v.sentence} (worst: {v.worst_picture})" for v in verdicts if not v.passed)
-        raise DataRefused(f"{paths.plan} is not to be served: {failed}")
+        raise DataValidationError(f"{paths.plan} is not to be served: {failed}")
     timed = latencies[0]
     return Result(
         verdicts=verdicts,
@@ -104,14 +105,16 @@ def refuse_stale_plan(bottle: Bottle, experiment: Experiment, record: Plan, plan
     """Refuse a plan that is not the recorded one, or was built from another graph than the verified one.
 
     Raises:
-        DataRefused: with both checksums.
+        DataValidationError: with both checksums.
     """
     if (actual := sha256_of(plan)) != record.sha256:
-        raise DataRefused(f"{plan.name} is {actual}, but {record.sha256} was built: run build_plan again")
+        raise DataValidationError(f"{plan.name} is {actual}, but {record.sha256} was built: run build_plan again")
     digest = sha256_of(onnx)
     passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
     if digest != record.onnx_sha256:
-        raise DataRefused(f"the plan was built from the graph {record.onnx_sha256}, now it is {digest}: build it again")
+        raise DataValidationError(
+            f"the plan was built from the graph {record.onnx_sha256}, now it is {digest}: build it again"
+        )
 
 
 def refuse_other_machine(record: Plan, trtexec: Trtexec, gpu: Gpu) -> None:
@@ -160,7 +163,7 @@ def report(verification: Verification, arguments: Arguments, context: job.Contex
         logger.info("batch %(batch)d: median %(median).2f ms, p90 %(p90).2f ms, p99 %(p99).2f ms", latency)
     if (p99 := verification.latency_ms[0]["p99"]) > arguments.goal_ms:
         logger.warning("p99 %.1f ms is above the goal of %g ms", p99, arguments.goal_ms)
-    if is_tracked(context):
+    if context.is_tracked:
         metrics = {f"plan.{verdict.name}": verdict.value for verdict in verification.verdicts}
         context.tracking.metrics({key: value for key, value in metrics.items() if np.isfinite(value)})
         context.tracking.dictionary(verification.model_dump(), "plan_verification.json")

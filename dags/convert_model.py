@@ -19,6 +19,7 @@ that was built is not built again, and the same content is never published twice
 from datetime import timedelta
 
 from airflow.sdk import DAG, Param, TriggerRule, chain
+
 from nightshift.job_operator import JobOperator
 
 NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
@@ -51,11 +52,11 @@ FORM = {
         False, type="boolean", title="NMS in the graph",
         description="For ultralytics: non-maximum suppression inside the graph; without it the raw outputs are served.",
     ),
-    "score": Param(
+    "confidence_threshold": Param(
         0.25, type="number", minimum=0, maximum=0.99, title="Score",
         description="With NMS: boxes with a lower score are left out.",
     ),
-    "iou": Param(
+    "iou_threshold": Param(
         0.7, type="number", minimum=0.01, maximum=1, title="Overlap",
         description="With NMS: a box that overlaps a better one of its class by more (IoU) goes.",
     ),
@@ -68,7 +69,7 @@ FORM = {
     ),
     "height": Param(224, type="integer", minimum=8, maximum=4096, title="Height", description="Of the input, pixels."),
     "width": Param(224, type="integer", minimum=8, maximum=4096, title="Width", description="Of the input, pixels."),
-    "channels": Param(3, type="integer", enum=[3, 1], minimum=1, maximum=3, title="Channels", description="1: grey."),
+    "channels": Param(3, type="integer", enum=[3, 1], minimum=1, maximum=3, title="Channels", description="1: gray."),
     "resize": Param(
         "letterbox", type="string", enum=["letterbox", "stretch"], title="Resizing",
         description="letterbox: the longer side fits, the rest is padded; stretch: both sides fit.",
@@ -136,7 +137,7 @@ with DAG(
         task_id="import_weights",
         module="conversion_jobs.import_weights",
         # Ultralytics is AGPL and in an environment of its own; what is imported needs it no more.
-        environment="{{ 'detection' if params.family == 'ultralytics' else 'jobs' }}",
+        runtime="{{ 'detection' if params.family == 'ultralytics' else 'jobs' }}",
         options={"img_size": "[{{ params.height }},{{ params.width }}]"},
         options_from_params={
             name: name
@@ -147,8 +148,8 @@ with DAG(
                 "factory",
                 "activation",
                 "nms",
-                "score",
-                "iou",
+                "confidence_threshold",
+                "iou_threshold",
                 "max_detections",
                 "embeddings",
                 "channels",

@@ -25,11 +25,12 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, chain
+
 from nightshift.errors import RunFailed
 from nightshift.job_operator import JobOperator
-from nightshift.pipeline import Pipeline, load_pipeline
-from nightshift.pipeline_bundle import pipeline_file
-from nightshift.run_state import TASK_STATES, output_of, stopped_by
+from nightshift.pipelines.bundle import pipeline_file
+from nightshift.pipelines.pipeline_file import Pipeline, load_pipeline
+from nightshift.task_templates import TASK_STATES, output_of, stopped_by
 
 BATCH_LIMIT, EPOCH_LIMIT = 4096, 1000
 PLAN_SAMPLES = 1024  # the most that verify_plan takes

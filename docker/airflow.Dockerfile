@@ -28,9 +28,8 @@ COPY --chmod=755 docker/healthy /usr/local/bin/healthy
 COPY configs configs
 COPY plugins plugins
 COPY dags dags
-# The client of the model storage, for the hook.
-COPY services/model_storage/__init__.py services/model_storage/calls.py services/model_storage/
-RUN python -m compileall -q plugins dags services
+COPY nightshift_common nightshift_common
+RUN python -m compileall -q plugins dags nightshift_common
 USER nightshift
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["healthy", "http://127.0.0.1:8080/api/v2/version"]
 CMD ["airflow", "version"]

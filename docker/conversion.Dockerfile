@@ -33,10 +33,11 @@ RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wh
 ENV PATH=/opt/nightshift/.venv/jobs/bin:/opt/tensorrt/bin:/usr/src/tensorrt/bin:$PATH HOME=/job/home \
     TMPDIR=/job/tmp NIGHTSHIFT_CACHE=/cache PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MLFLOW_DISABLE_TELEMETRY=true NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs
 COPY conversion_jobs conversion_jobs
-RUN python -m compileall -q jobkit conversion_jobs
+RUN python -m compileall -q nightshift_common jobkit conversion_jobs
 USER nightshift
 HEALTHCHECK NONE
 # The base image's entry point prints a banner, which is no log line of a job.

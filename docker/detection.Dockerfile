@@ -25,11 +25,12 @@ ENV PATH=/opt/nightshift/.venv/detection/bin:$PATH HOME=/job/home TMPDIR=/job/tm
     YOLO_OFFLINE=1 YOLO_AUTOINSTALL=false YOLO_CONFIG_DIR=/job/tmp/ultralytics
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs
 COPY training_jobs training_jobs
 COPY conversion_jobs conversion_jobs
-RUN python -m compileall -q jobkit training_jobs conversion_jobs
+RUN python -m compileall -q nightshift_common jobkit training_jobs conversion_jobs
 USER nightshift
 HEALTHCHECK NONE
 CMD ["python", "-c", "print('say which job: python -m training_jobs.<name> --help')"]

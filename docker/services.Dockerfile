@@ -20,8 +20,9 @@ ENV PATH=/opt/nightshift/.venv/services/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTW
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY nightshift_common nightshift_common
 COPY services services
-RUN python -m compileall -q services
+RUN python -m compileall -q nightshift_common services
 USER nightshift
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["healthy", "http://127.0.0.1:8300/health/ready"]
 CMD ["python", "-m", "services.model_storage"]

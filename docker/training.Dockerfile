@@ -25,10 +25,11 @@ ENV PATH=/opt/nightshift/.venv/jobs/bin:$PATH HOME=/job/home TMPDIR=/job/tmp NIG
     MPLCONFIGDIR=/job/tmp/matplotlib NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs
 COPY training_jobs training_jobs
-RUN python -m compileall -q jobkit training_jobs
+RUN python -m compileall -q nightshift_common jobkit training_jobs
 USER nightshift
 HEALTHCHECK NONE
 CMD ["python", "-c", "print('say which job: python -m training_jobs.<name> --help')"]

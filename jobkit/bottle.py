@@ -1,4 +1,4 @@
-"""The data bottle: one self-contained tree of data and artefacts, in a folder or under an `s3://` prefix.
+"""The data bottle: one self-contained tree of data and artifacts, in a folder or under an `s3://` prefix.
 
 A *key* is a relative POSIX path inside the bottle (`pictures/ab/ab12….jpg`). Every write is atomic: on a file
 system by a temporary name and a rename, on S3 because an object appears only once its upload is complete.
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from jobkit import settings
 from jobkit.cache import shared_cache
-from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 from jobkit.files import atomic_file
 
 PICTURES = "pictures/"  # keys that are the content's SHA-256 (jobkit.paths.picture): what they hold never changes
@@ -31,7 +31,7 @@ class Bottle(Protocol):
         """Whether `key` is a complete file."""
 
     def read(self, key: str) -> bytes:
-        """Return the content of `key`; `DataRefused` if there is none."""
+        """Return the content of `key`; `DataValidationError` if there is none."""
 
     def write(self, key: str, content: bytes | str) -> None:
         """Write `key` atomically (text as UTF-8)."""
@@ -134,7 +134,7 @@ class FolderBottle:
         """Return the file itself."""
         path = self.path(key)
         if not path.is_file():
-            raise DataRefused(f"{key} is not in the bottle {self}")
+            raise DataValidationError(f"{key} is not in the bottle {self}")
         return path
 
     def put(self, key: str, source: Path) -> None:
@@ -187,17 +187,17 @@ class S3Bottle:
             answer = error if isinstance(error, ClientError) else error.__context__
             code = str(answer.response.get("Error", {}).get("Code", "")) if isinstance(answer, ClientError) else ""
             if code in ("404", "NoSuchKey"):
-                raise DataRefused(f"{key} is not in the bottle {self}") from error
+                raise DataValidationError(f"{key} is not in the bottle {self}") from error
             if code in ("403", "AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
                 raise ConfigurationError(f"{self} refused {key}: {error}") from error
-            raise TryAgainLater(f"{self} failed on {key}: {error}") from error
+            raise TransientError(f"{self} failed on {key}: {error}") from error
 
     def exists(self, key: str) -> bool:
         """Whether the object exists."""
         try:
             with self._errors(key):
                 self.client.head_object(Bucket=self.bucket, Key=self._name(key))
-        except DataRefused:
+        except DataValidationError:
             return False
         return True
 
@@ -297,5 +297,5 @@ def _out_of_space() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
-            raise TryAgainLater(f"the bottle's file system failed: {error}") from error
+            raise TransientError(f"the bottle's file system failed: {error}") from error
         raise

@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import ModelSpec
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.model_spec import ModelSpec
 
 
 class Classifier(nn.Module):
@@ -56,7 +56,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     puts before names is taken off. Nothing but tensors is unpickled.
 
     Raises:
-        DataRefused: the file is no checkpoint, or holds code.
+        DataValidationError: the file is no checkpoint, or holds code.
     """
     try:
         # Mapped into memory: the weights are then copied once, into the model.
@@ -65,10 +65,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged pickle may raise anything
         reason = str(error).strip().split("\n", 1)[0]
-        raise DataRefused(f"{path} is not a checkpoint of weights alone: {reason}") from error
+        raise DataValidationError(f"{path} is not a checkpoint of weights alone: {reason}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataRefused(f"{path} holds no state_dict: a mapping of names to tensors")
+        raise DataValidationError(f"{path} holds no state_dict: a mapping of names to tensors")
     names = {str(name): str(name).replace("_orig_mod.", "") for name in state}
     if all(name.startswith("model.") for name in names.values()):
         names = {old: name.removeprefix("model.") for old, name in names.items()}
@@ -79,16 +79,17 @@ def load_classifier(path: Path, spec: ModelSpec) -> Classifier:
     """Return the model of `spec` with the weights at `path`, in evaluation mode on the CPU.
 
     Raises:
-        DataRefused: the weights are not those of this architecture and these classes; the message names what differs.
+        DataValidationError: the weights are not those of this architecture and these classes; the message names what
+            differs.
     """
-    model = uninitialised(lambda: Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels))
+    model = uninitialized(lambda: Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels))
     return load_weights(model, read_state_dict(path), path, assign=True)
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def uninitialised(build: Callable[[], M]) -> M:
+def uninitialized(build: Callable[[], M]) -> M:
     """Return what `build` makes, without numbers in it where all of them are replaced by those of a checkpoint.
 
     Drawing the first weights of a ViT-B takes ten seconds and its size in memory.
@@ -108,7 +109,7 @@ def load_weights(model: M, state: dict[str, Tensor], path: Path, *, assign: bool
     With `assign` the tensors of `state` themselves become the model's, in its types: nothing is copied.
 
     Raises:
-        DataRefused: names or shapes differ; the message says which.
+        DataValidationError: names or shapes differ; the message says which.
     """
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in state]
@@ -120,7 +121,7 @@ def load_weights(model: M, state: dict[str, Tensor], path: Path, *, assign: bool
     ]
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise DataRefused(f"{path} does not fit the model: {shown}")
+        raise DataValidationError(f"{path} does not fit the model: {shown}")
     if assign:
         state = {name: value.to(expected[name].dtype) for name, value in state.items()}
     model.load_state_dict(state, assign=assign)

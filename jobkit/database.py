@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from jobkit import settings
-from jobkit.errors import ConfigurationError, TryAgainLater
+from jobkit.errors import ConfigurationError, TransientError
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -77,7 +77,7 @@ def connect() -> Iterator[Connection]:
 
     Raises:
         ConfigurationError: the address is not valid, or the user may not do this.
-        TryAgainLater: the database cannot be reached, or the connection breaks.
+        TransientError: the database cannot be reached, or the connection breaks.
     """
     import psycopg2
 
@@ -87,7 +87,7 @@ def connect() -> Iterator[Connection]:
     except psycopg2.OperationalError as error:
         if "authentication failed" in str(error) or "does not exist" in str(error):
             raise ConfigurationError(f"the database refused {settings.DATABASE_URL}: {error}") from error
-        raise TryAgainLater(f"the database cannot be reached: {error}") from error
+        raise TransientError(f"the database cannot be reached: {error}") from error
     except psycopg2.Error as error:
         raise ConfigurationError(f"{settings.DATABASE_URL} is not valid: {error}") from error
     try:
@@ -95,7 +95,7 @@ def connect() -> Iterator[Connection]:
         yield connection
         connection.commit()
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-        raise TryAgainLater(f"the database failed: {error}") from error
+        raise TransientError(f"the database failed: {error}") from error
     except psycopg2.errors.InsufficientPrivilege as error:
         raise ConfigurationError(f"the user of {settings.DATABASE_URL} may not do this: {error}") from error
     finally:

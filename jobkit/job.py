@@ -10,7 +10,7 @@
         job.main(Arguments, run)
 
 Airflow's launcher and a person use the same command line. What the launcher adds is in the environment:
-`NIGHTSHIFT_JOB_DIR` (where `result.json` goes) and `NIGHTSHIFT_LABELS` (a JSON object with `dag_id`, `run_id`,
+`NIGHTSHIFT_JOB_DIR` (where `result.json` goes) and `NIGHTSHIFT_TASK_INSTANCE` (a JSON object with `dag_id`, `run_id`,
 `task_id`, `map_index`, `try_number`).
 """
 
@@ -41,9 +41,11 @@ from pydantic_settings import (
 
 from jobkit import log, settings
 from jobkit.bottle import Bottle, open_bottle
-from jobkit.errors import ConfigurationError, ExitCode, JobError
+from jobkit.errors import ConfigurationError, JobError
 from jobkit.files import write_atomic
-from jobkit.tracking import Labels, Run
+from jobkit.tracking import Run, task_instance_of_environment
+from nightshift_common.exit_codes import ExitCode
+from nightshift_common.task_instance import TaskInstanceKey
 
 logger = logging.getLogger("jobkit.job")
 
@@ -107,9 +109,9 @@ A = TypeVar("A", bound=Arguments)
 class Context:
     """What a running job has at hand."""
 
-    def __init__(self, directory: Path, labels: Labels | None) -> None:
+    def __init__(self, directory: Path, task_instance: TaskInstanceKey | None) -> None:
         self.directory = directory
-        self.labels = labels
+        self.task_instance = task_instance
 
     @cached_property
     def bottle(self) -> Bottle:
@@ -119,12 +121,12 @@ class Context:
     @property
     def is_tracked(self) -> bool:
         """Whether the job writes to MLflow: always under Airflow; by hand where `MLFLOW_TRACKING_URI` is set."""
-        return self.labels is not None or settings.optional(settings.MLFLOW_URI) is not None
+        return self.task_instance is not None or settings.optional(settings.MLFLOW_URI) is not None
 
     @cached_property
     def tracking(self) -> Run:
         """The job's MLflow run, a child of the DAG run's; made at first use, resumed by a retry."""
-        return Run.start(self.labels)
+        return Run.start(self.task_instance)
 
     def close(self, succeeded: bool) -> None:
         """End the MLflow run, if one was started."""
@@ -146,7 +148,7 @@ def _run(arguments_type: type[A], run: Callable[[A, Context], Result], argv: lis
     started = time.monotonic()
     try:
         arguments = parse(arguments_type, argv)
-        context = Context(_job_directory(), Labels.from_environment())
+        context = Context(_job_directory(), task_instance_of_environment())
         try:
             result = run(arguments, context)
         except BaseException:

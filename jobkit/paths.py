@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from jobkit.errors import ConfigurationError
 
@@ -61,58 +60,6 @@ class SnapshotPaths:
     def summary(self) -> str:
         """Labels, counts, and what was refused by reason."""
         return f"{self.folder}/summary.json"
-
-
-@dataclass(frozen=True)
-class ExperimentPaths:
-    """seed_003's experiment folder: `models/<group>/v__{n}_{mode}_{arch}_{batch}_{decay}`."""
-
-    folder: str
-
-    @property
-    def group(self) -> str:
-        """The group that it was trained for."""
-        return PurePosixPath(self.folder).parts[1]
-
-    @property
-    def best_checkpoint(self) -> str:
-        """Weights of the best epoch."""
-        return f"{self.folder}/checkpoints/best.ckpt"
-
-    @property
-    def last_checkpoint(self) -> str:
-        """State of the last finished epoch; training resumes from it."""
-        return f"{self.folder}/checkpoints/last.ckpt"
-
-    @property
-    def config(self) -> str:
-        """The configuration as run."""
-        return f"{self.folder}/config.yaml"
-
-    @property
-    def metrics(self) -> str:
-        """Metrics of the best epoch and what reproduces the run."""
-        return f"{self.folder}/metrics.json"
-
-    @property
-    def spec(self) -> str:
-        """The model's interface (`jobkit.modelspec.ModelSpec`)."""
-        return f"{self.folder}/model.json"
-
-    @property
-    def torchscript(self) -> str:
-        """The model of the best epoch as TorchScript: float32 [N, C, H, W] -> logits."""
-        return f"{self.folder}/torchscripts/model.pt"
-
-    @property
-    def run(self) -> str:
-        """Which task instance trains it, and on what."""
-        return f"{self.folder}/run.json"
-
-    @property
-    def onnx(self) -> str:
-        """The exported graph."""
-        return f"{self.folder}/onnx/model.onnx"
 
 
 def experiments(group: str) -> str:

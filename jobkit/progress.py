@@ -25,7 +25,7 @@ class Progress:
     """Counts work done and writes a line at most every `interval` seconds, and one at the end.
 
     The estimate assumes that the rest goes at the mean speed so far: `eta = elapsed / done * (total - done)`.
-    Work that an earlier attempt has done already is given as `initial` and does not count towards the speed.
+    Work that an earlier attempt has done already is given as `initial` and does not count toward the speed.
     """
 
     def __init__(self, what: str, total: int, unit: str = "items", interval: float = 2.0, initial: int = 0) -> None:

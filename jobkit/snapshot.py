@@ -1,4 +1,4 @@
-"""A snapshot: the immutable, content-addressed set of labelled pictures that a model is trained and scored on."""
+"""A snapshot: the immutable, content-addressed set of labeled pictures that a model is trained and scored on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
 from jobkit.paths import SnapshotPaths
 
 Split = Literal["train", "val", "golden"]
@@ -106,25 +106,27 @@ def read_summary(bottle: Bottle, group: str, identifier: str) -> Summary:
     """Return a snapshot's summary.
 
     Raises:
-        DataRefused: there is no such snapshot, or it is damaged; the message lists the snapshots of the group.
+        DataValidationError: there is no such snapshot, or it is damaged; the message lists the snapshots of the group.
     """
     paths = SnapshotPaths(group, identifier)
     if not bottle.exists(paths.summary):
         known = sorted(
             {key.split("/")[2] for key in bottle.keys(f"snapshots/{group}") if key.endswith("/summary.json")}
         )
-        raise DataRefused(f"there is no snapshot {identifier} of group {group}; there is: {', '.join(known) or 'none'}")
+        raise DataValidationError(
+            f"there is no snapshot {identifier} of group {group}; there is: {', '.join(known) or 'none'}"
+        )
     try:
         return Summary.model_validate_json(bottle.read(paths.summary))
     except ValidationError as error:
-        raise DataRefused(f"{bottle}/{paths.summary} is damaged: {error}") from error
+        raise DataValidationError(f"{bottle}/{paths.summary} is damaged: {error}") from error
 
 
 def read_snapshot(bottle: Bottle, group: str, identifier: str) -> Snapshot:
     """Return a snapshot, with its manifest checked against its id.
 
     Raises:
-        DataRefused: there is no such snapshot, or its manifest was changed after it was made.
+        DataValidationError: there is no such snapshot, or its manifest was changed after it was made.
     """
     summary = read_summary(bottle, group, identifier)
     manifest = SnapshotPaths(group, identifier).manifest
@@ -133,7 +135,7 @@ def read_snapshot(bottle: Bottle, group: str, identifier: str) -> Snapshot:
         try:
             samples.append(Sample.model_validate_json(line))
         except ValidationError as error:
-            raise DataRefused(f"{bottle}/{manifest}:{number} is damaged: {error}") from error
+            raise DataValidationError(f"{bottle}/{manifest}:{number} is damaged: {error}") from error
     if (actual := snapshot_id(samples)) != identifier:
-        raise DataRefused(f"{bottle}/{manifest} was changed after it was made: its content has the id {actual}")
+        raise DataValidationError(f"{bottle}/{manifest} was changed after it was made: its content has the id {actual}")
     return Snapshot(summary=summary, samples=samples)

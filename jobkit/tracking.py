@@ -2,7 +2,7 @@
 
 The parent run is the DAG run, each job is a child run; runs are found by tags, so that a retry resumes its run and
 never starts a second one. Metrics are kept until the server has taken them: a job whose metrics cannot be delivered
-ends with `TryAgainLater`, never as a success without its numbers.
+ends with `TransientError`, never as a success without its numbers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from jobkit import settings
-from jobkit.errors import ConfigurationError, TryAgainLater
+from jobkit.errors import ConfigurationError, TransientError
+from nightshift_common.task_instance import VARIABLE, TaskInstanceKey
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,37 +35,24 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the U
 SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
 
 
-class Labels(BaseModel):
-    """Which task instance of Airflow a job belongs to."""
+def task_instance_of_environment() -> TaskInstanceKey | None:
+    """Return the key in `NIGHTSHIFT_TASK_INSTANCE`, or None for a job that was started by hand.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int = -1
-    try_number: int = 1
-
-    @property
-    def task(self) -> str:
-        """The task, with its index where it is mapped."""
-        return self.task_id if self.map_index < 0 else f"{self.task_id}[{self.map_index}]"
-
-    @classmethod
-    def from_environment(cls) -> Labels | None:
-        """Return the labels in `NIGHTSHIFT_LABELS`, or None for a job that was started by hand."""
-        text = os.environ.get("NIGHTSHIFT_LABELS")
-        if not text:
-            return None
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigurationError(f"NIGHTSHIFT_LABELS is not valid: {error}") from error
+    Raises:
+        ConfigurationError: it is not valid.
+    """
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return None
+    try:
+        return TaskInstanceKey.from_json(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{VARIABLE} is not valid: {error}") from error
 
 
 @contextmanager
 def server_errors(doing: str) -> Iterator[None]:
-    """Turn what MLflow and the network raise into `TryAgainLater`, or `ConfigurationError` where a retry is vain."""
+    """Turn what MLflow and the network raise into `TransientError`, or `ConfigurationError` where a retry is vain."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -75,9 +61,9 @@ def server_errors(doing: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code in ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "BAD_REQUEST"):
             raise ConfigurationError(f"MLflow refused {doing}: {error}") from error
-        raise TryAgainLater(f"MLflow failed {doing}: {error}") from error
+        raise TransientError(f"MLflow failed {doing}: {error}") from error
     except (requests.RequestException, ConnectionError, TimeoutError) as error:
-        raise TryAgainLater(f"MLflow did not answer {doing}: {error}") from error
+        raise TransientError(f"MLflow did not answer {doing}: {error}") from error
 
 
 def client() -> MlflowClient:
@@ -110,30 +96,32 @@ class Run:
         return f"{shown.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     @classmethod
-    def start(cls, labels: Labels | None) -> Run:
+    def start(cls, task_instance: TaskInstanceKey | None) -> Run:
         """Find or make the run of this job, and say where it is on a log line."""
         api = client()
         with server_errors("starting the run"):
-            run = cls._by_hand(api) if labels is None else cls._child(api, labels)
+            run = cls._by_hand(api) if task_instance is None else cls._child(api, task_instance)
             api.update_run(run.run_id, status="RUNNING")
         logger.info("MLflow run: %s", run.url, extra={"event": "tracking", "run_id": run.run_id, "url": run.url})
         return run
 
     @classmethod
-    def parent(cls, labels: Labels) -> Run:
+    def parent(cls, task_instance: TaskInstanceKey) -> Run:
         """Find or make the run that stands for the DAG run."""
         api = client()
         with server_errors("finding the DAG run's run"):
-            experiment = _experiment(api, labels.dag_id)
-            run_id = _find_or_create(api, experiment, labels.run_id, {DAG_RUN_TAG: labels.run_id, TASK_TAG: ""})
+            experiment = _experiment(api, task_instance.dag_id)
+            run_id = _find_or_create(
+                api, experiment, task_instance.run_id, {DAG_RUN_TAG: task_instance.run_id, TASK_TAG: ""}
+            )
         return cls(api, run_id, experiment, None)
 
     @classmethod
-    def _child(cls, api: MlflowClient, labels: Labels) -> Run:
-        parent = cls.parent(labels)
-        tags = {DAG_RUN_TAG: labels.run_id, TASK_TAG: labels.task, PARENT_TAG: parent.run_id}
-        run_id = _find_or_create(api, parent.experiment_id, labels.task, tags)
-        api.set_tag(run_id, "nightshift.try_number", str(labels.try_number))
+    def _child(cls, api: MlflowClient, task_instance: TaskInstanceKey) -> Run:
+        parent = cls.parent(task_instance)
+        tags = {DAG_RUN_TAG: task_instance.run_id, TASK_TAG: task_instance.task, PARENT_TAG: parent.run_id}
+        run_id = _find_or_create(api, parent.experiment_id, task_instance.task, tags)
+        api.set_tag(run_id, "nightshift.try_number", str(task_instance.try_number))
         return cls(api, run_id, parent.experiment_id, parent.run_id)
 
     @classmethod
@@ -188,14 +176,14 @@ class Run:
             return
         try:
             self.flush()
-        except TryAgainLater as error:
+        except TransientError as error:
             logger.warning("%s; %d values are kept and sent later", error, len(self.pending))
 
     def flush(self) -> None:
         """Send what is pending.
 
         Raises:
-            TryAgainLater: the server did not take it; nothing is lost.
+            TransientError: the server did not take it; nothing is lost.
         """
         self._last_flush = time.monotonic()
         with server_errors("logging metrics"):
@@ -233,7 +221,7 @@ class Run:
             self.flush()
             with server_errors("ending the run"):
                 self.client.set_terminated(self.run_id, "FINISHED" if succeeded else "FAILED")
-        except (TryAgainLater, ConfigurationError):
+        except (TransientError, ConfigurationError):
             if succeeded:
                 raise
             logger.warning("MLflow could not be told that the run failed")

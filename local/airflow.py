@@ -25,7 +25,7 @@ def environment(settings: Settings) -> dict[str, str]:
     passwords.write_text(json.dumps({ADMIN: secrets["airflow_admin"]}))
     bundles = [
         {"name": "dags-folder", "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": {}},
-        {"name": "pipelines", "classpath": "nightshift.pipeline_bundle.PipelineBundle", "kwargs": {}},
+        {"name": "pipelines", "classpath": "nightshift.pipelines.bundle.PipelineBundle", "kwargs": {}},
     ]
     sections = {
         "CORE": {

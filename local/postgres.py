@@ -51,7 +51,7 @@ def as_server_user() -> list[str]:
     ]
 
 
-def initialise(data: Path, password: str) -> None:
+def initialize(data: Path, password: str) -> None:
     """Make the database cluster at `data` unless it is there; a half-made one is made anew."""
     if (data / "ready").exists():
         return

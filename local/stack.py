@@ -39,7 +39,7 @@ def up(settings: Settings, say: Callable[[str], None]) -> None:
             _sweep(settings, part)
             _check_ports(settings, part)
         if database in todo:
-            postgres.initialise(settings.state / "postgres", settings.secrets["postgres"])
+            postgres.initialize(settings.state / "postgres", settings.secrets["postgres"])
             _start(settings, database)
         components.prepare_databases(settings)
         interrupted = Event()

@@ -4,8 +4,9 @@ from urllib.parse import urlsplit
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
-from nightshift import listener
-from nightshift.ops_page import ROUTE, app
+
+from nightshift.failures import listener
+from nightshift.operations.page import ROUTE, app
 
 
 class NightshiftPlugin(AirflowPlugin):

@@ -11,11 +11,12 @@ from pydantic import BaseModel, Field
 
 from jobkit import job, settings
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
 from jobkit.paths import checked_name
 from jobkit.snapshot import Snapshot, read_snapshot
-from training_jobs.scoring.evaluation import Evaluation, Mistake
-from training_jobs.scoring.metrics import Scores, Slice, compare, score
+from training_jobs.scoring.classification import ClassifierEvaluation, Mistake
+from training_jobs.scoring.evaluation import Scores, Slice
+from training_jobs.scoring.metrics import compare, score
 from training_jobs.scoring.models import Model, load_candidate, load_champion
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     snapshot = read_snapshot(context.bottle, arguments.group, arguments.snapshot_id)
     candidate = load_candidate(context.bottle, arguments.experiment)
     if candidate.spec.group != arguments.group:
-        raise DataRefused(f"{arguments.experiment} was trained for group {candidate.spec.group}, not {arguments.group}")
+        raise DataValidationError(
+            f"{arguments.experiment} was trained for group {candidate.spec.group}, not {arguments.group}"
+        )
     with tempfile.TemporaryDirectory(prefix="champion-") as folder:
         champion = _champion(arguments, context, Path(folder))
         report = _evaluate(context.bottle, arguments, snapshot, candidate, champion)
@@ -83,7 +86,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
 
 
 def _champion(arguments: Arguments, context: job.Context, folder: Path) -> Model | None:
-    if context.labels is None and settings.optional(settings.STORAGE_URL) is None:
+    if context.task_instance is None and settings.optional(settings.STORAGE_URL) is None:
         logger.info("%s is not set: the candidate is scored alone", settings.STORAGE_URL)
         return None
     return load_champion(arguments.model_name, folder)
@@ -91,14 +94,14 @@ def _champion(arguments: Arguments, context: job.Context, folder: Path) -> Model
 
 def _evaluate(
     bottle: Bottle, arguments: Arguments, snapshot: Snapshot, candidate: Model, champion: Model | None
-) -> Evaluation:
+) -> ClassifierEvaluation:
     import numpy as np
 
     from training_jobs.scoring.predict import differences, predict
 
     labels, golden = snapshot.summary.labels, snapshot.split("golden")
     if not golden:
-        raise DataRefused(f"snapshot {arguments.snapshot_id} of group {arguments.group} has no golden pictures")
+        raise DataValidationError(f"snapshot {arguments.snapshot_id} of group {arguments.group} has no golden pictures")
     index = snapshot.label_index()
     truth = np.array([index[sample.label] for sample in golden])
     counts = snapshot.summary.counts["golden"]
@@ -112,7 +115,8 @@ def _evaluate(
     scores, probabilities = found["the candidate"]
     rival_scores, rival = found.get("the champion", (None, None))
     comparison = compare(len(labels), truth, probabilities.argmax(1), rival.argmax(1)) if rival is not None else None
-    return Evaluation(
+    return ClassifierEvaluation(
+        kind="classification",
         group=arguments.group, snapshot_id=arguments.snapshot_id, experiment=arguments.experiment,
         model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=scores, champion=rival_scores,
         comparison=comparison, mistakes=_mistakes(snapshot, truth, probabilities, rival),
@@ -140,7 +144,7 @@ def _mistakes(
 
 
 def _summary(scores: Scores) -> Summary:
-    return Summary(version=scores.version, metrics=scores.metrics, slices=scores.slices)
+    return Summary(version=scores.version, metrics=scores.metrics, slices=dict(scores.slices))
 
 
 if __name__ == "__main__":

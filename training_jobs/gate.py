@@ -1,46 +1,27 @@
-"""Decide whether the candidate may replace the champion, and say why in sentences."""
+"""Decide whether the candidate may replace the champion, and say why in sentences: one job for every kind of model."""
 
 from __future__ import annotations
 
 import logging
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from jobkit import job
-from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
-from training_jobs.scoring.evaluation import Evaluation
+from jobkit.errors import ConfigurationError, DataValidationError
+from nightshift_common.options.gate import GateOptions
+from training_jobs.scoring.evaluation import Evaluation, read_evaluation
 
 logger = logging.getLogger("training_jobs.gate")
 
-Metric = Literal["accuracy", "macro_f1"]
 _ROUNDING = 1e-9  # so that 0.97 measured meets a floor of 0.97
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, GateOptions):
     """Decide by an evaluation whether the candidate goes on to be published; a rejection is a normal outcome."""
 
     report: str = Field(description="the evaluation: key in the bottle")
-    metric: Metric = Field("macro_f1", description="what is compared")
-    floor: float = Field(0.0, ge=0, le=1, description="the least value of the metric that the candidate needs")
-    min_gain: float = Field(0.0, ge=-1, le=1, description="how much better than the champion's it has to be")
-    max_slice_loss: float = Field(0.05, ge=0, le=1, description="how much F1 a class may lose against the champion")
-    min_support: int = Field(
-        20, ge=1, description="classes with fewer golden pictures do not veto: there one picture is more than the limit"
-    )
-
-
-class Rules(BaseModel):
-    """What a candidate has to meet; see the options of the job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    metric: Metric = "macro_f1"
-    floor: float = 0.0
-    min_gain: float = 0.0
-    max_slice_loss: float = 0.05
-    min_support: int = 20
+    metric: str = Field("macro_f1", description="what is compared: a metric of the evaluation; more is better")
 
 
 class Decision(BaseModel):
@@ -58,11 +39,17 @@ class Result(job.Result):
     reasons: list[str]
 
 
-def decide(evaluation: Evaluation, rules: Rules) -> Decision:
+def decide(evaluation: Evaluation, rules: GateOptions) -> Decision:
     """Judge a candidate by its evaluation. A pure function: the same input gives the same decision.
 
     Without a champion only the floor counts.
+
+    Raises:
+        ConfigurationError: the evaluation has no such metric.
     """
+    if rules.metric not in evaluation.candidate.metrics:
+        known = ", ".join(sorted(evaluation.candidate.metrics))
+        raise ConfigurationError(f"the evaluation has no metric {rules.metric!r} (gate.metric); it has {known}")
     verdicts = [_floor(evaluation, rules)]
     if evaluation.champion is None:
         verdicts.append((True, "there is no champion to compare with: the floor alone decides"))
@@ -72,7 +59,7 @@ def decide(evaluation: Evaluation, rules: Rules) -> Decision:
     return Decision(promote=not failed, reasons=[reason for _, reason in verdicts], failed=failed)
 
 
-def _floor(evaluation: Evaluation, rules: Rules) -> tuple[bool, str]:
+def _floor(evaluation: Evaluation, rules: GateOptions) -> tuple[bool, str]:
     value = evaluation.candidate.metrics[rules.metric]
     met = value >= rules.floor - _ROUNDING
     word = "reaches" if met else "is below"
@@ -82,10 +69,13 @@ def _floor(evaluation: Evaluation, rules: Rules) -> tuple[bool, str]:
     )
 
 
-def _gain(evaluation: Evaluation, rules: Rules) -> tuple[bool, str]:
+def _gain(evaluation: Evaluation, rules: GateOptions) -> tuple[bool, str]:
     champion, comparison = evaluation.champion, evaluation.comparison
     if champion is None or comparison is None:
-        raise DataRefused("the evaluation has a champion but no comparison with it: evaluate again")
+        raise DataValidationError("the evaluation has a champion but no comparison with it: evaluate again")
+    if rules.metric not in comparison.gains:
+        known = ", ".join(sorted(comparison.gains))
+        raise ConfigurationError(f"the evaluation compares no {rules.metric!r} (gate.metric); it compares {known}")
     gain = comparison.gains[rules.metric]
     met = gain.value >= rules.min_gain - _ROUNDING
     return met, (
@@ -97,13 +87,16 @@ def _gain(evaluation: Evaluation, rules: Rules) -> tuple[bool, str]:
     )
 
 
-def _slices(evaluation: Evaluation, rules: Rules) -> list[tuple[bool, str]]:
+def _slices(evaluation: Evaluation, rules: GateOptions) -> list[tuple[bool, str]]:
     """Return a verdict on each slice that loses more than the limit, or one that says that none does."""
     champion = evaluation.champion
     verdicts = []
+    metric = evaluation.candidate.slice_metric
     for name, before in champion.slices.items() if champion else ():
-        now = evaluation.candidate.slices[name]
-        loss = before.f1 - now.f1
+        now = evaluation.candidate.slices.get(name)
+        if now is None:
+            raise DataValidationError(f"the candidate was not scored on {name}, the champion was: evaluate again")
+        loss = before.score - now.score
         if loss > rules.max_slice_loss + _ROUNDING:
             counts = now.support >= rules.min_support
             judged = (
@@ -111,27 +104,17 @@ def _slices(evaluation: Evaluation, rules: Rules) -> list[tuple[bool, str]]:
                 if counts
                 else f"no veto, since that is fewer than {rules.min_support}"
             )
-            lost = f"loses {loss:.4f} of F1 ({before.f1:.4f} to {now.f1:.4f}, {now.support} golden pictures)"
+            lost = (
+                f"loses {loss:.4f} of {metric} ({before.score:.4f} to {now.score:.4f}, {now.support} golden pictures)"
+            )
             verdicts.append((not counts, f"{name} {lost}: {judged}"))
-    return verdicts or [(True, f"no slice loses more than {rules.max_slice_loss:g} of F1")]
-
-
-def read_evaluation(bottle: Bottle, key: str) -> Evaluation:
-    """Return an evaluation.
-
-    Raises:
-        DataRefused: there is none at `key`, or it is not valid.
-    """
-    try:
-        return Evaluation.model_validate_json(bottle.read(key))
-    except ValidationError as error:
-        raise DataRefused(f"{bottle}/{key} is not a valid evaluation: {error}") from error
+    return verdicts or [(True, f"no slice loses more than {rules.max_slice_loss:g} of {metric}")]
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Decide, and tell the log, MLflow and the tasks that follow."""
     evaluation = read_evaluation(context.bottle, arguments.report)
-    rules = Rules.model_validate(arguments.model_dump(exclude={"report"}))
+    rules = GateOptions.model_validate(arguments.model_dump(include=set(GateOptions.model_fields)))
     decision = decide(evaluation, rules)
     result = Result(decision="promote" if decision.promote else "reject", reasons=decision.reasons)
     for reason in decision.reasons:

@@ -1,4 +1,4 @@
-"""Make a snapshot of a group's labelled pictures: pull what is new, refuse what is damaged, split it for good."""
+"""Make a snapshot of a group's labeled pictures: pull what is new, refuse what is damaged, split it for good."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic import Field, model_validator
 
 from jobkit import database, job, settings
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
 from jobkit.paths import SnapshotPaths, checked_name
 from jobkit.snapshot import Summary, read_summary, write_snapshot
 from training_jobs.data.collect import MODES
-from training_jobs.data.legacy import write_dataset
-from training_jobs.data.meta import write_picsets
-from training_jobs.data.select import Rules, Selection, check_classes, select
+from training_jobs.data.legacy_dataset_file import write_dataset
+from training_jobs.data.picset_metadata import write_picsets
+from training_jobs.data.selection import Rules, Selection, check_classes, select
 from training_jobs.data.sources import Source, collect_source, table_source
 from training_jobs.data.transfer import transfer
 
@@ -28,11 +28,11 @@ Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
 
 
 class Arguments(job.Arguments):
-    """Make a snapshot of labelled pictures. Only new ones are transferred; the same data gives the same snapshot."""
+    """Make a snapshot of labeled pictures. Only new ones are transferred; the same data gives the same snapshot."""
 
     pipeline: str = Field(description="name of the pipeline whose run this is")
     group: str = Field(description="group of pictures, say digits")
-    source: Literal["collect", "postgres"] = Field("collect", description="where the labelled pictures are listed")
+    source: Literal["collect", "postgres"] = Field("collect", description="where the labeled pictures are listed")
     table: str | None = Field(
         None, description="for postgres: [schema.]table with path, label and, optionally, split_group or picset"
     )
@@ -101,7 +101,7 @@ def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool]:
     summary = write_snapshot(bottle, group, selection.samples, selection.refused)
     is_new = SnapshotPaths(group, summary.snapshot_id).summary not in existing
     if is_new:
-        write_dataset(bottle, group, selection.samples, selection.unlabelled)
+        write_dataset(bottle, group, selection.samples, selection.unlabeled)
     logger.info(
         "snapshot %s %s: %d pictures of %d classes, %d refused, %d files fetched",
         summary.snapshot_id,
@@ -133,7 +133,7 @@ def _quarantine(bottle: Bottle, arguments: Arguments, selection: Selection, list
         return
     counts = Counter(str(r.reason) for r in bad)
     examples = "; ".join(f"{r.source}: {r.reason}: {r.detail}" for r in bad[:3])
-    raise DataRefused(
+    raise DataValidationError(
         f"{len(bad)} of {listed} pictures of group {arguments.group} are bad ({_counted(counts)}), more than the share "
         f"of {arguments.max_bad_share:g} that is allowed. For example {examples}. All of them: {bottle}/{key}"
     )

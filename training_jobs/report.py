@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pydantic import Field
 
 from jobkit import database, job
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.tracking import Run
-from training_jobs.gate import read_evaluation
-from training_jobs.scoring.evaluation import Evaluation
+from training_jobs.scoring.evaluation import Evaluation, read_evaluation
 
 logger = logging.getLogger("training_jobs.report")
 
@@ -59,18 +58,18 @@ def outcome_of(arguments: Arguments) -> tuple[str, str]:
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Write the row, end the MLflow run."""
-    if context.labels is None:
-        raise ConfigurationError("report closes a run of Airflow's, and NIGHTSHIFT_LABELS does not say which")
+    if context.task_instance is None:
+        raise ConfigurationError("report closes a run of Airflow's, and NIGHTSHIFT_TASK_INSTANCE does not say which")
     outcome, reason = outcome_of(arguments)
     row = database.PipelineRun(
-        pipeline=arguments.pipeline, dag_run_id=context.labels.run_id, outcome=outcome, reason=reason,
+        pipeline=arguments.pipeline, dag_run_id=context.task_instance.run_id, outcome=outcome, reason=reason,
         snapshot_id=arguments.snapshot_id, fingerprint=arguments.fingerprint, model_version=arguments.version,
         started_at=arguments.started_at, finished_at=datetime.now(UTC),
     )  # fmt: skip
     database.record_run(row)
     logger.info("%s: %s", outcome, reason)
     if outcome != "nothing_new":  # then nothing was tracked, and an empty MLflow run a night helps no one
-        parent = Run.parent(context.labels)
+        parent = Run.parent(context.task_instance)
         database.record_run(row.model_copy(update={"mlflow_run_id": parent.run_id}))
         _close(parent, arguments, row, _evaluation(context, arguments.report))
     return Result(outcome=outcome, reason=reason)
@@ -80,7 +79,7 @@ def _evaluation(context: job.Context, key: str | None) -> Evaluation | None:
     """Return the evaluation; a run is closed without it too."""
     try:
         return read_evaluation(context.bottle, key) if key else None
-    except DataRefused as error:
+    except DataValidationError as error:
         logger.warning("the summary goes without its numbers: %s", error)
         return None
 

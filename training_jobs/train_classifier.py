@@ -64,7 +64,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if arguments.resume:
         experiment = experiments.open_experiment(bottle, arguments.resume, mark)
     else:
-        experiment = experiments.claim(bottle, config, group, context.labels, mark)
+        experiment = experiments.claim(bottle, config, group, context.task_instance, mark)
     content = experiments.finished(bottle, experiment)
     if content is not None:
         logger.info("%s is finished already: nothing is trained again", experiment.folder)
@@ -101,7 +101,7 @@ def _config_file(arguments: Arguments) -> Path:
 
 def _examples(config: Config, source: str, group: str, snapshot_id: str | None, bottle: Bottle) -> Examples:
     """Return what to train on, checked."""
-    from training_jobs.classifier import examples, people
+    from training_jobs.classifier import examples, person_crops
 
     if source == "snapshot" and snapshot_id is not None:
         found = examples.from_snapshot(bottle, group, snapshot_id)
@@ -111,7 +111,7 @@ def _examples(config: Config, source: str, group: str, snapshot_id: str | None, 
         make = examples.from_folders if source == "folders" else examples.from_rotation
         found = make(Path(config.directories.images), group, config.dataset.val_part)
     if config.dataset.people_crops:
-        found = people.one_example_per_person(found)
+        found = person_crops.one_example_per_person(found)
     found = examples.reduced(found, config.dataset.data_fraction, config.seed)
     examples.check(found, config.model.n_classes)
     return found
@@ -142,7 +142,7 @@ def _bottle(config: Config, context: job.Context) -> Bottle:
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv):
-        from training_jobs.classifier import reference
+        from training_jobs.classifier import config_reference
 
-        Arguments.__doc__ = f"{Arguments.__doc__}\nKeys of the configuration file:\n{reference.text()}"
+        Arguments.__doc__ = f"{Arguments.__doc__}\nKeys of the configuration file:\n{config_reference.text()}"
     job.main(Arguments, run)

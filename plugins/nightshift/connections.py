@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from nightshift.errors import JobMisconfigured
+from nightshift.errors import JobConfigurationError
 
 
 @dataclass
@@ -57,7 +57,8 @@ def resolve(names: list[str]) -> JobEnvironment:
     An address with a password in it is a secret, whatever it is the address of.
 
     Raises:
-        JobMisconfigured: a connection is not defined or lacks a value; the message names the connection and the field.
+        JobConfigurationError: a connection is not defined or lacks a value; the message names the connection and
+            the field.
     """
     environment = JobEnvironment()
     for name in names:
@@ -70,7 +71,7 @@ def resolve(names: list[str]) -> JobEnvironment:
                 hidden = secret or _has_password(str(value))
                 (environment.secrets if hidden else environment.variables)[variable] = str(value)
             elif key == place:
-                raise JobMisconfigured(
+                raise JobConfigurationError(
                     f"the connection nightshift_{name} lacks {key}, which becomes the job's {variable}"
                 )
     return environment
@@ -97,7 +98,7 @@ def _connection(conn_id: str) -> Connection:
     try:
         connection: Connection = Connection.get(conn_id)
     except AirflowNotFoundException as error:
-        raise JobMisconfigured(
+        raise JobConfigurationError(
             f"the connection {conn_id} is not defined: add it in Airflow (Admin, Connections) or as the environment"
             f" variable AIRFLOW_CONN_{conn_id.upper()}; docs/architecture.md lists its fields"
         ) from error
@@ -108,11 +109,11 @@ def database_url() -> str:
     """Return the address of Nightshift's database, in whichever of Airflow's processes.
 
     Raises:
-        JobMisconfigured: the connection is not defined or has no address.
+        JobConfigurationError: the connection is not defined or has no address.
     """
     try:
         return resolve(["database"]).secrets["NIGHTSHIFT_DATABASE_URL"]
-    except JobMisconfigured:
+    except JobConfigurationError:
         # Airflow's servers read connections from its database by its models; a worker has no way there.
         from airflow.models.connection import Connection as StoredConnection
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from nightshift.contract import CONFIGURATION, DATA_REFUSED, TRY_AGAIN_LATER, Ended
-from nightshift.remedies import REMEDIES
+from nightshift.failures.remedies import REMEDIES
+from nightshift.launchers.base import Ended
+from nightshift_common.exit_codes import ExitCode
 
 
-class JobMisconfigured(AirflowFailException):
+class JobConfigurationError(AirflowFailException):
     """The configuration or the arguments are wrong; another try would change nothing."""
 
     kind = "configuration"
 
 
-class JobRefusedData(AirflowFailException):
+class JobDataValidationError(AirflowFailException):
     """The input data failed validation; another try on the same data would change nothing."""
 
     kind = "data_refused"
 
 
-class JobUnavailable(AirflowException):
+class JobTransientError(AirflowException):
     """Something outside the job failed for now; another try may find it back."""
 
     kind = "unavailable"
@@ -40,10 +41,10 @@ class RunFailed(AirflowFailException):
 
 def failure(ended: Ended, message: str) -> AirflowException:
     """Return the exception that stands for how a job ended; its text goes on with what to do."""
-    kinds: dict[int | None, type[JobMisconfigured | JobRefusedData | JobUnavailable | JobFailed]] = {
-        CONFIGURATION: JobMisconfigured,
-        DATA_REFUSED: JobRefusedData,
-        TRY_AGAIN_LATER: JobUnavailable,
+    kinds: dict[int | None, type[JobConfigurationError | JobDataValidationError | JobTransientError | JobFailed]] = {
+        ExitCode.CONFIGURATION: JobConfigurationError,
+        ExitCode.DATA_VALIDATION: JobDataValidationError,
+        ExitCode.TRANSIENT: JobTransientError,
     }
     exception = kinds.get(ended.exit_code, JobFailed)
     return exception(f"{message}\n{REMEDIES[exception.kind].text}")

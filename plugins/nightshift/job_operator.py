@@ -15,9 +15,10 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from airflow.sdk.log import mask_secret
 
 from nightshift.connections import JobEnvironment, resolve
-from nightshift.contract import JobSpec, Labels, Launcher, Status, command_options
-from nightshift.errors import JobFailed, JobMisconfigured, failure
-from nightshift.process_launcher import ProcessLauncher
+from nightshift.errors import JobConfigurationError, JobFailed, failure
+from nightshift.launchers.base import JobSpec, Launcher, Status, command_options
+from nightshift.launchers.process import ProcessLauncher
+from nightshift_common.task_instance import TaskInstanceKey
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -48,15 +49,15 @@ def launcher() -> Launcher:
     """
     kind = os.environ.get("NIGHTSHIFT_LAUNCHER") or "process"
     if kind == "docker":
-        from nightshift.docker_launcher import docker_launcher
+        from nightshift.launchers.docker.launcher import docker_launcher
 
         return docker_launcher()
     if kind == "kubernetes":
-        from nightshift.kubernetes_launcher import kubernetes_launcher
+        from nightshift.launchers.kubernetes import kubernetes_launcher
 
         return kubernetes_launcher()
     if kind != "process":
-        raise JobMisconfigured(f"NIGHTSHIFT_LAUNCHER is {kind!r}; there is: process, docker, kubernetes")
+        raise JobConfigurationError(f"NIGHTSHIFT_LAUNCHER is {kind!r}; there is: process, docker, kubernetes")
     home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[2])
     return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
 
@@ -64,8 +65,8 @@ def launcher() -> Launcher:
 class JobOperator(ResumableJobMixin, BaseOperator):
     """Run `python -m <module> --option value …` apart from the worker, follow it, and return its result.
 
-    A worker that dies does not end the job: the retry finds it by its labels and attaches again. Ending the task ends
-    the job and all that it started. A result with `stop_here` skips the tasks that follow, except those that run
+    A worker that dies does not end the job: the retry finds it by its task instance and attaches again. Ending the task
+    ends the job and all that it started. A result with `stop_here` skips the tasks that follow, except those that run
     whatever happened (trigger rule `all_done`).
 
     Args:
@@ -74,13 +75,13 @@ class JobOperator(ResumableJobMixin, BaseOperator):
             dicts JSON.
         options_from_params: option -> parameter of the run, whose value goes to the job with its type.
         only_if_param: the task is skipped where this parameter of the run is false.
-        environment: which interpreter (or image) runs it; templated.
+        runtime: which interpreter (or image) runs it; templated.
         gpus: how many GPUs it gets where there are any, and so how many slots of its pool it takes.
         connections: which of the `nightshift_<name>` connections it gets, as environment variables.
         skips: the tasks that a `stop_here` skips.
     """
 
-    template_fields: Sequence[str] = ("module", "options", "environment")  # so the UI shows them
+    template_fields: Sequence[str] = ("module", "options", "runtime")  # so the UI shows them
     external_id_key = "nightshift_job"
     operator_extra_links = (MlflowLink(),)
     ui_color = "#eef4ff"
@@ -92,7 +93,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         options: dict[str, Any] | None = None,
         options_from_params: dict[str, str] | None = None,
         only_if_param: str | None = None,
-        environment: str = "jobs",
+        runtime: str = "jobs",
         gpus: int = 1,
         connections: Sequence[str] = (),
         skips: Sequence[str] = (),
@@ -104,7 +105,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         self.options = options or {}
         self.options_from_params = options_from_params or {}
         self.only_if_param = only_if_param
-        self.environment = environment
+        self.runtime = runtime
         self.gpus = gpus
         self.connections = list(connections)
         self.skips = list(skips)
@@ -138,20 +139,20 @@ class JobOperator(ResumableJobMixin, BaseOperator):
 
     def submit_job(self, context: Context) -> JsonValue:
         """Start the job, unless an earlier try of this task did and its worker died before it could say so."""
-        labels = self._labels(context)
+        task_instance = self._key(context)
         jobs = launcher()
-        found = jobs.find(labels, self._first_try(context))
+        found = jobs.find(task_instance, self._first_try(context))
         if found and self.is_job_active(self.get_job_status(found, context)):
             self.log.info("adopting the job %s: an earlier worker started it and died", found)
             return found
-        if found := jobs.find(labels):
+        if found := jobs.find(task_instance):
             jobs.stop(found)  # what may be left of it, where only its shell was killed: one job at a time
         options = self.options | {name: context["params"][key] for name, key in self.options_from_params.items()}
         spec = JobSpec(
             self.module,
             command_options(options),
-            self.environment,
-            labels,
+            self.runtime,
+            task_instance,
             self._environment.variables,
             self._environment.secrets,
             self.gpus,
@@ -204,9 +205,11 @@ class JobOperator(ResumableJobMixin, BaseOperator):
         ti = context["ti"]
         return max(1, min(ti.try_number, (ti.max_tries or 0) - (self.retries or 0) + 1))
 
-    def _labels(self, context: Context) -> Labels:
+    def _key(self, context: Context) -> TaskInstanceKey:
         ti = context["ti"]
-        return Labels(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
+        return TaskInstanceKey(
+            ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index, ti.try_number
+        )
 
     def _show(self, line: str, context: Context) -> dict[str, Any]:
         """Write a job's line to the task's log; return it as a dictionary, empty where it is plain text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from airflow.sdk import BaseHook
 
 from nightshift import connections
-from services.model_storage.calls import TIMEOUT, ModelStorageClient
+from nightshift_common.model_storage_client import TIMEOUT, ModelStorageClient
 
 
 class ModelStorageHook(BaseHook):
@@ -23,7 +23,7 @@ class ModelStorageHook(BaseHook):
         """Return a client; close it, or use it as a context manager.
 
         Raises:
-            JobMisconfigured: the connection is not defined or not complete.
+            JobConfigurationError: the connection is not defined or not complete.
         """
         environment = connections.resolve(["storage"])
         return ModelStorageClient(

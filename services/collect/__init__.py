@@ -1,1 +1,1 @@
-"""The reference server of the collection API: labelled pictures in picsets."""
+"""The reference server of the collection API: labeled pictures in picsets."""

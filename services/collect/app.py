@@ -65,13 +65,13 @@ class Guids(BaseModel):
 def create_app(store: Store, credentials: Credentials) -> FastAPI:
     """Return the server for the pictures in `store`."""
 
-    def authorised(authorization: Annotated[str, Header()] = "") -> None:
+    def authorized(authorization: Annotated[str, Header()] = "") -> None:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() not in ("bearer", "token") or not credentials.accepts(token.strip()):
             raise HTTPException(401, "log in with POST /login and send 'Authorization: bearer <token>'")
 
     app = FastAPI(title="collect", description=__doc__)
-    guarded = [Depends(authorised)]
+    guarded = [Depends(authorized)]
 
     @app.get("/health")
     def health() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Bring labelled pictures into a collect folder: `python -m services.collect.importers --help`.
+"""Bring labeled pictures into a collect folder: `python -m services.collect.importers --help`.
 
 A server that runs on the folder serves them at once. Importing the same pictures again changes nothing.
 """

@@ -1,7 +1,7 @@
 """Write scikit-learn's 1,797 handwritten digits as picture files into a collect folder.
 
-They are 8x8 scans of real handwriting with 17 grey values (E. Alpaydin and C. Kaynak, "Optical Recognition of
-Handwritten Digits", UCI Machine Learning Repository, 1998). Here they become grey 32x32 PNG files, ink white on black.
+They are 8x8 scans of real handwriting with 17 gray values (E. Alpaydin and C. Kaynak, "Optical Recognition of
+Handwritten Digits", UCI Machine Learning Repository, 1998). Here they become gray 32x32 PNG files, ink white on black.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from services.collect.store import Store
 
 GROUP = "digits"
 SIDE = 32
-# The data set lists its writers one after the other: neighbours in a class are mostly by one hand. A picset holds
-# neighbours, so that a split by picset mostly keeps one writer's digit on one side.
+# The data set lists its writers one after the other: neighbors in a class are mostly by one hand. A picset holds
+# neighbors, so that a split by picset mostly keeps one writer's digit on one side.
 PICSET_SIZE = 6
 
 
@@ -32,11 +32,11 @@ def digits() -> Iterator[Item]:
     seen = dict.fromkeys(range(10), 0)
     for number, (picture, digit) in enumerate(zip(data.images, data.target, strict=True)):
         label = int(digit)
-        grey = Image.fromarray((picture * (255 / 16)).round().astype("uint8")).resize(
+        gray = Image.fromarray((picture * (255 / 16)).round().astype("uint8")).resize(
             (SIDE, SIDE), Image.Resampling.BICUBIC
         )
         buffer = io.BytesIO()
-        grey.save(buffer, "PNG")
+        gray.save(buffer, "PNG")
         picset = f"{label}-{seen[label] // PICSET_SIZE:03d}"
         seen[label] += 1
         yield Item(f"digit_{number:04d}.png", buffer.getvalue(), str(label), picset, SIDE, SIDE)

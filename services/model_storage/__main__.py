@@ -8,7 +8,7 @@ import sys
 import uvicorn
 from pydantic import ValidationError
 
-from services.model_storage.app import create_app
+from services.model_storage.api.app import create_app
 from services.model_storage.errors import StorageError
 from services.model_storage.service import Service
 from services.model_storage.settings import Settings

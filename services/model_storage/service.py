@@ -7,14 +7,14 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.model_storage.aliases import Aliases
-from services.model_storage.catalogue import Catalogue
 from services.model_storage.errors import StorageError
-from services.model_storage.history import History
 from services.model_storage.metrics import Metrics
-from services.model_storage.production import Production
+from services.model_storage.production.history import History
+from services.model_storage.production.mlflow_aliases import Aliases
+from services.model_storage.production.promotions import Production
+from services.model_storage.repository.catalog import Catalog
+from services.model_storage.repository.store import FolderStore, Store
 from services.model_storage.settings import Settings
-from services.model_storage.store import FolderStore, Store
 from services.model_storage.triton import Fleet, Triton
 
 logger = logging.getLogger(__name__)
@@ -29,15 +29,15 @@ class Service:
 
     def __post_init__(self) -> None:
         self.store = _open_store(self.settings.repository)
-        self.catalogue = Catalogue(self.store, self.settings.max_unpacked_bytes)
+        self.catalog = Catalog(self.store, self.settings.max_unpacked_bytes)
         addresses = [part.strip() for part in self.settings.triton_grpc.split(",")]
         self.fleet = Fleet([Triton(address, self.settings.triton_timeout) for address in addresses])
         self.history = History(self.settings.database_url)
-        self.production = Production(self.catalogue, self.fleet, self.history)
+        self.production = Production(self.catalog, self.fleet, self.history)
         self.aliases: Aliases | None = None
         if self.settings.mlflow_url:
             login = (self.settings.mlflow_username, self.settings.mlflow_password)
-            self.aliases = Aliases(self.settings.mlflow_url, login if login[0] else None, self.catalogue, self.history)
+            self.aliases = Aliases(self.settings.mlflow_url, login if login[0] else None, self.catalog, self.history)
         self._reconciled = self._prepared = False
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
@@ -89,7 +89,7 @@ class Service:
     def _look_after_everything(self) -> None:
         try:
             if not self._reconciled:
-                self.catalogue.reconcile()
+                self.catalog.reconcile()
                 self._reconciled = True
             self._prepare_history()
             failed = self.production.reconcile()
@@ -106,7 +106,7 @@ class Service:
 
 def _open_store(repository: str) -> Store:
     if repository.startswith("s3://"):
-        from services.model_storage.s3 import S3Store  # boto3 takes memory and time to import
+        from services.model_storage.repository.s3_store import S3Store  # boto3 takes memory and time to import
 
         return S3Store(repository)
     return FolderStore(Path(repository))

@@ -98,7 +98,7 @@ def write_env(folder: Path, s3: str | None = None) -> dict[str, str]:
 
 @contextmanager
 def cluster(folder: Path, engine: Any, s3: str) -> Iterator[Cluster]:
-    """Run a cluster with its bottle and MLflow's artefacts in `s3` until the block ends; nothing of it is left then."""
+    """Run a cluster with its bottle and MLflow's artifacts in `s3` until the block ends; nothing of it is left then."""
     project = f"nightshift-test-{uuid.uuid4().hex[:6]}"
     (folder / "marks").mkdir()
     (folder / "marks").chmod(0o777)  # jobs are not root

@@ -17,9 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins"))  # as Airflow does
 
-from nightshift.contract import JobSpec, Labels, command_options  # noqa: E402
-from nightshift.docker_launcher import DockerLauncher  # noqa: E402
-from nightshift.docker_settings import DockerSettings  # noqa: E402
+from nightshift.launchers.base import JobSpec, command_options  # noqa: E402
+from nightshift.launchers.docker.launcher import DockerLauncher  # noqa: E402
+from nightshift.launchers.docker.settings import DockerSettings  # noqa: E402
+from nightshift_common.task_instance import TaskInstanceKey  # noqa: E402
 
 JOBS = ROOT / "tests" / "plugins" / "jobs_for_tests"
 
@@ -55,13 +56,18 @@ class Bench:
 
     launcher: DockerLauncher
     marks: Path
-    labels: Labels
+    task_instance: TaskInstanceKey
     states: dict[str, str] = field(default_factory=dict)
 
     def spec(self, how: str = "succeed", **changes: Any) -> JobSpec:
         """Return a job that ends in some way."""
         options = command_options({"how": how, "marks": "/marks"})
-        fields = {"module": "jobs_for_tests.example", "options": options, "environment": "jobs", "labels": self.labels}
+        fields = {
+            "module": "jobs_for_tests.example",
+            "options": options,
+            "runtime": "jobs",
+            "task_instance": self.task_instance,
+        }
         return JobSpec(**{**fields, **changes})
 
     def with_settings(self, client: Any = None, **changes: Any) -> DockerLauncher:
@@ -76,7 +82,7 @@ def bench(engine: Any, job_image: str, tmp_path: Path) -> Iterator[Bench]:
     marks = tmp_path / "marks"
     marks.mkdir()
     marks.chmod(0o777)  # jobs are not root
-    labels = Labels("retrain_digits", f"manual__{uuid.uuid4().hex}", "train", -1, 1)
+    task_instance = TaskInstanceKey("retrain_digits", f"manual__{uuid.uuid4().hex}", "train", -1, 1)
     settings = DockerSettings(
         images={"jobs_for_tests": job_image, "missing": "nightshift/no-such-image:dev"},
         volumes=(f"{JOBS}:/opt/nightshift/jobs_for_tests", f"{marks}:/marks"),
@@ -85,6 +91,6 @@ def bench(engine: Any, job_image: str, tmp_path: Path) -> Iterator[Bench]:
     )
     states: dict[str, str] = {}
     launcher = DockerLauncher(engine, settings, lambda found: states.get(found.run_id, "running"))
-    yield Bench(launcher, marks, labels, states)
-    for container in engine.containers.list(all=True, filters={"label": f"nightshift.run_id={labels.run_id}"}):
+    yield Bench(launcher, marks, task_instance, states)
+    for container in engine.containers.list(all=True, filters={"label": f"nightshift.run_id={task_instance.run_id}"}):
         container.remove(force=True, v=True)

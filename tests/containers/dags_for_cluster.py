@@ -1,6 +1,7 @@
 """DAGs of jobs that only a cluster can show: a pool with one slot, an image that is nowhere."""
 
 from airflow.sdk import DAG
+
 from nightshift.job_operator import JobOperator
 
 with DAG("one_gpu", schedule=None):

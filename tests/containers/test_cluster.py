@@ -76,7 +76,7 @@ def test_training_survives_its_worker_and_resumes_after_its_container(cluster: C
     assert running_jobs(cluster) == []
 
 
-def test_data_and_artefacts_are_in_s3_and_the_host_keeps_what_it_read(cluster: Cluster, s3: str) -> None:
+def test_data_and_artifacts_are_in_s3_and_the_host_keeps_what_it_read(cluster: Cluster, s3: str) -> None:
     """After the run of the test before."""
     for prefix in ("bottle/pictures/", "bottle/snapshots/digits/", "bottle/models/digits/", "mlflow/"):
         assert f"<Key>{prefix}" in objects(s3, prefix), prefix

@@ -15,10 +15,11 @@ from typing import Any
 
 import docker
 import pytest
-from nightshift.contract import Labels, Status, command_options
-from nightshift.docker_settings import DockerSettings
-from nightshift.errors import JobMisconfigured, JobUnavailable
 
+from nightshift.errors import JobConfigurationError, JobTransientError
+from nightshift.launchers.base import Status, command_options
+from nightshift.launchers.docker.settings import DockerSettings
+from nightshift_common.task_instance import TaskInstanceKey
 from tests.containers.conftest import ROOT, Bench
 from tests.containers.own_engine import own_engine
 from tests.support.proxy import proxy
@@ -76,22 +77,24 @@ def _image(bench: Bench) -> str:
 
 def test_another_worker_finds_and_follows_the_job_of_one_that_was_killed(bench: Bench) -> None:
     starter = (
-        "import sys, docker; sys.path.insert(0, sys.argv[1]);"
-        "from nightshift.contract import JobSpec, Labels; from nightshift.docker_launcher import DockerLauncher;"
-        "from nightshift.docker_settings import DockerSettings;"
+        "import sys, docker; sys.path[:0] = sys.argv[1].split(':');"
+        "from nightshift_common.task_instance import TaskInstanceKey;"
+        "from nightshift.launchers.base import JobSpec;"
+        "from nightshift.launchers.docker.launcher import DockerLauncher;"
+        "from nightshift.launchers.docker.settings import DockerSettings;"
         "settings = DockerSettings.model_validate_json(sys.argv[2]);"
-        "launcher = DockerLauncher(docker.from_env(), settings, lambda labels: None);"
+        "launcher = DockerLauncher(docker.from_env(), settings, lambda task_instance: None);"
         "job = launcher.start(JobSpec('jobs_for_tests.example', ['--how', 'wait', '--marks', '/marks'], 'jobs',"
-        " Labels(*sys.argv[3:6], -1, 1)));"
+        " TaskInstanceKey(*sys.argv[3:6], -1, 1)));"
         "list(launcher.follow_logs(job))"
     )
     settings = bench.launcher.settings.model_dump_json()
-    arguments = [str(ROOT / "plugins"), settings, *list(vars(bench.labels).values())[:3]]
+    arguments = [f"{ROOT / 'plugins'}:{ROOT}", settings, *list(bench.task_instance.to_dict().values())[:3]]
     worker = subprocess.Popen([sys.executable, "-c", starter, *arguments], start_new_session=True, cwd="/")
     ran(bench)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
-    job = bench.launcher.find(Labels(**{**vars(bench.labels), "try_number": 2}))
+    job = bench.launcher.find(TaskInstanceKey(**{**bench.task_instance.to_dict(), "try_number": 2}))
     assert job is not None and bench.launcher.status(job) is Status.RUNNING
     (bench.marks / "go").touch()
     assert json.loads(list(bench.launcher.follow_logs(job))[-1])["event"] == "done"
@@ -102,10 +105,10 @@ def test_another_worker_finds_and_follows_the_job_of_one_that_was_killed(bench: 
 def test_a_job_is_found_by_its_own_labels_and_from_its_own_tries_only(bench: Bench) -> None:
     job = bench.launcher.start(bench.spec())
     list(bench.launcher.follow_logs(job))
-    assert bench.launcher.find(bench.labels) == job
-    assert bench.launcher.find(bench.labels, since_try=2) is None  # the task was cleared: it runs again
+    assert bench.launcher.find(bench.task_instance) == job
+    assert bench.launcher.find(bench.task_instance, since_try=2) is None  # the task was cleared: it runs again
     for name, value in [("dag_id", "other"), ("run_id", "manual__x"), ("task_id", "x"), ("map_index", 0)]:
-        assert bench.launcher.find(Labels(**{**vars(bench.labels), name: value})) is None, name
+        assert bench.launcher.find(TaskInstanceKey(**{**bench.task_instance.to_dict(), name: value})) is None, name
 
 
 def test_a_container_that_was_never_started_is_not_taken_for_a_job(bench: Bench) -> None:
@@ -113,7 +116,7 @@ def test_a_container_that_was_never_started_is_not_taken_for_a_job(bench: Bench)
     list(bench.launcher.follow_logs(job))
     made = container(bench, job)
     made_again = bench.launcher.client.containers.create(_image(bench), labels=made.labels)
-    assert bench.launcher.find(bench.labels) == job
+    assert bench.launcher.find(bench.task_instance) == job
     assert bench.launcher.status(f"{bench.launcher.host}/{made_again.name}") is Status.FAILED
 
 
@@ -215,7 +218,7 @@ def test_the_engine_is_asked_for_no_more_than_a_proxy_has_to_pass_on(
     launcher = bench.with_settings(keep_seconds=0)
     for how in ("succeed", "wait"):
         job = launcher.start(bench.spec(how))
-        launcher.find(bench.labels)
+        launcher.find(bench.task_instance)
         if how == "wait":
             launcher.stop(job)
         list(launcher.follow_logs(job))
@@ -228,12 +231,14 @@ def test_the_engine_is_asked_for_no_more_than_a_proxy_has_to_pass_on(
 
 def test_an_image_that_is_nowhere_is_refused_with_what_to_do(bench: Bench) -> None:
     with pytest.raises(
-        (JobMisconfigured, JobUnavailable), match=r"no-such-image:dev is not on the host .*docker/build"
+        (JobConfigurationError, JobTransientError), match=r"no-such-image:dev is not on the host .*docker/build"
     ):
         bench.launcher.start(bench.spec(module="missing.job"))
-    with pytest.raises(JobMisconfigured, match=r"no image is named for other\.job.*images for jobs_for_tests, missing"):
+    with pytest.raises(
+        JobConfigurationError, match=r"no image is named for other\.job.*images for jobs_for_tests, missing"
+    ):
         bench.launcher.start(bench.spec(module="other.job"))
-    assert bench.launcher.find(bench.labels) is None
+    assert bench.launcher.find(bench.task_instance) is None
 
 
 def test_a_gpu_on_a_host_without_one_is_refused_before_anything_starts(bench: Bench) -> None:
@@ -241,23 +246,27 @@ def test_a_gpu_on_a_host_without_one_is_refused_before_anything_starts(bench: Be
     if "nvidia" in launcher.client.info()["Runtimes"]:
         pytest.skip("this host has the NVIDIA container toolkit")
     before = {c.id for c in launcher.client.containers.list(all=True)}
-    with pytest.raises(JobMisconfigured, match=r"NVIDIA container toolkit.*docs/gpu-workers\.md"):
+    with pytest.raises(JobConfigurationError, match=r"NVIDIA container toolkit.*docs/gpu-workers\.md"):
         launcher.start(bench.spec())
-    assert launcher.find(bench.labels) is None
+    assert launcher.find(bench.task_instance) is None
     assert {c.id for c in launcher.client.containers.list(all=True)} == before  # nor is the check's container left
 
 
 def test_leftovers_are_reaped_when_the_next_job_starts(bench: Bench) -> None:
     left = bench.launcher.start(bench.spec("wait"))
     ran(bench)
-    ended = bench.launcher.start(bench.spec(labels=Labels(**{**vars(bench.labels), "task_id": "ended"})))
+    ended = bench.launcher.start(
+        bench.spec(task_instance=TaskInstanceKey(**{**bench.task_instance.to_dict(), "task_id": "ended"}))
+    )
     list(bench.launcher.follow_logs(ended))
     volume = next(m["Name"] for m in container(bench, ended).attrs["Mounts"] if m["Destination"] == "/job")
     bench.launcher.reap()
     assert bench.launcher.status(left) is Status.RUNNING  # its task runs: it is waited for
     assert bench.launcher.status(ended) is Status.SUCCEEDED  # fresh: kept for a look
-    bench.states[bench.labels.run_id] = "failed"
-    bench.with_settings(keep_seconds=0).start(bench.spec(labels=Labels(**{**vars(bench.labels), "task_id": "next"})))
+    bench.states[bench.task_instance.run_id] = "failed"
+    bench.with_settings(keep_seconds=0).start(
+        bench.spec(task_instance=TaskInstanceKey(**{**bench.task_instance.to_dict(), "task_id": "next"}))
+    )
     assert bench.launcher.status(left) is Status.FAILED
     with pytest.raises(docker.errors.NotFound):
         container(bench, ended)
@@ -268,7 +277,7 @@ def test_leftovers_are_reaped_when_the_next_job_starts(bench: Bench) -> None:
 def test_a_job_of_another_host_is_not_started_a_second_time(bench: Bench) -> None:
     job = bench.launcher.start(bench.spec("wait"))
     elsewhere = "gpu-7/" + job.rpartition("/")[2]
-    with pytest.raises(JobUnavailable, match=r"runs on the host gpu-7.*NIGHTSHIFT_JOB_HOSTS"):
+    with pytest.raises(JobTransientError, match=r"runs on the host gpu-7.*NIGHTSHIFT_JOB_HOSTS"):
         bench.launcher.status(elsewhere)
     known = bench.with_settings(hosts={"gpu-7": "unix:///var/run/docker.sock"})
     assert known.status(elsewhere) is Status.RUNNING  # by that host's engine
@@ -320,7 +329,7 @@ def test_the_overhead_of_a_container_is_small(bench: Bench) -> None:
 
 
 def test_settings_are_checked_by_name() -> None:
-    from nightshift.docker_settings import from_environment
+    from nightshift.launchers.docker.settings import from_environment
 
     found = from_environment(
         {
@@ -334,10 +343,12 @@ def test_settings_are_checked_by_name() -> None:
     assert found == DockerSettings(
         images={"training_jobs": "a:1"}, volumes=("bottle:/bottle", "cache:/cache"), gpus=("0", "1")
     )
-    with pytest.raises(JobMisconfigured, match=r"NIGHTSHIFT_JOB_IMAGES: Field required.*NIGHTSHIFT_JOB_MEMROY: Extra"):
+    with pytest.raises(
+        JobConfigurationError, match=r"NIGHTSHIFT_JOB_IMAGES: Field required.*NIGHTSHIFT_JOB_MEMROY: Extra"
+    ):
         from_environment({"NIGHTSHIFT_JOB_MEMROY": "8g"})
-    with pytest.raises(JobMisconfigured, match="NIGHTSHIFT_JOB_IMAGES is not JSON"):
+    with pytest.raises(JobConfigurationError, match="NIGHTSHIFT_JOB_IMAGES is not JSON"):
         from_environment({"NIGHTSHIFT_JOB_IMAGES": "a:1"})
-    with pytest.raises(JobMisconfigured, match="'bottle' is not <volume or path>"):
+    with pytest.raises(JobConfigurationError, match="'bottle' is not <volume or path>"):
         from_environment({"NIGHTSHIFT_JOB_IMAGES": '{"a": "a:1"}', "NIGHTSHIFT_JOB_VOLUMES": "bottle"})
     assert command_options({}) == []

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from conversion_jobs import deploy_model, export_onnx, package_model, publish_model, verify_onnx
-from conversion_jobs.experiment import Experiment
 from jobkit.bottle import FolderBottle
+from jobkit.experiment import Experiment
 from jobkit.job import Context
 from tests.conversion_jobs.serving import TOKEN, Serving, serving
 from tests.support.trained import EXPERIMENT, make_bottle

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from conversion_jobs import build_plan
-from conversion_jobs.experiment import Experiment
 from conversion_jobs.tensorrt.plan import Plan
-from jobkit.errors import ConfigurationError, DataRefused, JobError, TryAgainLater
+from jobkit.errors import ConfigurationError, DataValidationError, JobError, TransientError
+from jobkit.experiment import Experiment
 from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import make_model, write_experiment
 from tests.support.trtexec_double import FIRST_LINE, install
@@ -138,12 +138,12 @@ def test_fp32_is_what_is_left_where_no_layer_is_to_blame(verified: Trained, tmp_
     ("settings", "error", "says"),
     [
         ({"fault": "no_gpu"}, ConfigurationError, "no usable GPU.*queue of its GPU"),
-        ({"fault": "out_of_memory"}, TryAgainLater, "memory ran out while TensorRT tried kernels.*nothing else uses"),
-        ({"fault": "unknown_operator"}, DataRefused, "no implementation of the operator FancyNorm"),
-        ({"fault": "disk_full"}, TryAgainLater, "the disk is full"),
-        ({"fault": "killed"}, TryAgainLater, r"ended by signal 9 \(the kernel's, for memory\)"),
-        ({"fault": "silent"}, DataRefused, "passed, but wrote no plan"),
-        ({"fault": "hangs", "options": {"timeout": 2.0}}, TryAgainLater, "did not end in 2 s and was killed"),
+        ({"fault": "out_of_memory"}, TransientError, "memory ran out while TensorRT tried kernels.*nothing else uses"),
+        ({"fault": "unknown_operator"}, DataValidationError, "no implementation of the operator FancyNorm"),
+        ({"fault": "disk_full"}, TransientError, "the disk is full"),
+        ({"fault": "killed"}, TransientError, r"ended by signal 9 \(the kernel's, for memory\)"),
+        ({"fault": "silent"}, DataValidationError, "passed, but wrote no plan"),
+        ({"fault": "hangs", "options": {"timeout": 2.0}}, TransientError, "did not end in 2 s and was killed"),
         ({"gpu": "NVIDIA A10, 8.6, 580.65.06, 23028"}, ConfigurationError, r"NVIDIA A10 \(compute 8.6\).*compute 7.5"),
         ({"gpu": None}, ConfigurationError, "finds no GPU"),
         ({"options": {"serving": "10.13.0.36"}}, ConfigurationError, "TensorRT 10.13.0.35, the serving Triton has 10."),
@@ -162,7 +162,7 @@ def test_a_build_that_fails_says_the_cause_and_the_next_step_and_publishes_nothi
 
 
 def test_a_lost_tactic_memory_is_tried_again_and_then_builds(verified: Trained, tmp_path: Path) -> None:
-    with pytest.raises(TryAgainLater):
+    with pytest.raises(TransientError):
         build(verified, tmp_path / "trt", fault="out_of_memory", once=True)
     assert build(verified, tmp_path / "trt", fault="out_of_memory", once=True).precision == "fp16"
 
@@ -180,7 +180,7 @@ def test_the_same_plan_is_not_built_twice_and_the_timings_are_kept(verified: Tra
 
 def test_a_graph_that_was_not_verified_is_not_built(trained: Trained, tmp_path: Path) -> None:
     trained.export()
-    with pytest.raises(DataRefused, match="was not verified: run verify_onnx"):
+    with pytest.raises(DataValidationError, match="was not verified: run verify_onnx"):
         build(trained, tmp_path / "trt")
 
 

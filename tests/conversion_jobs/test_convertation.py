@@ -15,7 +15,7 @@ from torch import nn
 
 from conversion_jobs import convert2trt
 from conversion_jobs.export_onnx import export_module
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.job import Context
 from tests.support.tiny_onnx import scaling_model
 from tests.support.trtexec_double import HEADER, install
@@ -83,7 +83,7 @@ class Loud(nn.Module):
 def test_a_plan_that_overflows_is_refused_and_mixed_precision_is_not(tmp_path: Path) -> None:
     export_module(Loud().eval(), (4,), tmp_path / "model.onnx", output="logits", opset=17, metadata={})
     np.save(tmp_path / "inputs.npy", np.random.default_rng(0).uniform(1, 3, (4, 4)).astype(np.float32))
-    with pytest.raises(DataRefused, match=r"the plan is not accurate: NaN or infinity.*--precision mixed"):
+    with pytest.raises(DataValidationError, match=r"the plan is not accurate: NaN or infinity.*--precision mixed"):
         convert(tmp_path, 101300, inputs=tmp_path / "inputs.npy")
     assert not (tmp_path / "out" / "model.plan").exists()
     result = convert(tmp_path, 101300, inputs=tmp_path / "inputs.npy", precision="mixed")
@@ -93,6 +93,6 @@ def test_a_plan_that_overflows_is_refused_and_mixed_precision_is_not(tmp_path: P
 def test_a_build_that_fails_leaves_the_plan_of_before(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(scaling_model(2.0))
     before = convert(tmp_path, 101300)
-    with pytest.raises(DataRefused, match="no implementation of the operator FancyNorm"):
+    with pytest.raises(DataValidationError, match="no implementation of the operator FancyNorm"):
         convert(tmp_path, 101300, double={"fault": "unknown_operator"})
     assert convert2trt.sha256_of(tmp_path / "out" / "model.plan") == before.sha256

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from conversion_jobs import deploy_model
-from conversion_jobs.archive import write_archive
-from conversion_jobs.experiment import Experiment, sha256_of
-from conversion_jobs.model_storage import ModelStorage
-from conversion_jobs.serving import Reference, ServedModel
+from conversion_jobs.publishing.model_storage import ModelStorage
+from conversion_jobs.publishing.package_archive import write_archive
+from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit.bottle import FolderBottle
-from jobkit.errors import DataRefused, TryAgainLater
+from jobkit.errors import DataValidationError, TransientError
+from jobkit.experiment import Experiment
+from jobkit.files import sha256_of
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import TOKEN, Serving
 from tests.conversion_jobs.test_publish_model import another_model
@@ -72,7 +73,9 @@ def test_a_version_whose_answers_are_not_those_that_were_verified_never_serves(
     verified.bottle.put(
         Experiment(verified.experiment).reference, old.bottle.local(Experiment(old.experiment).reference)
     )
-    with pytest.raises(DataRefused, match=rf"{model}__candidate answers otherwise than was verified.*worst: drawn/"):
+    with pytest.raises(
+        DataValidationError, match=rf"{model}__candidate answers otherwise than was verified.*worst: drawn/"
+    ):
         verified.deploy("0.0.2", model)
     assert serves(old, model)
     assert served.get(f"/models/{model}/champion").json()["version"] == "0.0.1"
@@ -90,7 +93,7 @@ def test_a_version_that_triton_refuses_never_serves_and_the_error_is_tritons(
         files["config.pbtxt"].write_text(text)
     write_archive(tmp_path / "bad.zip", files)
     ModelStorage().upload(model, tmp_path / "bad.zip", sha256_of(tmp_path / "bad.zip"))
-    with pytest.raises(DataRefused, match=r"output 'scores' is not in the model; it has: .'logits'"):
+    with pytest.raises(DataValidationError, match=r"output 'scores' is not in the model; it has: .'logits'"):
         verified.deploy("0.0.2", model)
     assert serves(verified, model)
     assert served.get(f"/models/{model}/champion").json()["version"] == "0.0.1"
@@ -107,11 +110,11 @@ def test_answers_that_go_wrong_after_the_switch_are_rolled_back(
 
     def fails_in_production(name: str, *arguments: object) -> object:
         if name == model:
-            raise DataRefused("the answers are not those that were verified")
+            raise DataValidationError("the answers are not those that were verified")
         return real(name, *arguments)
 
     monkeypatch.setattr(deploy_model, "try_out", fails_in_production)
-    with pytest.raises(DataRefused, match=r"not those that were verified; version 0\.0\.1 serves again"):
+    with pytest.raises(DataValidationError, match=r"not those that were verified; version 0\.0\.1 serves again"):
         verified.deploy("0.0.2", model)
     assert serves(old, model)
     assert [row["action"] for row in served.get(f"/history/{model}").json()] == ["rollback", "promote", "promote"]
@@ -125,7 +128,7 @@ def test_a_first_version_that_goes_wrong_after_the_switch_is_taken_out(
     monkeypatch.setattr(
         deploy_model, "try_out", lambda name, *rest: real(name + ("" if "__" in name else "__candidate"), *rest)
     )
-    with pytest.raises(DataRefused, match="was taken out of production: there was no version before"):
+    with pytest.raises(DataValidationError, match="was taken out of production: there was no version before"):
         verified.deploy(published.version, model)
     assert model not in served.models_in_triton()
 
@@ -148,7 +151,9 @@ def test_beside_a_pinned_version_another_is_published_and_not_deployed(
 
 def test_a_version_that_is_too_slow_never_serves(verified: Trained, served: Serving, model: str) -> None:
     published = verified.publish(model)
-    with pytest.raises(DataRefused, match=r"__candidate takes .* ms for a picture \(median\); 0\.0001 ms are allowed"):
+    with pytest.raises(
+        DataValidationError, match=r"__candidate takes .* ms for a picture \(median\); 0\.0001 ms are allowed"
+    ):
         verified.deploy(published.version, model, max_latency_ms=0.0001)
     assert served.get(f"/models/{model}/champion").status_code == 404
 
@@ -157,13 +162,13 @@ def test_unknown_versions_and_references_are_refused_and_a_triton_that_is_away_i
     verified: Trained, served: Serving, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = verified.publish(model)
-    with pytest.raises(DataRefused, match=r"404.*9\.9\.9"):
+    with pytest.raises(DataValidationError, match=r"404.*9\.9\.9"):
         verified.deploy("9.9.9", model)
     monkeypatch.setenv("NIGHTSHIFT_TRITON_URL", f"127.0.0.1:{free_port()}")
-    with pytest.raises(TryAgainLater, match="did not answer"):
+    with pytest.raises(TransientError, match="did not answer"):
         verified.deploy(published.version, model)
     verified.bottle.write(Experiment(verified.experiment).reference, b"not an npz")
-    with pytest.raises(DataRefused, match="is not what verify_onnx writes"):
+    with pytest.raises(DataValidationError, match="is not what verify_onnx writes"):
         verified.deploy(published.version, model)
 
 
@@ -171,7 +176,7 @@ def test_the_right_answers_of_another_version_are_not_taken(verified: Trained, s
     verified.deploy(verified.publish(model).version, model)
     reference = Reference(verified.bottle.local(Experiment(verified.experiment).reference))
     assert ServedModel(model).check(reference, "onnx", 1)
-    with pytest.raises(DataRefused, match=r"version 2 of \w+ should serve, but \[1\] answered"):
+    with pytest.raises(DataValidationError, match=r"version 2 of \w+ should serve, but \[1\] answered"):
         ServedModel(model).check(reference, "onnx", 2)
 
 

@@ -18,16 +18,16 @@ import torch
 from torch import nn
 
 from conversion_jobs import export_onnx, predict
-from conversion_jobs.boxes import BoxAgreement, detections, in_picture, overlaps, suppressed
-from conversion_jobs.experiment import Experiment, read_spec
-from conversion_jobs.families import load_torchscript
-from conversion_jobs.onnx_session import OnnxModel
-from conversion_jobs.serving import Reference, ServedModel
-from conversion_jobs.triton_config import parse
+from conversion_jobs.detection.boxes import BoxAgreement, detections, in_picture, overlaps, suppressed
+from conversion_jobs.families.sources import load_torchscript
+from conversion_jobs.onnx.session import OnnxModel
+from conversion_jobs.triton.model_config import parse
+from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit.bottle import FolderBottle
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
+from jobkit.experiment import Experiment, read_spec
 from jobkit.job import Context
-from jobkit.modelspec import Preprocessing
+from jobkit.model_spec import Preprocessing
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
 from tests.conversion_jobs.test_build_plan import build
@@ -135,7 +135,7 @@ FAULTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "swapped channels": lambda model: Changed(model, before=lambda x: x.flip(1)),
     "pictures of 0..255": lambda model: Changed(model, before=lambda x: x * 255),
     "a mean that is not its own": lambda model: Changed(model, before=lambda x: (x - 0.45) / 0.225),
-    "corners for centres": lambda model: Changed(
+    "corners for centers": lambda model: Changed(
         model, after=lambda y: torch.cat([y[:, :2] - y[:, 2:4] / 2, y[:, :2] + y[:, 2:4] / 2, y[:, 4:]], 1)
     ),
     "classes in another order": lambda model: Changed(
@@ -156,7 +156,7 @@ def test_a_detector_whose_export_went_wrong_is_refused(
     path = one.bottle.path(experiment.onnx)
     path.parent.mkdir(exist_ok=True)
     export_onnx.export(changed, read_spec(one.bottle, experiment), path, 17, {"experiment": experiment.folder})
-    with pytest.raises(DataRefused, match="boxes of both models are the same"):
+    with pytest.raises(DataValidationError, match="boxes of both models are the same"):
         one.verify()
 
 
@@ -170,7 +170,7 @@ def test_a_transposed_output_is_refused(detector: Callable[[str], Trained]) -> N
     dims = graph.graph.output[0].type.tensor_type.shape.dim
     dims[1].dim_value, dims[2].dim_value = 420, 7
     onnx.save(graph, path)
-    with pytest.raises(DataRefused, match=r"the outputs have the shape \[4, 420, 7\]"):
+    with pytest.raises(DataValidationError, match=r"the outputs have the shape \[4, 420, 7\]"):
         one.verify()
 
 
@@ -180,7 +180,7 @@ def test_a_graph_of_another_checkpoint_is_refused(detector: Callable[[str], Trai
     for entry in stale.metadata_props:
         entry.value = one.experiment if entry.key == "experiment" else entry.value
     onnx.save(stale, one.bottle.path(one.export().onnx))
-    with pytest.raises(DataRefused, match="boxes of both models are the same"):
+    with pytest.raises(DataValidationError, match="boxes of both models are the same"):
         one.verify()
 
 
@@ -192,7 +192,7 @@ def test_a_segmenter_with_the_masks_of_other_boxes_is_refused(detector: Callable
     producer.output[list(producer.output).index("coefficients")] = "right"
     graph.graph.node.append(onnx.helper.make_node("Neg", ["right"], ["coefficients"]))
     onnx.save(graph, path)
-    with pytest.raises(DataRefused, match=r"the masks of \d+ boxes overlap by an IoU of 0\.\d"):
+    with pytest.raises(DataValidationError, match=r"the masks of \d+ boxes overlap by an IoU of 0\.\d"):
         one.verify()
 
 
@@ -206,7 +206,7 @@ def test_suppression_in_the_graph_finds_what_it_finds_outside(detector: Callable
 
 
 def test_of_covered_boxes_of_a_class_the_best_is_left() -> None:
-    #  columns: centre x, centre y, width, height, scores of two classes
+    #  columns: center x, center y, width, height, scores of two classes
     anchors = [(10, 10, 8, 8, 0.6, 0.0), (10, 11, 8, 8, 0.9, 0.0), (10, 10, 8, 8, 0.0, 0.5), (30, 30, 4, 4, 0.3, 0.1)]
     found = suppressed(np.array(anchors, np.float32).T, 0.25, 0.7, 10)
     assert found.anchors.tolist() == [1, 2, 3]

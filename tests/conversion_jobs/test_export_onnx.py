@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 import torch
 
-from conversion_jobs.graph import interface, read_graph
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.paths import ExperimentPaths
+from conversion_jobs.onnx.graph import interface, read_graph
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment
 from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import LABELS
 
@@ -38,7 +38,7 @@ def test_the_same_weights_give_the_same_bytes(trained: Trained) -> None:
 
 def test_a_lightning_checkpoint_exports_like_its_plain_state_dict(trained: Trained) -> None:
     plain = trained.export().sha256
-    path = trained.bottle.path(ExperimentPaths(trained.experiment).best_checkpoint)
+    path = trained.bottle.path(Experiment(trained.experiment).best_checkpoint)
     state = torch.load(path)
     torch.save({"epoch": 3, "state_dict": {f"model._orig_mod.{key}": value for key, value in state.items()}}, path)
     assert trained.export().sha256 == plain
@@ -70,10 +70,10 @@ def _write(path: Path, content: object) -> None:
     ids=["text", "empty", "code", "no weights", "other weights"],
 )
 def test_weights_that_are_not_weights_are_refused(trained: Trained, content: object, says: str) -> None:
-    _write(trained.bottle.path(ExperimentPaths(trained.experiment).best_checkpoint), content)
-    with pytest.raises(DataRefused, match=says):
+    _write(trained.bottle.path(Experiment(trained.experiment).best_checkpoint), content)
+    with pytest.raises(DataValidationError, match=says):
         trained.export()
-    assert not trained.bottle.exists(ExperimentPaths(trained.experiment).onnx)
+    assert not trained.bottle.exists(Experiment(trained.experiment).onnx)
     assert not Path("/tmp/nightshift-was-here").exists()
 
 
@@ -85,10 +85,10 @@ def test_a_folder_that_is_no_experiment_is_a_configuration_error(trained: Traine
 
 
 def test_graphs_that_are_damaged_are_refused_by_what_is_wrong(verified: Trained, tmp_path: Path) -> None:
-    path = verified.bottle.local(ExperimentPaths(verified.experiment).onnx)
+    path = verified.bottle.local(Experiment(verified.experiment).onnx)
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataRefused, match=r"cut.onnx .*(cut off|breaks the rules)"):
+    with pytest.raises(DataValidationError, match=r"cut.onnx .*(cut off|breaks the rules)"):
         read_graph(cut)
     apart = tmp_path / "apart.onnx"
     onnx.save(onnx.load(path), apart, save_as_external_data=True, location="weights.bin", size_threshold=0)
@@ -97,9 +97,11 @@ def test_graphs_that_are_damaged_are_refused_by_what_is_wrong(verified: Trained,
     next(entry for entry in tomorrow.opset_import if not entry.domain).version = 999
     newer = tmp_path / "newer.onnx"
     newer.write_bytes(tomorrow.SerializeToString())
-    with pytest.raises(DataRefused, match=r"newer.onnx has opset 999, \d+ is the newest known"):
+    with pytest.raises(DataValidationError, match=r"newer.onnx has opset 999, \d+ is the newest known"):
         read_graph(newer)
-    with pytest.raises(DataRefused, match=r"apart.onnx keeps the weights of .* in 'weights.bin', which is missing"):
+    with pytest.raises(
+        DataValidationError, match=r"apart.onnx keeps the weights of .* in 'weights.bin', which is missing"
+    ):
         read_graph(apart)
 
 

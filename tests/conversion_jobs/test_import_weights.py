@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from conversion_jobs import import_weights
-from conversion_jobs.experiment import Experiment
-from conversion_jobs.serving import Reference, ServedModel
+from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit.bottle import open_bottle
-from jobkit.errors import ConfigurationError, DataRefused, JobError
+from jobkit.errors import ConfigurationError, DataValidationError, JobError
+from jobkit.experiment import Experiment
 from jobkit.job import Context
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
@@ -116,10 +116,10 @@ def test_embeddings_that_the_head_does_not_take_are_refused(trained: Trained, he
     weights, embeddings = head
     options = {"family": "head", "embeddings": str(embeddings)}
     np.save(embeddings, np.zeros((3, 17), np.float32))
-    with pytest.raises(DataRefused, match=r"holds float32 \[3, 17\], the head takes float32 \[n, 16\]"):
+    with pytest.raises(DataValidationError, match=r"holds float32 \[3, 17\], the head takes float32 \[n, 16\]"):
         bring(trained, weights, None, **options)
     embeddings.write_bytes(b"no numbers")
-    with pytest.raises(DataRefused, match=r"is no \.npy file of numbers"):
+    with pytest.raises(DataValidationError, match=r"is no \.npy file of numbers"):
         bring(trained, weights, None, **options)
     assert not list(trained.bottle.keys("models/footwear"))
 
@@ -135,15 +135,15 @@ def test_weights_are_found_in_a_bucket(trained: Trained, s3_bottle: str, tmp_pat
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"labels": "boot,shoe,sandal"}, DataRefused, r"gives \[2, 2\] for 2 inputs, but 3 classes are named"),
+        ({"labels": "boot,shoe,sandal"}, DataValidationError, r"gives \[2, 2\] for 2 inputs, but 3 classes are named"),
         ({"labels": " , "}, ValidationError, "give --labels"),
         ({"family": "vit", "architecture": "test_vit"}, ValidationError, "--family vit has none"),
         ({"family": "head"}, ValidationError, "--family head takes embeddings: give --embeddings"),
         ({"embeddings": "some.npy"}, ValidationError, "give --pictures or --snapshot_id"),
         ({"pictures": None}, ValidationError, "give --pictures or --snapshot_id"),
         ({"mean": (0.5,)}, ConfigurationError, "have 1 and 3 values for 3 channels"),
-        ({"weights": "models/none.pt"}, DataRefused, "models/none.pt is not in the bottle"),
-        ({"weights": "/no/such/file.pt"}, DataRefused, "is not a file on this worker"),
+        ({"weights": "models/none.pt"}, DataValidationError, "models/none.pt is not in the bottle"),
+        ({"weights": "/no/such/file.pt"}, DataValidationError, "is not a file on this worker"),
         ({"group": "../up"}, ConfigurationError, "group '../up' is not valid"),
     ],
 )
@@ -178,7 +178,7 @@ def test_pictures_that_cannot_be_decoded_are_left_out_and_none_is_an_error(
     summary = trained.bottle.read(f"snapshots/footwear/{result.snapshot_id}/summary.json")
     assert b'"corrupt": 2' in summary
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataRefused, match="has no picture that can be decoded"):
+    with pytest.raises(DataValidationError, match="has no picture that can be decoded"):
         bring(trained, weights, tmp_path / "none")
 
 
@@ -187,12 +187,12 @@ def test_a_model_whose_outputs_depend_on_the_batch_is_refused_on_the_way(
     tmp_path: Path,
     pictures: Path,
 ) -> None:
-    class Centred(torch.nn.Module):
+    class Centered(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x - x.mean(0, keepdim=True)).mean((2, 3))[:, :2]
 
-    torch.jit.trace(Centred(), torch.zeros(2, 3, 32, 32)).save(str(tmp_path / "centred.pt"))
-    foreign = imported(trained, bring(trained, tmp_path / "centred.pt", pictures))
+    torch.jit.trace(Centered(), torch.zeros(2, 3, 32, 32)).save(str(tmp_path / "centered.pt"))
+    foreign = imported(trained, bring(trained, tmp_path / "centered.pt", pictures))
     foreign.export()
-    with pytest.raises(DataRefused, match="is not the model that was trained"):
+    with pytest.raises(DataValidationError, match="is not the model that was trained"):
         foreign.verify()

@@ -11,11 +11,12 @@ import pytest
 import timm
 import torch
 
-from conversion_jobs import streamed_export, verify_onnx
+from conversion_jobs import verify_onnx
 from conversion_jobs.export_onnx import export_module
-from conversion_jobs.graph import read_graph
-from conversion_jobs.onnx_session import OnnxModel, largest_values
-from jobkit.errors import DataRefused
+from conversion_jobs.onnx import streamed_export
+from conversion_jobs.onnx.graph import read_graph
+from conversion_jobs.onnx.session import OnnxModel, largest_values
+from jobkit.errors import DataValidationError
 from tests.conversion_jobs.conftest import Trained
 
 
@@ -83,8 +84,8 @@ def test_a_large_file_that_is_cut_off_or_whose_weights_have_another_size_is_refu
     exported(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataRefused, match=r"model\.onnx is not an ONNX file, or is cut off"):
+    with pytest.raises(DataValidationError, match=r"model\.onnx is not an ONNX file, or is cut off"):
         read_graph(path)
     path.write_bytes(b"")
-    with pytest.raises(DataRefused, match="it is empty"):
+    with pytest.raises(DataValidationError, match="it is empty"):
         read_graph(path)

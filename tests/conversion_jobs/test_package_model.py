@@ -8,10 +8,10 @@ import zipfile
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
-from conversion_jobs.experiment import Experiment
-from conversion_jobs.graph import GraphInterface, TensorInterface, interface, read_graph
-from conversion_jobs.triton_config import contradictions, model_config, parse, to_text
-from jobkit.errors import ConfigurationError, DataRefused
+from conversion_jobs.onnx.graph import GraphInterface, TensorInterface, interface, read_graph
+from conversion_jobs.triton.model_config import contradictions, model_config, parse, to_text
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment
 from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import LABELS
 
@@ -51,14 +51,14 @@ def test_a_graph_that_was_not_verified_as_it_is_now_is_refused(verified: Trained
     experiment = Experiment(verified.experiment)
     passed = verified.bottle.read(experiment.verification)
     verified.export(opset=18)
-    with pytest.raises(DataRefused, match="was verified: run verify_onnx again"):
+    with pytest.raises(DataValidationError, match="was verified: run verify_onnx again"):
         verified.package()
     verified.export()
     verified.bottle.write(experiment.verification, passed.replace(b'"passed": true', b'"passed": false', 1))
-    with pytest.raises(DataRefused, match="failed its verification"):
+    with pytest.raises(DataValidationError, match="failed its verification"):
         verified.package()
     verified.bottle.delete(experiment.verification)
-    with pytest.raises(DataRefused, match="was not verified"):
+    with pytest.raises(DataValidationError, match="was not verified"):
         verified.package()
     assert not list(verified.bottle.keys("inference_models"))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from conversion_jobs import predict
-from conversion_jobs.experiment import Experiment
 from jobkit.errors import ConfigurationError
+from jobkit.experiment import Experiment
 from jobkit.snapshot import read_snapshot
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from conversion_jobs.experiment import Experiment
-from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.errors import ConfigurationError, DataValidationError, TransientError
+from jobkit.experiment import Experiment
 from jobkit.job import Context
-from jobkit.tracking import Labels
+from nightshift_common.task_instance import TaskInstanceKey
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
 from tests.support.servers import free_port
@@ -43,7 +43,7 @@ def test_an_archive_that_is_not_the_packaged_one_is_refused(verified: Trained, s
     package = verified.package(model)
     verified.bottle.write(package.archive, b"another run's archive")
     verified.package = lambda *_: package  # type: ignore[method-assign]
-    with pytest.raises(DataRefused, match="another run has packaged over it"):
+    with pytest.raises(DataValidationError, match="another run has packaged over it"):
         verified.publish(model)
     assert served.get(f"/models/{model}/versions").status_code == 404
 
@@ -55,7 +55,7 @@ def test_a_storage_that_is_away_is_tried_again_and_a_refused_token_is_not(
     with pytest.raises(ConfigurationError, match=r"answered 401.*NIGHTSHIFT_STORAGE_TOKEN"):
         verified.publish(model)
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(TryAgainLater, match="did not answer POST /upload_new_version/"):
+    with pytest.raises(TransientError, match="did not answer POST /upload_new_version/"):
         verified.publish(model)
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", "model-storage")
     with pytest.raises(ConfigurationError, match="NIGHTSHIFT_STORAGE_URL=model-storage is not an address"):
@@ -65,9 +65,9 @@ def test_a_storage_that_is_away_is_tried_again_and_a_refused_token_is_not(
 def test_the_version_is_registered_in_mlflow_once(
     verified: Trained, served: Serving, model: str, mlflow_url: str, tmp_path: Path
 ) -> None:
-    labels = Labels(dag_id=f"retrain_{model}", run_id="manual__1", task_id="publish_model")
+    task_instance = TaskInstanceKey(dag_id=f"retrain_{model}", run_id="manual__1", task_id="publish_model")
     for _attempt in (1, 2):
-        verified.context = Context(tmp_path / "job", labels)
+        verified.context = Context(tmp_path / "job", task_instance)
         verified.context.bottle = verified.bottle
         published = verified.publish(model)
         verified.deploy(published.version, model)

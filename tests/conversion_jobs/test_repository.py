@@ -15,10 +15,10 @@ import tritonclient.grpc
 import tritonclient.http
 
 from conversion_jobs import assemble_repository, fetch_weights
-from conversion_jobs.unpack import unpack
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.job import Context
 from local.triton import TritonServer, free_ports
+from nightshift_common.unpack import unpack
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 CONTEXT = Context(Path(), None)
@@ -120,7 +120,7 @@ def test_everything_that_is_wrong_with_a_repository_is_listed_at_once(tmp_path: 
     (folder / "misspelt" / "1").mkdir(parents=True)
     (folder / "misspelt" / "config.pbtxt").write_text('name: "misspelt"\nmax_batchsize: 8')
     (folder / "notes.txt").touch()
-    with pytest.raises(DataRefused) as caught:
+    with pytest.raises(DataValidationError) as caught:
         assemble(folder)
     lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
     expected = [
@@ -143,7 +143,7 @@ def test_an_archive_with_a_bad_repository_leaves_nothing(tmp_path: Path) -> None
     folder = make_repository(tmp_path / "source")
     (folder / "vit_onnx" / "config.pbtxt").unlink()
     archive = zip_of(folder, tmp_path / "repository.zip")
-    with pytest.raises(DataRefused, match=r"vit_onnx/config\.pbtxt: is missing"):
+    with pytest.raises(DataValidationError, match=r"vit_onnx/config\.pbtxt: is missing"):
         assemble(tmp_path / "out" / "model_repository_running", archive=str(archive))
     assert not list((tmp_path / "out").iterdir())
 
@@ -182,7 +182,7 @@ def test_archives_that_would_do_harm_are_refused_before_a_byte_is_written(
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, content in entries.items():
             opened.writestr(name, content)
-    with pytest.raises(DataRefused, match=says):
+    with pytest.raises(DataValidationError, match=says):
         unpack(archive, tmp_path / "out" / "target", lambda _: None)
     assert not (tmp_path / "out").exists()
 
@@ -191,11 +191,11 @@ def test_links_and_damaged_archives_are_refused(tmp_path: Path) -> None:
     archive = tmp_path / "link.zip"
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr(_link("passwd"), "/etc/passwd")
-    with pytest.raises(DataRefused, match="'passwd' is a link or a special file"):
+    with pytest.raises(DataValidationError, match="'passwd' is a link or a special file"):
         unpack(archive, tmp_path / "target", lambda _: None)
     good = zip_of(make_repository(tmp_path / "source"), tmp_path / "good.zip")
     good.write_bytes(good.read_bytes()[:-40])
-    with pytest.raises(DataRefused, match=r"good\.zip is damaged or no zip"):
+    with pytest.raises(DataValidationError, match=r"good\.zip is damaged or no zip"):
         unpack(good, tmp_path / "target", lambda _: None)
     assert not (tmp_path / "target").exists()
 
@@ -224,7 +224,7 @@ def test_weights_are_put_in_place_once_and_checked_each_time(weights: tuple[Path
     assert (target / "bpr" / "model.pt").is_file()
     assert fetch(*weights, target).was_there
     (target / "bpr" / "model.pt").write_bytes(b"changed")
-    with pytest.raises(DataRefused, match=r"move it away: bpr/model\.pt is .*, not "):
+    with pytest.raises(DataValidationError, match=r"move it away: bpr/model\.pt is .*, not "):
         fetch(*weights, target)
 
 
@@ -235,7 +235,7 @@ def test_an_archive_that_is_not_what_its_checksums_say_leaves_nothing(
     lines = checksums.read_text().splitlines()
     checksums.write_text("\n".join([lines[0].replace("binary", "other"), "0" * 64 + lines[1][64:]]))
     target = tmp_path / "training" / "weights"
-    with pytest.raises(DataRefused) as caught:
+    with pytest.raises(DataValidationError) as caught:
         fetch(archive, checksums, target)
     for part in ("model_other.pth is missing", "model_binary.pth is not listed", "bpr/config.json is not listed"):
         assert part in str(caught.value)

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from conversion_jobs import test_onnx, torch2onnx
-from conversion_jobs.graph import interface, read_graph
+from conversion_jobs.onnx.graph import interface, read_graph
 from conversion_jobs.torch2onnx import seed_line
 from jobkit.classifier import Classifier
-from jobkit.errors import ConfigurationError, DataRefused, JobError
+from jobkit.errors import ConfigurationError, DataValidationError, JobError
 from jobkit.job import Context, parse
 
 CONTEXT = Context(Path(), None)
@@ -91,11 +91,11 @@ def test_a_head_is_read_from_its_matrices_and_compared_on_real_embeddings(tmp_pa
     np.testing.assert_allclose(answered, wanted, atol=1e-5)
 
 
-def test_normalisation_inside_the_graph_takes_pictures_as_they_are(tmp_path: Path, pictures: Path) -> None:
+def test_normalization_inside_the_graph_takes_pictures_as_they_are(tmp_path: Path, pictures: Path) -> None:
     weights, options = weights_of("classifier", tmp_path)
     outside = export("classifier", weights, tmp_path, **options)
     graph = tmp_path / "inside" / "model.onnx"
-    inside = export("classifier", weights, graph.parent, normalise=True, **options)
+    inside = export("classifier", weights, graph.parent, normalize=True, **options)
     raw = np.random.default_rng(1).integers(0, 255, (2, 3, 32, 48)).astype(np.float32)
     mean, std = (np.array(v, np.float32)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     first = onnxruntime.InferenceSession(str(outside)).run(None, {"input": (raw / 255 - mean) / std})[0]
@@ -109,13 +109,13 @@ def test_another_checkpoint_and_changed_numbers_are_refused(tmp_path: Path, pict
     graph = export("factory", weights, tmp_path, **options)
     (tmp_path / "other").mkdir()
     other = save(small_cnn(), tmp_path / "other" / "weights.pt")
-    with pytest.raises(DataRefused, match="the file was exported from"):
+    with pytest.raises(DataValidationError, match="the file was exported from"):
         compare(graph, other, pictures)
     model = onnx.load(graph)
     weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("0.weight"))
     weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
     onnx.save(model, graph)
-    with pytest.raises(DataRefused, match=r"is not the model in .*worst: \d\.png"):
+    with pytest.raises(DataValidationError, match=r"is not the model in .*worst: \d\.png"):
         compare(graph, weights, pictures)
 
 
@@ -123,10 +123,10 @@ def test_another_checkpoint_and_changed_numbers_are_refused(tmp_path: Path, pict
     ("family", "options", "error", "says"),
     [
         ("classifier", {"architecture": "test_resnot"}, ConfigurationError, "no architecture 'test_resnot'"),
-        ("classifier", {"architecture": "resnet18"}, DataRefused, "does not fit the model"),
-        ("vit", {"architecture": "test_resnet"}, DataRefused, "does not fit the model"),
-        ("head", {}, DataRefused, "is not a head of linear layers"),
-        ("torchscript", {}, DataRefused, "is not a TorchScript model"),
+        ("classifier", {"architecture": "resnet18"}, DataValidationError, "does not fit the model"),
+        ("vit", {"architecture": "test_resnet"}, DataValidationError, "does not fit the model"),
+        ("head", {}, DataValidationError, "is not a head of linear layers"),
+        ("torchscript", {}, DataValidationError, "is not a TorchScript model"),
         ("factory", {"factory": "tests:nothing"}, ConfigurationError, "is not module:function"),
         ("factory", {"factory": "os:getcwd"}, ConfigurationError, "gave a str, not a torch module"),
     ],
@@ -142,7 +142,7 @@ def test_weights_that_do_not_fit_leave_no_file(
 
 def test_a_torchscript_archive_given_as_weights_is_named_for_what_it_is(tmp_path: Path) -> None:
     weights, _ = weights_of("torchscript", tmp_path)
-    with pytest.raises(DataRefused, match="is a TorchScript archive: convert it with --family torchscript"):
+    with pytest.raises(DataValidationError, match="is a TorchScript archive: convert it with --family torchscript"):
         export("classifier", weights, tmp_path, architecture="test_resnet")
 
 
@@ -157,8 +157,8 @@ def test_the_command_lines_of_the_users_documents_are_understood(tmp_path: Path)
     line = ["--weights", "/abs/best.pth", "--output", "/abs/model.onnx", "--img-size", "224", "320", "--family", "vit"]
     arguments = parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit"]))
     assert arguments.img_size == (224, 320)
-    grey = parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit", "--channels", "1"]))
-    assert grey.channels == 1
+    gray = parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit", "--channels", "1"]))
+    assert gray.channels == 1
     with pytest.raises(ConfigurationError, match="--channels: Input should be 1 or 3"):
         parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit", "--channels", "2"]))
     with pytest.raises(ConfigurationError, match="--family vit needs --architecture"):

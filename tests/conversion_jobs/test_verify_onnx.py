@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from conversion_jobs import export_onnx
-from conversion_jobs.checks import Close, Cosine, Finite, Top1Agreement
-from conversion_jobs.experiment import Experiment, read_spec
-from conversion_jobs.golden import choose
+from conversion_jobs.verification.checks import Close, Cosine, Finite, Top1Agreement
+from conversion_jobs.verification.golden_inputs import choose
 from conversion_jobs.verify_onnx import fp16_risks
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
+from jobkit.experiment import Experiment, read_spec
 from jobkit.snapshot import read_snapshot
 from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import make_model, write_experiment
@@ -79,13 +79,13 @@ def other_weights(model: nn.Module) -> nn.Module:
         (other_weights, r"agree up to the module backbone\.layer1\S+ and differ from backbone\.layer2\.0\.conv1"),
         (lambda model: Around(model, after=lambda y: y / (y - y)), "NaN or infinity in the outputs"),
     ],
-    ids=["swapped channels", "wrong normalisation", "flipped outputs", "one layer's weights", "not finite"],
+    ids=["swapped channels", "wrong normalization", "flipped outputs", "one layer's weights", "not finite"],
 )
 def test_a_graph_that_computes_something_else_is_refused_by_picture_and_place(
     trained: Trained, change: Callable[[nn.Module], nn.Module], says: str
 ) -> None:
     replace_graph(trained, change)
-    with pytest.raises(DataRefused, match=says) as caught:
+    with pytest.raises(DataValidationError, match=says) as caught:
         trained.verify()
     assert "worst: drawn/" in str(caught.value)
     assert verification(trained)["passed"] is False
@@ -93,7 +93,7 @@ def test_a_graph_that_computes_something_else_is_refused_by_picture_and_place(
 
 
 def test_a_model_that_was_exported_in_training_mode_is_refused(trained: Trained) -> None:
-    """Its batch norms use the batch's own statistics, so that an answer depends on its neighbours."""
+    """Its batch norms use the batch's own statistics, so that an answer depends on its neighbors."""
     experiment = Experiment(trained.experiment)
     spec = read_spec(trained.bottle, experiment)
     path = trained.bottle.path(experiment.onnx)
@@ -103,14 +103,14 @@ def test_a_model_that_was_exported_in_training_mode_is_refused(trained: Trained)
         output_names=["logits"], dynamic_axes={"input": {0: "N"}, "logits": {0: "N"}}, dynamo=False,
         training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False,
     )  # fmt: skip
-    with pytest.raises(DataRefused, match="is not the model that was trained"):
+    with pytest.raises(DataValidationError, match="is not the model that was trained"):
         trained.verify()
 
 
 def test_a_graph_from_another_checkpoint_is_refused(trained: Trained) -> None:
     trained.export()
     write_experiment(trained.bottle, trained.experiment, trained.snapshot_id, seed=4)
-    with pytest.raises(DataRefused, match="is not the model that was trained"):
+    with pytest.raises(DataValidationError, match="is not the model that was trained"):
         trained.verify()
 
 
@@ -120,7 +120,9 @@ def test_a_graph_from_another_experiment_is_refused_by_its_metadata(trained: Tra
     write_experiment(trained.bottle, other, trained.snapshot_id)
     trained.bottle.put(Experiment(other).onnx, trained.bottle.local(Experiment(trained.experiment).onnx))
     trained.experiment = other
-    with pytest.raises(DataRefused, match="was exported from something else: it has the experiment models/digits/v__0"):
+    with pytest.raises(
+        DataValidationError, match="was exported from something else: it has the experiment models/digits/v__0"
+    ):
         trained.verify()
 
 
@@ -130,7 +132,7 @@ def test_a_graph_with_a_baked_in_batch_is_refused(trained: Trained) -> None:
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, path)
-    with pytest.raises(DataRefused, match="fails on a batch of 1"):
+    with pytest.raises(DataValidationError, match="fails on a batch of 1"):
         trained.verify()
 
 
@@ -153,13 +155,13 @@ def test_pictures_are_taken_from_all_classes_in_turn_and_the_same_ones_each_time
     chosen = choose(golden, 6)
     assert [sample.label for sample in chosen] == ["circle", "cross", "square"] * 2
     assert choose(list(reversed(golden)), 6) == chosen
-    with pytest.raises(DataRefused, match="no golden pictures"):
+    with pytest.raises(DataValidationError, match="no golden pictures"):
         choose([], 6)
 
 
 def test_a_file_that_is_no_torchscript_is_refused(verified: Trained) -> None:
     verified.bottle.write(Experiment(verified.experiment).torchscript, b"no script")
-    with pytest.raises(DataRefused, match="not a TorchScript model"):
+    with pytest.raises(DataValidationError, match="not a TorchScript model"):
         verified.verify()
 
 
@@ -192,6 +194,6 @@ def test_a_threshold_judges_and_names_the_worst_picture(
 
 def test_the_working_folder_of_a_refused_graph_holds_no_leftovers(trained: Trained, tmp_path: Path) -> None:
     replace_graph(trained, other_weights)
-    with pytest.raises(DataRefused):
+    with pytest.raises(DataValidationError):
         trained.verify()
     assert not list(Path(str(trained.bottle)).rglob(".*"))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from conversion_jobs import build_plan, package_model, verify_plan
-from conversion_jobs.tensorrt.execute import read_output
-from conversion_jobs.tensorrt.log import failure
+from conversion_jobs.tensorrt.trtexec import read_output
+from conversion_jobs.tensorrt.trtexec_log import failure
 from conversion_jobs.tensorrt.version import TensorRTVersion, find_version
-from conversion_jobs.triton_config import parse
-from jobkit.errors import ConfigurationError, DataRefused
+from conversion_jobs.triton.model_config import parse
+from jobkit.errors import ConfigurationError, DataValidationError
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.test_build_plan import build, calls
 from tests.support.trtexec_double import install
@@ -44,9 +44,9 @@ def test_a_plan_is_compared_at_its_batch_sizes_and_timed_alike_in_every_version(
 
 def test_a_plan_that_is_too_slow_is_refused_and_not_packaged(verified: Trained, tmp_path: Path) -> None:
     built = build(verified, tmp_path / "trt")
-    with pytest.raises(DataRefused, match=r"batch 1 takes 2\.48 ms \(p99\), at most 2 ms are allowed"):
+    with pytest.raises(DataValidationError, match=r"batch 1 takes 2\.48 ms \(p99\), at most 2 ms are allowed"):
         verify(verified, tmp_path / "trt", built, limit_ms=2.0)
-    with pytest.raises(DataRefused, match="failed its verification"):
+    with pytest.raises(DataValidationError, match="failed its verification"):
         package(verified, built)
 
 
@@ -56,7 +56,7 @@ def package(trained: Trained, built: build_plan.Result, **options: Any) -> packa
 
 def test_a_verified_plan_is_packaged_for_the_gpu_beside_the_graph(verified: Trained, tmp_path: Path) -> None:
     built = build(verified, tmp_path / "trt")
-    with pytest.raises(DataRefused, match="was not verified: run verify_plan"):
+    with pytest.raises(DataValidationError, match="was not verified: run verify_plan"):
         package(verified, built)
     verify(verified, tmp_path / "trt", built)
     verified.package()
@@ -88,12 +88,12 @@ def test_a_plan_of_another_graph_or_changed_or_for_another_machine_is_refused(
     install(folder, 101300)
     plan = verified.bottle.read(built.plan)
     verified.bottle.write(built.plan, plan + b" ")
-    with pytest.raises(DataRefused, match="was built: run build_plan again"):
+    with pytest.raises(DataValidationError, match="was built: run build_plan again"):
         verify(verified, folder, built)
     verified.bottle.write(built.plan, plan)
     verified.export(opset=18)
     verified.verify()
-    with pytest.raises(DataRefused, match="the plan was built from the graph"):
+    with pytest.raises(DataValidationError, match="the plan was built from the graph"):
         verify(verified, folder, built)
 
 
@@ -105,7 +105,7 @@ def test_a_plan_with_wrong_answers_is_refused_by_picture(verified: Trained, tmp_
     record = json.loads(verified.bottle.read(built.record))
     verified.bottle.write(built.plan, broken)
     verified.bottle.write(built.record, json.dumps({**record, "sha256": _sha256(broken)}))
-    with pytest.raises(DataRefused, match=r"is not to be served: .*cosine.*worst: drawn/"):
+    with pytest.raises(DataValidationError, match=r"is not to be served: .*cosine.*worst: drawn/"):
         verify(verified, tmp_path / "trt", built)
 
 
@@ -150,5 +150,5 @@ def test_outputs_with_nan_and_infinity_are_read(tmp_path: Path) -> None:
     path = tmp_path / "outputs.json"
     path.write_text('[{ "name" : "logits" , "dimensions" : "1x4" , "values" : [ nan, -inf, inf, 1e-3 ] }]')
     np.testing.assert_array_equal(read_output(path, "logits"), np.array([[np.nan, -np.inf, np.inf, 1e-3]], np.float32))
-    with pytest.raises(DataRefused, match="has no output 'scores'"):
+    with pytest.raises(DataValidationError, match="has no output 'scores'"):
         read_output(path, "scores")

@@ -20,7 +20,8 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")  # importi
 def dags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every DAG of the project by its name: those of `dags/`, and one for each pipeline file."""
     from airflow.dag_processing.dagbag import DagBag
-    from nightshift.pipeline_bundle import PipelineBundle
+
+    from nightshift.pipelines.bundle import PipelineBundle
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NIGHTSHIFT_STATE", str(tmp_path_factory.mktemp("state")))
@@ -48,7 +49,7 @@ def retrain() -> Any:
 @pytest.fixture(scope="session")
 def with_plan(retrain: Any) -> Any:
     """The DAG of a pipeline that serves a TensorRT plan, and publishes the graph beside it."""
-    from nightshift.pipeline import Pipeline
+    from nightshift.pipelines.pipeline_file import Pipeline
 
     content = {
         "description": "Footwear", "owner": "ml-team", "data": {"group": "footwear"},

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from conversion_jobs import import_weights
-from conversion_jobs.experiment import DetectorSpec, Experiment, read_spec
-from conversion_jobs.import_detector import preprocessing
-from conversion_jobs.ultralytics_weights import load_detector
+from conversion_jobs.detection.import_detector import preprocessing
+from conversion_jobs.detection.ultralytics_weights import load_detector
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment, read_spec
 from jobkit.job import Context
-from jobkit.modelspec import prepare
+from jobkit.model_spec import DetectorSpec, prepare
 from tests.support import detectors
 
 
@@ -43,10 +43,10 @@ class Command:
 def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(made: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(made / "detect.pt", weights_only=False)
     torch.save({**checkpoint, "train_args": Command(f"touch {tmp_path}/ran")}, tmp_path / "bad.pt")
-    with pytest.raises(DataRefused, match=r"could run code: .*system"):
+    with pytest.raises(DataValidationError, match=r"could run code: .*system"):
         load_detector(tmp_path / "bad.pt", (128, 128))
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Command(f"touch {tmp_path}/ran")))
-    with pytest.raises(DataRefused, match=r"is not a file of weights|could run code"):
+    with pytest.raises(DataValidationError, match=r"is not a file of weights|could run code"):
         load_detector(tmp_path / "plain.pt", (128, 128))
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "bad.pt", weights_only=False)
@@ -65,12 +65,12 @@ def test_of_the_packages_that_are_known_only_modules_are_read(tmp_path: Path, fu
 
     if name == "torch":
         pytest.importorskip(module)
-        from conversion_jobs.ultralytics_weights import _module_class
+        from conversion_jobs.detection.ultralytics_weights import _module_class
 
         assert _module_class(function) is None
         return
     torch.save({"model": Call()}, tmp_path / "bad.pt")
-    with pytest.raises(DataRefused, match="could run code"):
+    with pytest.raises(DataValidationError, match="could run code"):
         load_detector(tmp_path / "bad.pt", (128, 128))
 
 
@@ -80,16 +80,16 @@ def test_of_the_packages_that_are_known_only_modules_are_read(tmp_path: Path, fu
 )
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "best.pt").write_bytes(content)
-    with pytest.raises(DataRefused, match=reason):
+    with pytest.raises(DataValidationError, match=reason):
         load_detector(tmp_path / "best.pt", (128, 128))
 
 
 def test_a_truncated_checkpoint_and_a_plain_state_dict_are_refused(made: Path, tmp_path: Path) -> None:
     (tmp_path / "half.pt").write_bytes((made / "detect.pt").read_bytes()[:100_000])
-    with pytest.raises(DataRefused, match=r"half\.pt is not a file of weights"):
+    with pytest.raises(DataValidationError, match=r"half\.pt is not a file of weights"):
         load_detector(tmp_path / "half.pt", (128, 128))
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "state.pt")
-    with pytest.raises(DataRefused, match="no Ultralytics checkpoint"):
+    with pytest.raises(DataValidationError, match="no Ultralytics checkpoint"):
         load_detector(tmp_path / "state.pt", (128, 128))
 
 
@@ -98,7 +98,7 @@ def test_other_tasks_and_sides_that_the_model_does_not_take_are_refused(made: Pa
 
     model = PoseModel("yolov8n-pose.yaml", nc=1, verbose=False)
     torch.save({"model": model, "ema": None}, tmp_path / "pose.pt")
-    with pytest.raises(DataRefused, match=r"ends in Pose: detectors \(Detect\) and segmenters"):
+    with pytest.raises(DataValidationError, match=r"ends in Pose: detectors \(Detect\) and segmenters"):
         load_detector(tmp_path / "pose.pt", (128, 128))
     with pytest.raises(ConfigurationError, match=r"--img_size 128 100: the model takes multiples of 32 pixels"):
         load_detector(made / "detect.pt", (128, 100))
@@ -130,15 +130,15 @@ def test_an_import_leaves_an_experiment_that_needs_no_ultralytics(made: Path, tm
     context.bottle = FolderBottle(tmp_path / "bottle")
     given: dict[str, Any] = {
         "family": "ultralytics", "weights": str(made / "segment.pt"), "group": "footwear", "img_size": (128, 128),
-        "pictures": made / "pictures", "nms": True, "score": 0.4,
+        "pictures": made / "pictures", "nms": True, "confidence_threshold": 0.4,
     }  # fmt: skip
     result = import_weights.run(import_weights.Arguments(**given), context)
     spec = read_spec(context.bottle, Experiment(result.experiment))
     assert isinstance(spec, DetectorSpec)
-    assert (spec.task, spec.labels, spec.suppression.score) == ("segment", detectors.LABELS, 0.4)
+    assert (spec.task, spec.labels, spec.suppression.confidence_threshold) == ("segment", detectors.LABELS, 0.4)
     script = torch.jit.load(context.bottle.local(Experiment(result.experiment).torchscript))
     assert [list(output.shape) for output in script(torch.zeros(3, 3, 128, 128))] == [
         [3, 7, 336], [3, 32, 336], [3, 32, 32, 32]
     ]  # fmt: skip
-    with pytest.raises(DataRefused, match="has 3 classes, but 2 are named"):
+    with pytest.raises(DataValidationError, match="has 3 classes, but 2 are named"):
         import_weights.run(import_weights.Arguments(**given, labels="boot,shoe"), context)

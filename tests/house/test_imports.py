@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"dags", "nightshift", "jobkit", "training_jobs", "conversion_jobs", "services", "local"}
+OURS = {"dags", "nightshift", "nightshift_common", "jobkit", "training_jobs", "conversion_jobs", "services", "local"}
 ALLOWED = {
-    "dags": {"nightshift"},
-    "plugins/nightshift": {"nightshift"},
-    "jobkit": {"jobkit"},
-    "training_jobs": {"jobkit", "training_jobs"},
-    "conversion_jobs": {"jobkit", "conversion_jobs"},
-    "services": {"services"},
-    "local": {"local"},
+    "nightshift_common": {"nightshift_common"},
+    "dags": {"nightshift", "nightshift_common"},
+    "plugins/nightshift": {"nightshift", "nightshift_common"},
+    "jobkit": {"jobkit", "nightshift_common"},
+    "training_jobs": {"jobkit", "training_jobs", "nightshift_common"},
+    "conversion_jobs": {"jobkit", "conversion_jobs", "nightshift_common"},
+    "services": {"services", "nightshift_common"},
+    "local": {"local", "nightshift_common"},
 }
 FOREIGN = {
+    "nightshift_common": {"airflow", "torch", "timm", "mlflow", "onnx", "onnxruntime", "cv2", "boto3", "psycopg2"},
     "dags": {"torch", "timm", "lightning", "mlflow", "onnx", "onnxruntime", "cv2"},
     "plugins/nightshift": {"torch", "timm", "lightning", "mlflow", "onnx", "onnxruntime", "cv2"},
     "jobkit": {"airflow"},
@@ -25,26 +27,25 @@ FOREIGN = {
     "services": {"airflow", "torch"},
     "local": {"airflow", "torch"},
 }
-SHARED = {"services.model_storage.calls"}  # the storage's client, which needs httpx only: Airflow's hook is built on it
 
 
 def test_ultralytics_which_is_agpl_is_imported_by_one_file_that_nothing_else_needs() -> None:
     folders = [folder for folder in ALLOWED if (ROOT / folder).is_dir()]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     using = {str(path.relative_to(ROOT)) for path in files if "ultralytics" in imported_packages(path)}
-    assert using == {"conversion_jobs/ultralytics_weights.py"}
+    assert using == {"conversion_jobs/detection/ultralytics_weights.py"}
     pinned = {path.name for path in (ROOT / "requirements").iterdir() if "ultralytics" in path.read_text()}
     assert {name for name in pinned if not name.startswith("detection")} == set()
 
 
 def imported_packages(path: Path) -> set[str]:
-    """Return the top-level packages that a file imports, wherever in the file it does, `SHARED` modules aside."""
+    """Return the top-level packages that a file imports, wherever in the file it does."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found |= {node.module.split(".")[0]} if node.module not in SHARED else set()
+            found |= {node.module.split(".")[0]}
     return found
 
 

@@ -1,4 +1,4 @@
-"""The data bottle, in a folder and on S3: one behaviour for both."""
+"""The data bottle, in a folder and on S3: one behavior for both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobkit.bottle import Bottle, FolderBottle, open_bottle, upload_directory
-from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 from tests.support import servers
 
 
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_again(bottle: Bottle) -> None:
 def test_a_key_that_is_not_there_is_refused_with_its_name(bottle: Bottle) -> None:
     assert not bottle.exists("pictures/none.png")
     for read in (bottle.read, bottle.local):
-        with pytest.raises(DataRefused, match=r"pictures/none\.png"):
+        with pytest.raises(DataValidationError, match=r"pictures/none\.png"):
             read("pictures/none.png")
     bottle.delete("pictures/none.png")
 
@@ -113,7 +113,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_rest(tmp_path: Path) -
 def test_a_full_file_system_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the kernel's full device stands for the disk: a really full one would need root
     monkeypatch.setattr("jobkit.bottle.atomic_file", lambda _: contextlib.nullcontext(Path("/dev/full")))
-    with pytest.raises(TryAgainLater, match="No space left"):
+    with pytest.raises(TransientError, match="No space left"):
         FolderBottle(tmp_path).write("a/b", "x" * 100)
 
 
@@ -121,7 +121,7 @@ def test_an_s3_bottle_without_its_server_is_worth_another_try(s3_bottle: str, mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{servers.free_port()}")
     bottle = open_bottle()
     for use in (bottle.read, bottle.exists, lambda k: bottle.write(k, "x"), lambda k: list(bottle.keys(k))):
-        with pytest.raises(TryAgainLater, match="failed on a"):
+        with pytest.raises(TransientError, match="failed on a"):
             use("a")
 
 

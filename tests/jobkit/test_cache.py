@@ -17,7 +17,7 @@ from botocore.response import StreamingBody
 from jobkit import cache as cache_module
 from jobkit.bottle import open_bottle
 from jobkit.cache import Cache
-from jobkit.errors import ConfigurationError, TryAgainLater
+from jobkit.errors import ConfigurationError, TransientError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 1000
@@ -216,5 +216,5 @@ def test_an_answer_of_s3_that_breaks_off_is_asked_for_again(
     if cuts == 1:
         assert bottle.local("pictures/ab/abcd.png").read_text() == "a picture"
     else:
-        with pytest.raises(TryAgainLater, match=r"pictures/ab/abcd\.png"):
+        with pytest.raises(TransientError, match=r"pictures/ab/abcd\.png"):
             bottle.local("pictures/ab/abcd.png")

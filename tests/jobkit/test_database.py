@@ -9,7 +9,7 @@ import pytest
 
 from jobkit import database
 from jobkit.database import PipelineRun, completed_run, record_run
-from jobkit.errors import ConfigurationError, TryAgainLater
+from jobkit.errors import ConfigurationError, TransientError
 from tests.support import servers
 
 
@@ -86,14 +86,14 @@ def test_the_form_of_the_address_that_sqlalchemy_wants_is_understood(
 
 def test_a_database_that_is_away_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTSHIFT_DATABASE_URL", f"postgresql://u:p@127.0.0.1:{servers.free_port()}/x")
-    with pytest.raises(TryAgainLater, match="cannot be reached"):
+    with pytest.raises(TransientError, match="cannot be reached"):
         rows("SELECT 1")
 
 
 def test_a_connection_that_breaks_is_worth_another_try(database_url: str) -> None:
     other = psycopg2.connect(database_url)
     other.autocommit = True
-    with pytest.raises(TryAgainLater, match="the database failed"), database.connect() as connection:
+    with pytest.raises(TransientError, match="the database failed"), database.connect() as connection:
         ours = connection.get_backend_pid()
         other.cursor().execute("SELECT pg_terminate_backend(%s, 5000)", (ours,))
         connection.cursor().execute("SELECT 1")

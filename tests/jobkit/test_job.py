@@ -22,7 +22,7 @@ EXAMPLE = """
 import os, sys, time
 from pydantic import Field
 from jobkit import job
-from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 
 class Arguments(job.Arguments):
     '''Do something.'''
@@ -33,7 +33,8 @@ class Result(job.Result):
     epochs: int
 
 def run(arguments, context):
-    ends = {"configuration": ConfigurationError, "data": DataRefused, "later": TryAgainLater, "crash": KeyError}
+    ends = {"configuration": ConfigurationError, "data": DataValidationError}
+    ends |= {"later": TransientError, "crash": KeyError}
     if arguments.how in ends:
         raise ends[arguments.how]("what happened")
     if arguments.how == "memory":
@@ -107,7 +108,7 @@ def test_each_kind_of_error_has_its_exit_code_and_leaves_no_result(example: Path
         (("--how", "well", "--epochs", "0"), "--epochs"),
         (("--how", "well", "--epochs", "many"), "--epochs"),
         ((), "--how"),
-        (("--how", "well", "--colour", "red"), "colour"),
+        (("--how", "well", "--color", "red"), "color"),
         (("--how", "well", "extra"), "extra"),
     ],
 )
@@ -146,10 +147,10 @@ def test_sigterm_ends_a_job_as_killed_without_a_result(example: Path) -> None:
 
 
 def test_broken_labels_are_a_configuration_error(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIGHTSHIFT_LABELS", '{"dag_id": "d"}')
+    monkeypatch.setenv("NIGHTSHIFT_TASK_INSTANCE", '{"dag_id": "d"}')
     code, lines, _ = run(example, "--how", "well")
     assert code == 2
-    assert "NIGHTSHIFT_LABELS" in str(lines[-1]["message"])
+    assert "NIGHTSHIFT_TASK_INSTANCE" in str(lines[-1]["message"])
 
 
 class Options(job.Arguments):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobkit.bottle import FolderBottle
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
 from jobkit.snapshot import Refused, Sample, read_snapshot, read_summary, snapshot_id, write_snapshot
 
 
@@ -69,7 +69,7 @@ def test_a_snapshot_that_was_only_half_written_is_written_again(bottle: FolderBo
     folder = f"snapshots/insects/{summary.snapshot_id}"
     bottle.delete(f"{folder}/summary.json")
     bottle.write(f"{folder}/manifest.jsonl", "half")
-    with pytest.raises(DataRefused, match="there is no snapshot"):
+    with pytest.raises(DataValidationError, match="there is no snapshot"):
         read_snapshot(bottle, "insects", summary.snapshot_id)
     write_snapshot(bottle, "insects", SAMPLES, [])
     assert len(read_snapshot(bottle, "insects", summary.snapshot_id).samples) == 12
@@ -77,7 +77,7 @@ def test_a_snapshot_that_was_only_half_written_is_written_again(bottle: FolderBo
 
 def test_an_unknown_snapshot_is_refused_with_those_there_are(bottle: FolderBottle) -> None:
     summary = write_snapshot(bottle, "insects", SAMPLES, [])
-    with pytest.raises(DataRefused, match=summary.snapshot_id):
+    with pytest.raises(DataValidationError, match=summary.snapshot_id):
         read_summary(bottle, "insects", "0123456789abcdef")
 
 
@@ -86,8 +86,8 @@ def test_a_manifest_that_was_changed_is_refused(bottle: FolderBottle) -> None:
     key = f"snapshots/insects/{summary.snapshot_id}/manifest.jsonl"
     lines = bottle.read(key).decode().splitlines()
     bottle.write(key, "\n".join([json.dumps(json.loads(lines[0]) | {"label": "wasp"}), *lines[1:]]) + "\n")
-    with pytest.raises(DataRefused, match="was changed"):
+    with pytest.raises(DataValidationError, match="was changed"):
         read_snapshot(bottle, "insects", summary.snapshot_id)
     bottle.write(key, "\n".join([*lines[:3], lines[3][:40]]))
-    with pytest.raises(DataRefused, match=r"manifest\.jsonl:4 is damaged"):
+    with pytest.raises(DataValidationError, match=r"manifest\.jsonl:4 is damaged"):
         read_snapshot(bottle, "insects", summary.snapshot_id)

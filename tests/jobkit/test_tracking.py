@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,8 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
 
 from jobkit import tracking
-from jobkit.errors import ConfigurationError, TryAgainLater
-from jobkit.tracking import Labels, Run
+from jobkit.errors import ConfigurationError, TransientError
+from jobkit.tracking import Run, task_instance_of_environment
+from nightshift_common.task_instance import TaskInstanceKey
 from tests.support import servers
 from tests.support.proxy import Proxy, proxy
 
@@ -30,8 +32,10 @@ def api(mlflow_url: str) -> MlflowClient:
 
 
 @pytest.fixture
-def labels() -> Labels:
-    return Labels(dag_id=f"retrain_{uuid.uuid4().hex[:8]}", run_id="manual__2026-01-02T03:04:05+00:00", task_id="train")
+def task_instance() -> TaskInstanceKey:
+    return TaskInstanceKey(
+        dag_id=f"retrain_{uuid.uuid4().hex[:8]}", run_id="manual__2026-01-02T03:04:05+00:00", task_id="train"
+    )
 
 
 @pytest.fixture
@@ -48,25 +52,25 @@ def runs_of(api: MlflowClient, dag_id: str) -> list[StoredRun]:
     return [] if experiment is None else list(api.search_runs([experiment.experiment_id]))
 
 
-def test_a_job_is_a_child_of_the_dag_runs_run(api: MlflowClient, labels: Labels) -> None:
-    run = Run.start(labels)
+def test_a_job_is_a_child_of_the_dag_runs_run(api: MlflowClient, task_instance: TaskInstanceKey) -> None:
+    run = Run.start(task_instance)
     stored = api.get_run(run.run_id)
     assert stored.info.run_name == "train"
     assert stored.info.status == "RUNNING"
     parent = api.get_run(stored.data.tags["mlflow.parentRunId"])
-    assert parent.info.run_name == labels.run_id
+    assert parent.info.run_name == task_instance.run_id
     assert parent.info.experiment_id == stored.info.experiment_id
     assert run.parent_run().run_id == parent.info.run_id
     run.end(succeeded=True)
     assert api.get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_a_retry_resumes_its_run(api: MlflowClient, labels: Labels) -> None:
-    first = Run.start(labels)
+def test_a_retry_resumes_its_run(api: MlflowClient, task_instance: TaskInstanceKey) -> None:
+    first = Run.start(task_instance)
     first.metrics({"loss": 1.0}, step=1)
     first.end(succeeded=False)
     assert api.get_run(first.run_id).info.status == "FAILED"
-    second = Run.start(labels.model_copy(update={"try_number": 2}))
+    second = Run.start(dataclasses.replace(task_instance, **{"try_number": 2}))
     assert second.run_id == first.run_id
     assert api.get_run(first.run_id).info.status == "RUNNING"
     second.metrics({"loss": 0.5}, step=2)
@@ -74,30 +78,32 @@ def test_a_retry_resumes_its_run(api: MlflowClient, labels: Labels) -> None:
     stored = api.get_run(first.run_id)
     assert stored.data.tags["nightshift.try_number"] == "2"
     assert [(m.step, m.value) for m in api.get_metric_history(first.run_id, "loss")] == [(1, 1.0), (2, 0.5)]
-    assert len(runs_of(api, labels.dag_id)) == 2
+    assert len(runs_of(api, task_instance.dag_id)) == 2
 
 
-def test_tasks_mapped_tasks_and_dag_runs_have_runs_of_their_own(api: MlflowClient, labels: Labels) -> None:
+def test_tasks_mapped_tasks_and_dag_runs_have_runs_of_their_own(
+    api: MlflowClient, task_instance: TaskInstanceKey
+) -> None:
     others = [{"task_id": "evaluate"}, {"map_index": 0}, {"map_index": 1}, {"run_id": "scheduled__2026-01-03"}]
-    found = {Run.start(labels.model_copy(update=change)).run_id for change in [{}, *others]}
+    found = {Run.start(dataclasses.replace(task_instance, **change)).run_id for change in [{}, *others]}
     assert len(found) == 5
-    parents = {Run.parent(labels.model_copy(update=change)).run_id for change in [{}, *others]}
+    parents = {Run.parent(dataclasses.replace(task_instance, **change)).run_id for change in [{}, *others]}
     assert len(parents) == 2
     assert not parents & found
 
 
-def test_jobs_that_start_together_agree_on_one_parent(api: MlflowClient, labels: Labels) -> None:
+def test_jobs_that_start_together_agree_on_one_parent(api: MlflowClient, task_instance: TaskInstanceKey) -> None:
     with ThreadPoolExecutor(6) as pool:
-        started = list(pool.map(lambda n: Run.start(labels.model_copy(update={"map_index": n})), range(6)))
+        started = list(pool.map(lambda n: Run.start(dataclasses.replace(task_instance, **{"map_index": n})), range(6)))
     assert len({run.parent_id for run in started}) == 1
-    names = sorted(run.info.run_name for run in runs_of(api, labels.dag_id))
-    assert names == sorted([labels.run_id, *(f"train[{n}]" for n in range(6))])
+    names = sorted(run.info.run_name for run in runs_of(api, task_instance.dag_id))
+    assert names == sorted([task_instance.run_id, *(f"train[{n}]" for n in range(6))])
 
 
 def test_parameters_are_logged_flat_however_many_and_a_changed_one_does_not_fail_the_retry(
-    api: MlflowClient, labels: Labels
+    api: MlflowClient, task_instance: TaskInstanceKey
 ) -> None:
-    run = Run.start(labels)
+    run = Run.start(task_instance)
     run.params({"optimizer": {"type": "adamw", "lr": 4e-4}, "long": "x" * 7000} | {f"p{n}": n for n in range(150)})
     run.params({"optimizer": {"type": "adamw", "lr": 1e-3}})
     stored = api.get_run(run.run_id).data
@@ -108,9 +114,13 @@ def test_parameters_are_logged_flat_however_many_and_a_changed_one_does_not_fail
 
 
 def test_metrics_survive_a_server_that_is_away_for_a_while(
-    api: MlflowClient, labels: Labels, line: Proxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    api: MlflowClient,
+    task_instance: TaskInstanceKey,
+    line: Proxy,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = Run.start(labels)
+    run = Run.start(task_instance)
     run._last_flush = float("-inf")  # as after two seconds
     line.cut()
     run.metrics({"loss": 1.0}, step=1)
@@ -121,36 +131,38 @@ def test_metrics_survive_a_server_that_is_away_for_a_while(
     assert [m.value for m in api.get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
 
 
-def test_a_job_whose_metrics_cannot_be_delivered_is_no_success(labels: Labels, line: Proxy) -> None:
-    run = Run.start(labels)
+def test_a_job_whose_metrics_cannot_be_delivered_is_no_success(task_instance: TaskInstanceKey, line: Proxy) -> None:
+    run = Run.start(task_instance)
     run.metrics({"loss": 1.0})
     line.cut()
-    with pytest.raises(TryAgainLater):
+    with pytest.raises(TransientError):
         run.end(succeeded=True)
     run.end(succeeded=False)  # a failed job's own error is what counts
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_is_logged_as_it_is(api: MlflowClient, labels: Labels, value: float) -> None:
-    run = Run.start(labels)
+def test_a_loss_that_is_no_number_is_logged_as_it_is(
+    api: MlflowClient, task_instance: TaskInstanceKey, value: float
+) -> None:
+    run = Run.start(task_instance)
     run.metrics({"loss": value, "accuracy": 0.5})
     run.end(succeeded=True)
     assert api.get_run(run.run_id).data.metrics["accuracy"] == 0.5
     assert len(api.get_metric_history(run.run_id, "loss")) == 1
 
 
-def test_thousands_of_values_arrive(api: MlflowClient, labels: Labels) -> None:
-    run = Run.start(labels)
+def test_thousands_of_values_arrive(api: MlflowClient, task_instance: TaskInstanceKey) -> None:
+    run = Run.start(task_instance)
     run.metrics({f"class/{n}/f1": n / 2500 for n in range(2500)})
     run.end(succeeded=True)
     assert len(api.get_run(run.run_id).data.metrics) == 2500
 
 
-def test_artifacts_arrive_through_the_server(api: MlflowClient, labels: Labels, tmp_path: Path) -> None:
+def test_artifacts_arrive_through_the_server(api: MlflowClient, task_instance: TaskInstanceKey, tmp_path: Path) -> None:
     (tmp_path / "sheets").mkdir()
     (tmp_path / "sheets" / "a.txt").write_text("in a folder")
     (tmp_path / "b.txt").write_text("alone")
-    run = Run.start(labels)
+    run = Run.start(task_instance)
     run.artifact(tmp_path / "b.txt")
     run.artifact(tmp_path / "sheets", "sheets")
     run.dictionary({"a": 1, "path": Path("x")}, "report.json")
@@ -161,14 +173,16 @@ def test_artifacts_arrive_through_the_server(api: MlflowClient, labels: Labels, 
 
 
 def test_names_with_quotes_and_other_letters_are_found_again(api: MlflowClient) -> None:
-    labels = Labels(dag_id=f"ночь_{uuid.uuid4().hex[:6]}", run_id='o\'clock "two" 100%_', task_id="train")
-    assert Run.start(labels).run_id == Run.start(labels).run_id
+    task_instance = TaskInstanceKey(
+        dag_id=f"ночь_{uuid.uuid4().hex[:6]}", run_id='o\'clock "two" 100%_', task_id="train"
+    )
+    assert Run.start(task_instance).run_id == Run.start(task_instance).run_id
 
 
-def test_an_experiment_that_a_person_deleted_is_restored(api: MlflowClient, labels: Labels) -> None:
-    first = Run.start(labels)
+def test_an_experiment_that_a_person_deleted_is_restored(api: MlflowClient, task_instance: TaskInstanceKey) -> None:
+    first = Run.start(task_instance)
     api.delete_experiment(first.experiment_id)
-    again = Run.start(labels)
+    again = Run.start(task_instance)
     assert again.experiment_id == first.experiment_id
     assert api.get_experiment(first.experiment_id).lifecycle_stage == "active"
 
@@ -181,30 +195,32 @@ def test_a_job_by_hand_has_a_run_too(api: MlflowClient, monkeypatch: pytest.Monk
 
 
 def test_the_link_is_one_that_a_browser_can_open(
-    mlflow_url: str, labels: Labels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mlflow_url: str, task_instance: TaskInstanceKey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_MLFLOW_UI", "https://mlflow.example/base/")
     caplog.set_level("INFO")
-    run = Run.start(labels)
+    run = Run.start(task_instance)
     assert run.url == f"https://mlflow.example/base/#/experiments/{run.experiment_id}/runs/{run.run_id}"
     (record,) = [r for r in caplog.records if getattr(r, "event", "") == "tracking"]
     assert (record.run_id, record.url) == (run.run_id, run.url)
 
 
-def test_a_server_that_is_not_there_is_worth_another_try(labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_worth_another_try(
+    task_instance: TaskInstanceKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{servers.free_port()}")
-    with pytest.raises(TryAgainLater):
-        Run.start(labels)
+    with pytest.raises(TransientError):
+        Run.start(task_instance)
 
 
 @pytest.mark.parametrize("uri", ["", "./mlruns"])
 def test_an_address_that_is_no_server_is_a_configuration_error(
-    labels: Labels, uri: str, monkeypatch: pytest.MonkeyPatch
+    task_instance: TaskInstanceKey, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigurationError):
-        Run.start(labels)
+        Run.start(task_instance)
 
 
 JOB = """
@@ -226,21 +242,23 @@ job.main(Arguments, run)
 
 @pytest.mark.parametrize(("options", "status"), [([], "FINISHED"), (["--fail"], "FAILED")])
 def test_a_jobs_run_ends_as_the_job_does(
-    api: MlflowClient, labels: Labels, tmp_path: Path, options: list[str], status: str
+    api: MlflowClient, task_instance: TaskInstanceKey, tmp_path: Path, options: list[str], status: str
 ) -> None:
     (tmp_path / "example.py").write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NIGHTSHIFT_LABELS": labels.model_dump_json()}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NIGHTSHIFT_TASK_INSTANCE": task_instance.to_json()}
     done = subprocess.run(
         [sys.executable, "example.py", *options], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert all(json.loads(line)["message"] for line in done.stdout.splitlines()), "only log lines go to standard output"
-    child = next(r for r in runs_of(api, labels.dag_id) if r.info.run_name == "train")
+    child = next(r for r in runs_of(api, task_instance.dag_id) if r.info.run_name == "train")
     assert (child.info.status, child.data.metrics) == (status, {"value": 1.0})
 
 
-def test_labels_come_from_the_environment(labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NIGHTSHIFT_LABELS", raising=False)
-    assert Labels.from_environment() is None
-    monkeypatch.setenv("NIGHTSHIFT_LABELS", labels.model_dump_json())
-    assert Labels.from_environment() == labels
+def test_the_task_instance_comes_from_the_environment(
+    task_instance: TaskInstanceKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NIGHTSHIFT_TASK_INSTANCE", raising=False)
+    assert task_instance_of_environment() is None
+    monkeypatch.setenv("NIGHTSHIFT_TASK_INSTANCE", task_instance.to_json())
+    assert task_instance_of_environment() == task_instance
     assert tracking.DAG_RUN_TAG == "nightshift.dag_run"

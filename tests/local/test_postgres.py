@@ -24,7 +24,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settin
 
 def start(settings: Settings) -> None:
     data = settings.state / "postgres"
-    postgres.initialise(data, settings.secrets["postgres"])
+    postgres.initialize(data, settings.secrets["postgres"])
     processes.start("postgres", postgres.command(data, settings.port("postgres")), settings.state, {})
     deadline = time.monotonic() + 20
     while not postgres.answers(settings.database_url("postgres")):
@@ -58,7 +58,7 @@ def test_a_password_is_asked_for(settings: Settings) -> None:
 
 def test_a_cluster_whose_making_was_interrupted_is_made_anew(settings: Settings) -> None:
     data = settings.state / "postgres"
-    postgres.initialise(data, settings.secrets["postgres"])
+    postgres.initialize(data, settings.secrets["postgres"])
     (data / "ready").unlink()
     shutil.rmtree(data / "cluster" / "global")
     start(settings)

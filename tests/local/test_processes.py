@@ -48,11 +48,11 @@ def test_stacks_with_other_state_folders_and_other_components_are_left_alone(tmp
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     mine = processes.start("server", sleep, tmp_path / "a", {})
     other = processes.start("server", sleep, tmp_path / "b", {})
-    neighbour = processes.start("another", sleep, tmp_path / "a", {})
+    neighbor = processes.start("another", sleep, tmp_path / "a", {})
     try:
         wait_for(lambda: len(processes.of_stack(tmp_path / "a")) == 2)
         processes.stop(lambda: processes.of_stack(tmp_path / "a", "server"))
-        assert [p.pid for p in processes.of_stack(tmp_path / "a")] == [neighbour.pid]
+        assert [p.pid for p in processes.of_stack(tmp_path / "a")] == [neighbor.pid]
         assert [p.pid for p in processes.of_stack(tmp_path / "b")] == [other.pid]
         assert mine.pid not in [p.pid for p in processes.of_stack(tmp_path / "a")]
     finally:

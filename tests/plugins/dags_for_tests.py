@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from airflow.sdk import DAG, Param, chain
+
 from nightshift.job_operator import JobOperator
 
 PARAMS = {

@@ -11,6 +11,7 @@ def make_home(folder: Path) -> Path:
     for name, target in {
         ".venv": ROOT / ".venv",
         "jobkit": ROOT / "jobkit",
+        "nightshift_common": ROOT / "nightshift_common",
         "jobs_for_tests": ROOT / "tests" / "plugins" / "jobs_for_tests",
     }.items():
         (folder / name).symlink_to(target)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from nightshift.connections import JobEnvironment, resolve
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from docker.errors import APIError
-from nightshift import docker_gpus
-from nightshift.contract import JobSpec, Labels
-from nightshift.docker_logs import follow
-from nightshift.docker_settings import DockerSettings
-from nightshift.errors import JobMisconfigured, JobUnavailable
-from nightshift.job_images import image_of
+
+from nightshift.errors import JobConfigurationError, JobTransientError
+from nightshift.launchers.base import JobSpec
+from nightshift.launchers.docker import gpu_selection
+from nightshift.launchers.docker.logs import follow
+from nightshift.launchers.docker.settings import DockerSettings
+from nightshift.launchers.images import image_of
+from nightshift_common.task_instance import TaskInstanceKey
 
 T4 = "0, Tesla T4, 7.5, 580.95.05, 14913, 15360\n"
 H200 = "0, NVIDIA H200, 9.0, 580.95.05, 142713, 143771\n"
@@ -25,30 +27,32 @@ def settings(**changes: Any) -> DockerSettings:
 
 
 def test_each_job_gets_a_gpu_of_its_own_and_a_cpu_worker_gives_none() -> None:
-    assert docker_gpus.choose(settings(), set()) == ("0",)
-    assert docker_gpus.choose(settings(), {"0", ""}) == ("1",)
-    with pytest.raises(JobUnavailable, match=r"all GPUs of this worker \(0, 1\) have a job.*as many slots"):
-        docker_gpus.choose(settings(), {"0", "1"})
-    assert docker_gpus.choose(settings(gpus=()), {"0"}) == ()
-    assert docker_gpus.request(()) == []
-    (request,) = docker_gpus.request(["GPU-8f2a"])
+    assert gpu_selection.choose(settings(), set()) == ("0",)
+    assert gpu_selection.choose(settings(), {"0", ""}) == ("1",)
+    with pytest.raises(JobTransientError, match=r"all GPUs of this worker \(0, 1\) have a job.*as many slots"):
+        gpu_selection.choose(settings(), {"0", "1"})
+    assert gpu_selection.choose(settings(gpus=()), {"0"}) == ()
+    assert gpu_selection.request(()) == []
+    (request,) = gpu_selection.request(["GPU-8f2a"])
     assert request["DeviceIDs"] == ["GPU-8f2a"] and "gpu" in request["Capabilities"][0]
 
 
 def test_a_job_for_several_gpus_gets_them_all_or_none() -> None:
     three = settings(gpus=("0", "1", "2"))
-    assert docker_gpus.choose(three, {"1"}, 2) == ("0", "2")
-    with pytest.raises(JobUnavailable, match=r"2 of the GPUs of this worker \(0, 1, 2\) have a job, .* asks for 2"):
-        docker_gpus.choose(three, {"0", "1"}, 2)
+    assert gpu_selection.choose(three, {"1"}, 2) == ("0", "2")
+    with pytest.raises(JobTransientError, match=r"2 of the GPUs of this worker \(0, 1, 2\) have a job, .* asks for 2"):
+        gpu_selection.choose(three, {"0", "1"}, 2)
     for gpus in ((), ("0",)):  # a mistake that no other try mends, on a worker without GPUs as well
-        with pytest.raises(JobMisconfigured, match=r"asks for 2 GPUs, and this worker has .*train\.gpus.*train_queue"):
-            docker_gpus.choose(settings(gpus=gpus), set(), 2)
-    (request,) = docker_gpus.request(("0", "2"))
+        with pytest.raises(
+            JobConfigurationError, match=r"asks for 2 GPUs, and this worker has .*train\.gpus.*train_queue"
+        ):
+            gpu_selection.choose(settings(gpus=gpus), set(), 2)
+    (request,) = gpu_selection.request(("0", "2"))
     assert request["DeviceIDs"] == ["0", "2"]
 
 
 @pytest.mark.parametrize(
-    ("module", "environment", "image"),
+    ("module", "runtime", "image"),
     [
         ("training_jobs.gate", "jobs", "training:1"),
         ("conversion_jobs.build_plan", "jobs", "tensorrt:1"),
@@ -57,52 +61,54 @@ def test_a_job_for_several_gpus_gets_them_all_or_none() -> None:
         ("conversion_jobs.build_plan", "detection", "tensorrt:1"),  # trtexec is only there
     ],
 )
-def test_a_job_runs_in_the_image_of_its_module_or_environment(module: str, environment: str, image: str) -> None:
+def test_a_job_runs_in_the_image_of_its_module_or_runtime(module: str, runtime: str, image: str) -> None:
     images = {
         "training_jobs": "training:1", "conversion_jobs": "conversion:1", "conversion_jobs.build_plan": "tensorrt:1",
         "detection": "detection:1",
     }  # fmt: skip
-    spec = JobSpec(module, [], environment, Labels("dag", "run", "task", -1, 1))
+    spec = JobSpec(module, [], runtime, TaskInstanceKey("dag", "run", "task", -1, 1))
     assert image_of(spec, images, "IMAGES") == image
     del images["detection"]
     if image == "detection:1":  # never in another image, where it would fail later and stranger
         with pytest.raises(
-            JobMisconfigured, match=f"no image is named for {module} of the environment detection; IMAG"
+            JobConfigurationError, match=f"no image is named for {module} of the runtime detection; IMAG"
         ):
             image_of(spec, images, "IMAGES")
 
 
 def test_a_gpu_is_described_by_what_matters() -> None:
-    (gpu,) = docker_gpus.parse(T4)
+    (gpu,) = gpu_selection.parse(T4)
     assert gpu.describe() == "Tesla T4, compute capability 7.5, driver 580.95.05, 14,913 of 15,360 MiB free"
 
 
 @pytest.mark.parametrize("output", ["No devices were found", "0, Tesla T4, 7.5, 580.95.05, [GPU is lost], 15360"])
 def test_a_gpu_that_cannot_be_described_is_a_trouble_for_now(output: str) -> None:
-    with pytest.raises(JobUnavailable, match="does not describe a GPU"):
-        docker_gpus.parse(output)
+    with pytest.raises(JobTransientError, match="does not describe a GPU"):
+        gpu_selection.parse(output)
 
 
 def test_a_plan_is_never_built_on_another_kind_of_gpu() -> None:
     wanted = settings(gpu_compute_capability="7.5", gpu_free_mib=8192)
-    docker_gpus.check(docker_gpus.parse(T4), ["0"], wanted)
-    with pytest.raises(JobMisconfigured, match=r"for compute capability 7\.5.*NVIDIA H200, compute capability 9\.0"):
-        docker_gpus.check(docker_gpus.parse(H200), ["0"], wanted)
-    with pytest.raises(JobMisconfigured, match="asked for GPU 0, 1, the container sees 1"):
-        docker_gpus.check(docker_gpus.parse(T4), ["0", "1"], wanted)
+    gpu_selection.check(gpu_selection.parse(T4), ["0"], wanted)
+    with pytest.raises(
+        JobConfigurationError, match=r"for compute capability 7\.5.*NVIDIA H200, compute capability 9\.0"
+    ):
+        gpu_selection.check(gpu_selection.parse(H200), ["0"], wanted)
+    with pytest.raises(JobConfigurationError, match="asked for GPU 0, 1, the container sees 1"):
+        gpu_selection.check(gpu_selection.parse(T4), ["0", "1"], wanted)
 
 
 def test_a_gpu_whose_memory_is_in_use_is_waited_for() -> None:
-    full = docker_gpus.parse("0, Tesla T4, 7.5, 580.95.05, 512, 15360")
-    with pytest.raises(JobUnavailable, match=r"less free memory than the 8,192 MiB.*512 of 15,360 MiB free"):
-        docker_gpus.check(full, ["0"], settings(gpu_free_mib=8192))
+    full = gpu_selection.parse("0, Tesla T4, 7.5, 580.95.05, 512, 15360")
+    with pytest.raises(JobTransientError, match=r"less free memory than the 8,192 MiB.*512 of 15,360 MiB free"):
+        gpu_selection.check(full, ["0"], settings(gpu_free_mib=8192))
 
 
 def test_a_host_without_the_toolkit_is_told_from_a_gpu_that_is_away() -> None:
     missing = APIError("x", explanation='could not select device driver "nvidia" with capabilities: [[gpu]]')
-    assert isinstance(docker_gpus.refused(missing, ["0"]), JobMisconfigured)
+    assert isinstance(gpu_selection.refused(missing, ["0"]), JobConfigurationError)
     away = APIError("x", explanation="nvidia-container-cli: initialization error: driver rpc error: timed out")
-    assert isinstance(docker_gpus.refused(away, ["0"]), JobUnavailable)
+    assert isinstance(gpu_selection.refused(away, ["0"]), JobTransientError)
 
 
 class Log:

@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import psycopg2
 import pytest
-from nightshift import failures, listener
-from nightshift.contract import Ended
-from nightshift.errors import JobMisconfigured, JobUnavailable, RunFailed, failure
-from nightshift.failures import Failure
-from nightshift.remedies import REMEDIES
 
+from nightshift.errors import JobConfigurationError, JobTransientError, RunFailed, failure
+from nightshift.failures import listener, store
+from nightshift.failures.remedies import REMEDIES
+from nightshift.failures.store import Failure
+from nightshift.launchers.base import Ended
 from tests.plugins.test_job_operator import PASSWORD, job_pids, run_job, workers_of
 from tests.plugins.test_operator_and_worker import clear
 from tests.support.airflow import Airflow
@@ -30,7 +30,7 @@ LOST = Failure("lost", "retrain_a", "gone", "http://log", "run 1", "train", -1, 
 
 
 def of_run(airflow: Airflow, run: str) -> list[Failure]:
-    return [row.failure for row in failures.open_failures(airflow.database) if row.failure.run_id == run]
+    return [row.failure for row in store.open_failures(airflow.database) if row.failure.run_id == run]
 
 
 def page(airflow: Airflow) -> str:
@@ -136,15 +136,15 @@ class TestTable:
     """The table of failures."""
 
     def kinds(self, url: str) -> list[tuple[str, int]]:
-        return [(row.failure.kind, row.failure.try_number) for row in failures.open_failures(url)]
+        return [(row.failure.kind, row.failure.try_number) for row in store.open_failures(url)]
 
     def test_the_first_word_about_an_attempt_stays(self, database_url: str) -> None:
-        failures.record(database_url, [Failure("data_refused", *("retrain_a", "no", "", "run 1", "train", -1, 1))])
-        failures.record(database_url, [LOST])
+        store.record(database_url, [Failure("data_refused", *("retrain_a", "no", "", "run 1", "train", -1, 1))])
+        store.record(database_url, [LOST])
         assert self.kinds(database_url) == [("data_refused", 1)]
 
     def test_the_last_attempt_of_a_task_is_shown(self, database_url: str) -> None:
-        failures.record(database_url, [LOST, Failure("crashed", "retrain_a", "x", "", "run 1", "train", -1, 2)])
+        store.record(database_url, [LOST, Failure("crashed", "retrain_a", "x", "", "run 1", "train", -1, 2)])
         assert self.kinds(database_url) == [("crashed", 2)]
 
     def test_a_success_ends_the_failures_of_its_task_or_of_its_dag_only(self, database_url: str) -> None:
@@ -156,14 +156,14 @@ class TestTable:
         ]
         others = [Failure("lost", dag, "x", "", run, task, index, 1) for dag, run, task, index in keys]
         before = datetime.now(UTC)
-        failures.record(database_url, [LOST, *others])
-        failures.task_succeeded(database_url, "retrain_a", "run 1", "train", -1)
+        store.record(database_url, [LOST, *others])
+        store.task_succeeded(database_url, "retrain_a", "run 1", "train", -1)
         assert len(self.kinds(database_url)) == 4
-        failures.run_succeeded(database_url, "retrain_a", "run 1", before)
-        left = [row.failure for row in failures.open_failures(database_url)]
+        store.run_succeeded(database_url, "retrain_a", "run 1", before)
+        left = [row.failure for row in store.open_failures(database_url)]
         assert {(found.dag_id, found.run_id) for found in left} == {("retrain_b", "run 1"), ("retrain_a", "run 2")}
-        failures.run_succeeded(database_url, "retrain_a", "run 3", datetime.now(UTC))
-        assert [row.failure.dag_id for row in failures.open_failures(database_url)] == ["retrain_b"]
+        store.run_succeeded(database_url, "retrain_a", "run 3", datetime.now(UTC))
+        assert [row.failure.dag_id for row in store.open_failures(database_url)] == ["retrain_b"]
 
 
 class FakeTask:
@@ -200,7 +200,7 @@ def stored(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_each_error_is_of_a_kind_that_has_a_remedy(stored: str, error: Any, kind: str, message: str) -> None:
     listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=error)
-    (found,) = failures.open_failures(stored)
+    (found,) = store.open_failures(stored)
     assert (found.failure.kind, found.failure.message) == (kind, message)
     assert found.failure.will_retry
     assert kind in REMEDIES
@@ -208,7 +208,7 @@ def test_each_error_is_of_a_kind_that_has_a_remedy(stored: str, error: Any, kind
 
 def test_a_task_that_only_repeats_an_earlier_failure_is_not_listed(stored: str) -> None:
     listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=RunFailed("train failed"))
-    assert failures.open_failures(stored) == []
+    assert store.open_failures(stored) == []
 
 
 def test_a_database_that_is_away_or_hangs_fails_nothing_and_holds_nobody_for_long(
@@ -218,10 +218,10 @@ def test_a_database_that_is_away_or_hangs_fails_nothing_and_holds_nobody_for_lon
     for url in (f"postgresql://u:p@127.0.0.1:{silent.server_port}/x", "postgresql://u:p@127.0.0.1:9/x", "nonsense"):
         name_database(monkeypatch, url)
         started = time.monotonic()
-        listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=JobUnavailable("x"))
+        listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=JobTransientError("x"))
         assert time.monotonic() - started < listener.PATIENCE_SECONDS + 1
     monkeypatch.delenv("AIRFLOW_CONN_NIGHTSHIFT_DATABASE")
-    listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=JobMisconfigured("x"))
+    listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=JobConfigurationError("x"))
     listener.on_dag_run_failed(dag_run=object(), msg="")
     silent.server_close()
 
@@ -229,14 +229,14 @@ def test_a_database_that_is_away_or_hangs_fails_nothing_and_holds_nobody_for_lon
 @pytest.mark.parametrize(
     ("trace", "message"),
     [
-        ("Traceback:\n  File x\nnightshift.yaml_lines.PipelineError: a.yaml:1: b\na.yaml:2: c\n",
+        ("Traceback:\n  File x\nnightshift_common.yaml_file.ConfigFileError: a.yaml:1: b\na.yaml:2: c\n",
          "a.yaml:1: b\na.yaml:2: c"),
         ("Traceback:\nKeyError: 'a'\n\nDuring handling:\nTraceback:\nValueError: the last\n", "the last"),
         ("no traceback at all", "no traceback at all"),
     ],
 )  # fmt: skip
 def test_an_import_error_is_told_without_its_traceback(trace: str, message: str) -> None:
-    assert failures.import_error_message(trace) == message
+    assert store.import_error_message(trace) == message
 
 
 def test_no_secret_is_written_down_with_a_failure(airflow: Airflow, marks: Path) -> None:

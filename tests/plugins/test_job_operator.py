@@ -43,9 +43,9 @@ def test_a_parameter_out_of_bounds_is_refused_before_anything_runs(airflow: Airf
 
 
 FAILURES = {
-    "configuration": (1, "JobMisconfigured", "a made-up reason for configuration (exit code 2)"),
-    "data": (1, "JobRefusedData", "a made-up reason for data (exit code 3)"),
-    "later": (2, "JobUnavailable", "a made-up reason for later (exit code 75)"),
+    "configuration": (1, "JobConfigurationError", "a made-up reason for configuration (exit code 2)"),
+    "data": (1, "JobDataValidationError", "a made-up reason for data (exit code 3)"),
+    "later": (2, "JobTransientError", "a made-up reason for later (exit code 75)"),
     "crash": (2, "JobFailed", "KeyError: 'no such key' (exit code 1)"),
     "out_of_memory": (2, "JobFailed", "SIGKILL: often the kernel's out-of-memory killer"),
     "no_result": (2, "JobFailed", "left no result.json"),

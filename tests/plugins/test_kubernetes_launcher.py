@@ -8,11 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from nightshift.contract import JobSpec, Labels, Status
-from nightshift.errors import JobMisconfigured, JobUnavailable
-from nightshift.kubernetes_launcher import KubernetesLauncher, KubernetesSettings, selecting
 
-LABELS = Labels("retrain_digits", "manual__2026-01-01T00:00:00+00:00", "Train.It", -1, 1)
+from nightshift.errors import JobConfigurationError, JobTransientError
+from nightshift.launchers.base import JobSpec, Status
+from nightshift.launchers.kubernetes import KubernetesLauncher, KubernetesSettings, selecting
+from nightshift_common.task_instance import TaskInstanceKey
+
+TASK_INSTANCE = TaskInstanceKey("retrain_digits", "manual__2026-01-01T00:00:00+00:00", "Train.It", -1, 1)
 SETTINGS = KubernetesSettings(images={"training_jobs": "registry/training:1"}, gpus=1)
 SECRET = "kuchen-9f3a"
 DONE = json.dumps({"message": "done", "event": "done", "result": {"epochs": 3, "stop_here": None}})
@@ -77,8 +79,8 @@ def launcher(api: Api) -> KubernetesLauncher:
     return KubernetesLauncher(client, "ml", SETTINGS)
 
 
-def spec(labels: Labels = LABELS, module: str = "training_jobs.train_classifier") -> JobSpec:
-    return JobSpec(module, ["--epochs", "3"], "jobs", labels, {"PLAIN": "shown"}, {"TOKEN": SECRET})
+def spec(task_instance: TaskInstanceKey = TASK_INSTANCE, module: str = "training_jobs.train_classifier") -> JobSpec:
+    return JobSpec(module, ["--epochs", "3"], "jobs", task_instance, {"PLAIN": "shown"}, {"TOKEN": SECRET})
 
 
 def test_a_job_is_one_pod_with_the_contract_and_no_rights(launcher: KubernetesLauncher, api: Api) -> None:
@@ -94,7 +96,7 @@ def test_a_job_is_one_pod_with_the_contract_and_no_rights(launcher: KubernetesLa
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     environment = {item["name"]: item["value"] for item in container["env"]}
     assert environment["PLAIN"] == "shown" and environment["NIGHTSHIFT_JOB_DIR"] == "/job"
-    assert json.loads(environment["NIGHTSHIFT_LABELS"])["try_number"] == 1
+    assert json.loads(environment["NIGHTSHIFT_TASK_INSTANCE"])["try_number"] == 1
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
@@ -104,7 +106,7 @@ def test_a_job_that_asks_for_more_gpus_than_the_others_gets_them(launcher: Kuber
     container = api.jobs[launcher.start(two)]["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
     launcher.settings = SETTINGS.model_copy(update={"gpus": 0})
-    with pytest.raises(JobMisconfigured, match="asks for 2 GPUs, and this queue has none"):
+    with pytest.raises(JobConfigurationError, match="asks for 2 GPUs, and this queue has none"):
         launcher.start(two)
 
 
@@ -119,20 +121,22 @@ def test_secrets_are_in_a_secret_that_goes_with_the_job(launcher: KubernetesLaun
 
 
 def test_names_and_labels_are_ones_that_kubernetes_takes(launcher: KubernetesLauncher) -> None:
-    name = launcher.start(spec(Labels("d" * 200, "r:+/" * 50, "Täsk.With_all " * 9, 12, 3)))
+    name = launcher.start(spec(TaskInstanceKey("d" * 200, "r:+/" * 50, "Täsk.With_all " * 9, 12, 3)))
     assert len(name) <= 63 and name.replace("-", "").isalnum() and name == name.lower() and name.isascii()
-    assert all(len(value) <= 63 and value.isalnum() for value in selecting(LABELS).values())
+    assert all(len(value) <= 63 and value.isalnum() for value in selecting(TASK_INSTANCE).values())
 
 
 def test_a_job_is_found_by_its_own_labels_and_from_its_own_tries_only(launcher: KubernetesLauncher, api: Api) -> None:
     first = launcher.start(spec())
-    assert launcher.find(Labels(**{**vars(LABELS), "try_number": 2}), since_try=2) == first  # it runs: adopted
+    assert (
+        launcher.find(TaskInstanceKey(**{**TASK_INSTANCE.to_dict(), "try_number": 2}), since_try=2) == first
+    )  # it runs: adopted
     api.end(first, 1)
-    assert launcher.find(LABELS) == first
-    assert launcher.find(LABELS, since_try=2) is None
-    second = launcher.start(spec(Labels(**{**vars(LABELS), "try_number": 2})))
-    assert launcher.find(LABELS) == second
-    assert launcher.find(Labels(**{**vars(LABELS), "map_index": 0})) is None
+    assert launcher.find(TASK_INSTANCE) == first
+    assert launcher.find(TASK_INSTANCE, since_try=2) is None
+    second = launcher.start(spec(TaskInstanceKey(**{**TASK_INSTANCE.to_dict(), "try_number": 2})))
+    assert launcher.find(TASK_INSTANCE) == second
+    assert launcher.find(TaskInstanceKey(**{**TASK_INSTANCE.to_dict(), "map_index": 0})) is None
 
 
 @pytest.mark.parametrize(("code", "reason", "words"), [(3, "", "exit code 3"), (137, "OOMKilled", "limit of 8Gi")])
@@ -161,11 +165,11 @@ def test_stop_deletes_the_job_and_its_pod(launcher: KubernetesLauncher, api: Api
 
 
 def test_troubles_are_told_apart(launcher: KubernetesLauncher, api: Api) -> None:
-    with pytest.raises(JobMisconfigured, match=r"no image is named for other\.job"):
+    with pytest.raises(JobConfigurationError, match=r"no image is named for other\.job"):
         launcher.start(spec(module="other.job"))
     api.fails_with = 403
-    with pytest.raises(JobMisconfigured, match="answered 403"):
+    with pytest.raises(JobConfigurationError, match="answered 403"):
         launcher.start(spec())
     api.fails_with = 503
-    with pytest.raises(JobUnavailable, match="answered 503"):
-        launcher.find(LABELS)
+    with pytest.raises(JobTransientError, match="answered 503"):
+        launcher.find(TASK_INSTANCE)

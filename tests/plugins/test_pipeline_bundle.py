@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nightshift.pipeline_bundle import PipelineBundle, pipeline_file
 
+from nightshift.pipelines.bundle import PipelineBundle, pipeline_file
 from tests.support.airflow import Airflow
 from tests.support.waiting import wait_for
 

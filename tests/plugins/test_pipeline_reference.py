@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import yaml
-from nightshift.pipeline import Pipeline
-from nightshift.pipeline_reference import reference
+
+from nightshift.pipelines.pipeline_file import Pipeline
+from nightshift.pipelines.reference import reference
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pipelines.md"
 
 
 def test_the_page_is_the_one_that_the_model_makes() -> None:
-    assert PAGE.read_text() == reference(), "make it anew: cd plugins && python -m nightshift.pipeline_reference"
+    assert PAGE.read_text() == reference(), "make it anew: cd plugins && python -m nightshift.pipelines.reference"
 
 
 def test_the_example_on_the_page_is_a_valid_pipeline() -> None:

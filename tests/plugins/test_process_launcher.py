@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from nightshift.contract import JobSpec, Labels, Status, command_options
-from nightshift.errors import JobMisconfigured
-from nightshift.process_launcher import ProcessLauncher
 
+from nightshift.errors import JobConfigurationError
+from nightshift.launchers.base import JobSpec, Status, command_options
+from nightshift.launchers.process import ProcessLauncher
+from nightshift_common.task_instance import TaskInstanceKey
 from tests.support.waiting import wait_for
 
-LABELS = Labels("retrain_digits", "manual__2026-01-01T00:00:00+00:00", "train", -1, 1)
+TASK_INSTANCE = TaskInstanceKey("retrain_digits", "manual__2026-01-01T00:00:00+00:00", "train", -1, 1)
 
 
 @pytest.fixture
@@ -35,9 +36,11 @@ def launcher(home: Path, tmp_path: Path) -> Iterator[ProcessLauncher]:
             continue
 
 
-def spec(marks: Path, how: str = "succeed", labels: Labels = LABELS, **changes: object) -> JobSpec:
+def spec(
+    marks: Path, how: str = "succeed", task_instance: TaskInstanceKey = TASK_INSTANCE, **changes: object
+) -> JobSpec:
     options = command_options({"how": how, "marks": str(marks)})
-    fields = {"module": "jobs_for_tests.example", "options": options, "environment": "jobs", "labels": labels}
+    fields = {"module": "jobs_for_tests.example", "options": options, "runtime": "jobs", "task_instance": task_instance}
     return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -99,21 +102,30 @@ def test_another_worker_finds_and_follows_the_job_of_one_that_was_killed(
     launcher: ProcessLauncher, marks: Path
 ) -> None:
     starter = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
-        "from nightshift.contract import JobSpec, Labels; from nightshift.process_launcher import ProcessLauncher;"
+        "import sys; sys.path[:0] = sys.argv[1].split(':'); from pathlib import Path;"
+        "from nightshift.launchers.base import JobSpec;"
+        "from nightshift_common.task_instance import TaskInstanceKey;"
+        "from nightshift.launchers.process import ProcessLauncher;"
         "launcher = ProcessLauncher(Path(sys.argv[2]), Path(sys.argv[3]));"
         "job = launcher.start(JobSpec('jobs_for_tests.example', ['--how', 'wait', '--marks', sys.argv[4]], 'jobs',"
-        " Labels(*sys.argv[5:8], -1, 1)));"
+        " TaskInstanceKey(*sys.argv[5:8], -1, 1)));"
         "list(launcher.follow_logs(job))"
     )
-    plugins = str(Path(__file__).resolve().parents[2] / "plugins")
-    arguments = [plugins, str(launcher.home), str(launcher.jobs.parent), str(marks), *list(vars(LABELS).values())[:3]]
+    root = Path(__file__).resolve().parents[2]
+    plugins = f"{root / 'plugins'}:{root}"
+    arguments = [
+        plugins,
+        str(launcher.home),
+        str(launcher.jobs.parent),
+        str(marks),
+        *list(TASK_INSTANCE.to_dict().values())[:3],
+    ]
     worker = subprocess.Popen([sys.executable, "-c", starter, *arguments], start_new_session=True)
     pid = job_pid(marks)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
     assert alive(pid)
-    second_try = Labels(LABELS.dag_id, LABELS.run_id, LABELS.task_id, -1, 2)
+    second_try = TaskInstanceKey(TASK_INSTANCE.dag_id, TASK_INSTANCE.run_id, TASK_INSTANCE.task_id, -1, 2)
     job = launcher.find(second_try)
     assert job is not None and launcher.status(job) is Status.RUNNING
     (marks / "go").touch()
@@ -122,31 +134,31 @@ def test_another_worker_finds_and_follows_the_job_of_one_that_was_killed(
     assert job_pid(marks) == pid
 
 
-def test_a_job_is_found_by_its_own_labels_only(launcher: ProcessLauncher, marks: Path) -> None:
+def test_a_job_is_found_by_its_own_task_instance_only(launcher: ProcessLauncher, marks: Path) -> None:
     job = launcher.start(spec(marks))
-    assert launcher.find(LABELS) == job
+    assert launcher.find(TASK_INSTANCE) == job
     for field, value in [
         ("dag_id", "other"),
-        ("run_id", LABELS.run_id.replace(":", "_")),
+        ("run_id", TASK_INSTANCE.run_id.replace(":", "_")),
         ("task_id", "x"),
         ("map_index", 0),
     ]:
-        assert launcher.find(Labels(**{**vars(LABELS), field: value})) is None, field
+        assert launcher.find(TaskInstanceKey(**{**TASK_INSTANCE.to_dict(), field: value})) is None, field
 
 
-def test_labels_cannot_lead_out_of_the_folder_of_jobs(launcher: ProcessLauncher, marks: Path) -> None:
-    labels = Labels("..", "../..", "a/../../b", -1, 1)
-    job = launcher.start(spec(marks, labels=labels))
+def test_names_cannot_lead_out_of_the_folder_of_jobs(launcher: ProcessLauncher, marks: Path) -> None:
+    task_instance = TaskInstanceKey("..", "../..", "a/../../b", -1, 1)
+    job = launcher.start(spec(marks, task_instance=task_instance))
     list(launcher.follow_logs(job))
     assert (launcher.jobs / job).resolve().is_relative_to(launcher.jobs.resolve())
     assert len(Path(job).parts) == 4
-    assert launcher.find(labels) == job
+    assert launcher.find(task_instance) == job
 
 
 def test_the_same_try_again_gets_a_folder_of_its_own(launcher: ProcessLauncher, marks: Path) -> None:
     first, second = launcher.start(spec(marks)), launcher.start(spec(marks))
     assert first != second
-    assert launcher.find(LABELS) == second
+    assert launcher.find(TASK_INSTANCE) == second
 
 
 def test_stop_ends_the_job_and_all_that_it_started_within_five_seconds(launcher: ProcessLauncher, marks: Path) -> None:
@@ -197,7 +209,7 @@ def test_a_later_process_with_the_same_number_is_not_taken_for_the_job(launcher:
 
 
 def test_a_job_that_nobody_knows_has_failed(launcher: ProcessLauncher) -> None:
-    assert launcher.find(LABELS) is None
+    assert launcher.find(TASK_INSTANCE) is None
     assert launcher.status("no/such/job/001") is Status.FAILED
     launcher.stop("no/such/job/001")
 
@@ -225,10 +237,10 @@ def test_secrets_reach_the_job_and_no_file(
     assert secret not in repr(spec(marks, secrets={"TOKEN": secret}))
 
 
-def test_a_missing_environment_is_named(launcher: ProcessLauncher, marks: Path) -> None:
-    with pytest.raises(JobMisconfigured, match=r"environment cuda is not installed.*\.venv/cuda/bin/python"):
-        launcher.start(spec(marks, environment="cuda"))
-    assert launcher.find(LABELS) is None
+def test_a_missing_runtime_is_named(launcher: ProcessLauncher, marks: Path) -> None:
+    with pytest.raises(JobConfigurationError, match=r"runtime cuda is not installed.*\.venv/cuda/bin/python"):
+        launcher.start(spec(marks, runtime="cuda"))
+    assert launcher.find(TASK_INSTANCE) is None
 
 
 def test_options_keep_their_types() -> None:

@@ -76,7 +76,7 @@ def postgres(folder: Path) -> Iterator[str]:
     port, password = free_port(), "a password"
     prepare = (
         "import json, pathlib, sys; from local import postgres; data = pathlib.Path(sys.argv[1]);"
-        "postgres.initialise(data, sys.argv[2]); print(json.dumps(postgres.command(data, int(sys.argv[3]))))"
+        "postgres.initialize(data, sys.argv[2]); print(json.dumps(postgres.command(data, int(sys.argv[3]))))"
     )
     done = subprocess.run(
         [str(SERVICES / "python"), "-c", prepare, str(folder / "postgres"), password, str(port)],

@@ -12,8 +12,9 @@ from torch import nn
 
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier
-from jobkit.modelspec import SPEC_FILE, ModelSpec, Preprocessing
-from jobkit.paths import ExperimentPaths, picture
+from jobkit.experiment import Experiment
+from jobkit.model_spec import SPEC_FILE, ModelSpec, Preprocessing
+from jobkit.paths import picture
 from jobkit.snapshot import Sample, Split, write_snapshot
 
 GROUP = "digits"
@@ -52,7 +53,7 @@ def write_experiment(
         preprocessing=Preprocessing(height=SIDE, width=SIDE),
     )  # fmt: skip
     model = model or make_model(spec, seed)
-    paths = ExperimentPaths(folder)
+    paths = Experiment(folder)
     bottle.write(f"{folder}/{SPEC_FILE}", spec.model_dump_json(indent=2))
     checkpoint = bottle.path(paths.best_checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +82,12 @@ def make_model(spec: ModelSpec, seed: int) -> Classifier:
 def _draw(label: str, generator: np.random.Generator) -> np.ndarray:
     image = generator.integers(0, 60, (40, 40, 3), np.uint8)
     x, y, size = (int(v) for v in generator.integers(12, 28, 3))
-    colour = [int(v) for v in generator.integers(120, 255, 3)]
+    color = [int(v) for v in generator.integers(120, 255, 3)]
     if label == "circle":
-        cv2.circle(image, (x, y), size // 2, colour, 2)
+        cv2.circle(image, (x, y), size // 2, color, 2)
     elif label == "square":
-        cv2.rectangle(image, (x - size // 2, y - size // 2), (x + size // 2, y + size // 2), colour, 2)
+        cv2.rectangle(image, (x - size // 2, y - size // 2), (x + size // 2, y + size // 2), color, 2)
     else:
-        cv2.line(image, (x - size // 2, y), (x + size // 2, y), colour, 2)
-        cv2.line(image, (x, y - size // 2), (x, y + size // 2), colour, 2)
+        cv2.line(image, (x - size // 2, y), (x + size // 2, y), color, 2)
+        cv2.line(image, (x, y - size // 2), (x, y + size // 2), color, 2)
     return image

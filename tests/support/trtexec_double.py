@@ -194,7 +194,7 @@ def _infer(plan: dict[str, Any], graph: bytes, options: dict[str, str]) -> dict[
     final = [output.name for output in model.graph.output]
     if not plan["fp16"]:
         return dict(zip(final, onnxruntime.InferenceSession(graph).run(final, {name: value}), strict=True))
-    from conversion_jobs.onnx_session import Intermediates
+    from conversion_jobs.onnx.session import Intermediates
 
     tensors = Intermediates(model).tensors(value)
     loud = {

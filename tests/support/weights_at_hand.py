@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from jobkit.modelspec import ModelSpec, Preprocessing
+from jobkit.model_spec import ModelSpec, Preprocessing
 from tests.support.trained import LABELS, make_model
 
 SIDE = 64

@@ -14,7 +14,12 @@ from jobkit.bottle import FolderBottle
 @pytest.fixture(autouse=True)
 def _nothing_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep out what the environment of the test run names."""
-    for name in ("MLFLOW_TRACKING_URI", "NIGHTSHIFT_DATABASE_URL", "NIGHTSHIFT_STORAGE_URL", "NIGHTSHIFT_LABELS"):
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "NIGHTSHIFT_DATABASE_URL",
+        "NIGHTSHIFT_STORAGE_URL",
+        "NIGHTSHIFT_TASK_INSTANCE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

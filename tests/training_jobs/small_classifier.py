@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from jobkit.bottle import Bottle
-from jobkit.modelspec import SPEC_FILE, ModelSpec, Preprocessing, prepare
+from jobkit.model_spec import SPEC_FILE, ModelSpec, Preprocessing, prepare
 from jobkit.snapshot import Snapshot
 
 SIDE = 16
@@ -17,7 +17,7 @@ HOW = Preprocessing(height=SIDE, width=SIDE, channels=1, mean=(0.5,), std=(0.5,)
 
 
 class SmallClassifier:
-    """Logistic regression on 16x16 grey pixels of a snapshot's training pictures; `labels` leaves classes out."""
+    """Logistic regression on 16x16 gray pixels of a snapshot's training pictures; `labels` leaves classes out."""
 
     def __init__(
         self, bottle: Bottle, snapshot: Snapshot, labels: list[str] | None = None, iterations: int = 400

@@ -17,14 +17,15 @@ from tenacity import wait_none
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 from jobkit.snapshot import Snapshot, read_snapshot, write_snapshot
+from nightshift_common.options.gate import GateOptions
 from tests.training_jobs.small_classifier import SmallClassifier
 from training_jobs import evaluate, gate
 from training_jobs.data.listing import Listed
-from training_jobs.data.pictures import inspect
-from training_jobs.data.select import Rules, select
-from training_jobs.scoring.evaluation import Evaluation
+from training_jobs.data.picture_inspection import inspect
+from training_jobs.data.selection import Rules, select
+from training_jobs.scoring.evaluation import Evaluation, read_evaluation
 
 LABELS = ("circle", "cross", "square")
 EXPERIMENT = "models/forms/v__0_train_log_16_0.001"
@@ -108,8 +109,8 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     found.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", found.url)
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_TOKEN", "a token")
-    monkeypatch.setattr("training_jobs.data.http.TIMEOUT", httpx.Timeout(1.0))
-    monkeypatch.setattr("training_jobs.data.http.wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("training_jobs.data.http_client.TIMEOUT", httpx.Timeout(1.0))
+    monkeypatch.setattr("training_jobs.data.http_client.wait_random_exponential", lambda **_: wait_none())
     yield found
     server.shutdown()
     server.server_close()
@@ -140,7 +141,7 @@ def run(context: job.Context, snapshot: Snapshot) -> tuple[evaluate.Result, Eval
         group="forms", snapshot_id=snapshot.summary.snapshot_id, experiment=EXPERIMENT, model_name="forms"
     )
     result = evaluate.run(arguments, context)
-    return result, gate.read_evaluation(context.bottle, result.report)
+    return result, read_evaluation(context.bottle, result.report)
 
 
 def test_a_candidate_alone_is_scored_on_the_golden_pictures(
@@ -180,7 +181,7 @@ def test_the_same_model_as_torchscript_and_as_onnx_has_the_same_scores(
     assert result.champion.metrics == pytest.approx(result.candidate.metrics, abs=1e-4)
     assert evaluation.comparison is not None
     assert evaluation.comparison.gains["accuracy"].value == 0
-    assert gate.decide(evaluation, gate.Rules()).promote
+    assert gate.decide(evaluation, GateOptions(metric="macro_f1")).promote
 
 
 def test_a_worse_candidate_is_seen_to_be_worse(
@@ -194,7 +195,7 @@ def test_a_worse_candidate_is_seen_to_be_worse(
     assert evaluation.comparison is not None
     assert evaluation.comparison.gains["accuracy"].value < -0.1
     assert evaluation.comparison.p_value < 0.01
-    assert not gate.decide(evaluation, gate.Rules()).promote
+    assert not gate.decide(evaluation, GateOptions(metric="macro_f1")).promote
 
 
 def test_a_champion_that_knows_other_classes_is_matched_by_name_and_said_so(
@@ -251,14 +252,14 @@ def test_a_champion_that_cannot_be_used_is_an_error_that_says_what_to_do(
         (spoiled(whole, replace=("model.json", b"{}")), r"model\.json of version 0\.0\.1 .* is not valid"),
     ):
         storage.archive = archive
-        with pytest.raises(DataRefused, match=message):
+        with pytest.raises(DataValidationError, match=message):
             run(context, snapshot)
     assert not list(bottle.keys("evaluations"))
 
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(500, TryAgainLater), (503, TryAgainLater), (401, ConfigurationError), (403, ConfigurationError)],
+    [(500, TransientError), (503, TransientError), (401, ConfigurationError), (403, ConfigurationError)],
 )
 def test_a_storage_that_does_not_answer_well_is_typed(
     context: job.Context,
@@ -278,21 +279,21 @@ def test_a_candidate_that_cannot_be_used_is_refused_with_its_file(
     context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
 ) -> None:
     model = SmallClassifier(bottle, snapshot)
-    with pytest.raises(DataRefused, match=r"model\.json is not in the bottle"):
+    with pytest.raises(DataValidationError, match=r"model\.json is not in the bottle"):
         run(context, snapshot)
     model.write_experiment(bottle, Path(EXPERIMENT).name)
     script = f"{EXPERIMENT}/torchscripts/model.pt"
     whole = bottle.read(script)
     bottle.write(script, whole[:300])
-    with pytest.raises(DataRefused, match=r"model\.pt does not load"):
+    with pytest.raises(DataValidationError, match=r"model\.pt does not load"):
         run(context, snapshot)
     bottle.write(script, whole)
     spec = model.spec.model_copy(update={"labels": ["circle", "cross"]})
     bottle.write(f"{EXPERIMENT}/model.json", spec.model_dump_json())
-    with pytest.raises(DataRefused, match=r"gives outputs \[\d+, 3\], but its spec says \[\d+, 2\]"):
+    with pytest.raises(DataValidationError, match=r"gives outputs \[\d+, 3\], but its spec says \[\d+, 2\]"):
         run(context, snapshot)
     bottle.write(f"{EXPERIMENT}/model.json", model.spec.model_copy(update={"group": "other"}).model_dump_json())
-    with pytest.raises(DataRefused, match="was trained for group other, not forms"):
+    with pytest.raises(DataValidationError, match="was trained for group other, not forms"):
         run(context, snapshot)
 
 
@@ -302,7 +303,7 @@ def test_a_candidate_whose_weights_are_not_numbers_is_refused(
     model = SmallClassifier(bottle, snapshot)
     model.weight[0, 0] = float("nan")
     model.write_experiment(bottle, Path(EXPERIMENT).name)
-    with pytest.raises(DataRefused, match="not finite"):
+    with pytest.raises(DataValidationError, match="not finite"):
         run(context, snapshot)
 
 
@@ -311,12 +312,12 @@ def test_mlflow_gets_numbers_and_pictures(
 ) -> None:
     from mlflow import MlflowClient
 
-    from jobkit.tracking import Labels
+    from nightshift_common.task_instance import TaskInstanceKey
 
     model = SmallClassifier(bottle, snapshot)
     model.write_experiment(bottle, Path(EXPERIMENT).name)
     storage.champion, storage.archive = "0.0.7", model.archive()
-    context = job.Context(tmp_path, Labels(dag_id="retrain_evaluate_test", run_id="r1", task_id="evaluate"))
+    context = job.Context(tmp_path, TaskInstanceKey(dag_id="retrain_evaluate_test", run_id="r1", task_id="evaluate"))
     result, _ = run(context, snapshot)
     context.close(succeeded=True)
     api = MlflowClient(mlflow_url)
@@ -333,6 +334,6 @@ def test_mlflow_gets_numbers_and_pictures(
         with Image.open(api.download_artifacts(stored.info.run_id, name, str(tmp_path))) as image:
             assert image.format == "PNG"
             assert min(image.size) > 200
-            colours = image.convert("RGB").getcolors(1 << 24)
-            assert colours is not None
-            assert len(colours) > 50
+            colors = image.convert("RGB").getcolors(1 << 24)
+            assert colors is not None
+            assert len(colors) > 50

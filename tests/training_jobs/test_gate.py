@@ -11,11 +11,11 @@ import pytest
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
+from nightshift_common.options.gate import GateOptions
 from training_jobs import gate
-from training_jobs.gate import Decision, Rules, decide
-from training_jobs.scoring.evaluation import Evaluation
-from training_jobs.scoring.metrics import Comparison, Gain, Scores, Slice
+from training_jobs.gate import Decision, decide
+from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def evaluation(candidate: Scores, champion: Scores | None) -> Evaluation:
 
 
 def judge(candidate: Scores, champion: Scores | None, **rules: object) -> Decision:
-    return decide(evaluation(candidate, champion), Rules.model_validate({"metric": "accuracy", **rules}))
+    return decide(evaluation(candidate, champion), GateOptions.model_validate({"metric": "accuracy", **rules}))
 
 
 @pytest.mark.parametrize(("value", "promote"), [(0.969, False), (0.97, True), (0.98, True)])
@@ -109,8 +109,8 @@ def test_every_broken_rule_is_named() -> None:
 
 def test_an_evaluation_without_its_comparison_is_refused() -> None:
     broken = evaluation(scores("a", 0.9), scores("b", 0.9)).model_copy(update={"comparison": None})
-    with pytest.raises(DataRefused, match="evaluate again"):
-        decide(broken, Rules())
+    with pytest.raises(DataValidationError, match="evaluate again"):
+        decide(broken, GateOptions(metric="macro_f1"))
 
 
 def run(context: job.Context, bottle: FolderBottle, found: Evaluation, **options: object) -> gate.Result:
@@ -133,10 +133,10 @@ def test_a_promotion_goes_on(context: job.Context, bottle: FolderBottle) -> None
 
 
 def test_an_evaluation_that_is_not_there_or_damaged_is_refused(context: job.Context, bottle: FolderBottle) -> None:
-    with pytest.raises(DataRefused, match=r"evaluations/none\.json is not in the bottle"):
+    with pytest.raises(DataValidationError, match=r"evaluations/none\.json is not in the bottle"):
         gate.run(gate.Arguments(report="evaluations/none.json"), context)
     bottle.write("evaluations/torn.json", '{"group": "g"')
-    with pytest.raises(DataRefused, match="not a valid evaluation"):
+    with pytest.raises(DataValidationError, match="not a valid evaluation"):
         gate.run(gate.Arguments(report="evaluations/torn.json"), context)
 
 
@@ -162,10 +162,10 @@ def test_mlflow_shows_the_decision_on_the_jobs_run_and_on_the_dag_runs(
 ) -> None:
     from mlflow import MlflowClient
 
-    from jobkit.tracking import Labels
+    from nightshift_common.task_instance import TaskInstanceKey
 
-    labels = Labels(dag_id="retrain_gate_test", run_id="r1", task_id="gate")
-    context = job.Context(tmp_path, labels)
+    task_instance = TaskInstanceKey(dag_id="retrain_gate_test", run_id="r1", task_id="gate")
+    context = job.Context(tmp_path, task_instance)
     run(context, bottle, evaluation(scores("new", 0.5), None), floor=0.9)
     context.close(succeeded=True)
     api = MlflowClient(mlflow_url)

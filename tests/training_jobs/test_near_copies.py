@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from services.collect.load_digits import digits
-from training_jobs.data.near import CONTRAST_SHARE, LIMIT, near_copies
-from training_jobs.data.pictures import inspect
+from training_jobs.data.near_duplicates import CONTRAST_SHARE, LIMIT, near_copies
+from training_jobs.data.picture_inspection import inspect
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hymenoptera" / "pictures"
 
@@ -45,12 +45,12 @@ def by_every_pair(thumbnails: NDArray[np.uint8]) -> dict[int, int]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10**6), centres=st.integers(1, 8), spread=st.integers(0, 8), contrast=st.integers(0, 80))
-def test_every_pair_within_the_limit_is_found(seed: int, centres: int, spread: int, contrast: int) -> None:
+@given(seed=st.integers(0, 10**6), centers=st.integers(1, 8), spread=st.integers(0, 8), contrast=st.integers(0, 80))
+def test_every_pair_within_the_limit_is_found(seed: int, centers: int, spread: int, contrast: int) -> None:
     random = np.random.default_rng(seed)
-    middle = 128 + random.integers(-contrast, contrast + 1, (centres, 256))
+    middle = 128 + random.integers(-contrast, contrast + 1, (centers, 256))
     noise = random.integers(-spread, spread + 1, (60, 256)) + random.integers(-3, 4, (60, 1))  # and a shade lighter
-    thumbnails = (middle[random.integers(0, centres, 60)] + noise).clip(0, 255).astype(np.uint8)
+    thumbnails = (middle[random.integers(0, centers, 60)] + noise).clip(0, 255).astype(np.uint8)
     assert near_copies(thumbnails) == by_every_pair(thumbnails)
 
 

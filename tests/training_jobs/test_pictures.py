@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobkit.modelspec import Preprocessing, prepare
+from jobkit.model_spec import Preprocessing, prepare
 from tests.training_jobs.pictures import bomb, picture
-from training_jobs.data.pictures import inspect
+from training_jobs.data.picture_inspection import inspect
 
-COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
-GREY = np.asarray(COLOURS)[..., 0]
+COLORS = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+GRAY = np.asarray(COLORS)[..., 0]
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
@@ -25,17 +25,17 @@ def saved(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 GOOD = {
-    "colours": (saved(COLOURS, "JPEG"), ".jpg"),
-    "progressive": (saved(COLOURS, "JPEG", progressive=True), ".jpg"),
-    "print colours": (saved(COLOURS.convert("CMYK"), "JPEG"), ".jpg"),
-    "palette": (saved(COLOURS.convert("P"), "PNG"), ".png"),
-    "transparent": (saved(COLOURS.convert("RGBA"), "PNG"), ".png"),
-    "one bit": (saved(COLOURS.convert("1"), "PNG"), ".png"),
-    "16 bits": (saved(Image.fromarray(GREY.astype(np.uint16) * 256), "PNG"), ".png"),
-    "webp": (saved(COLOURS, "WEBP"), ".webp"),
-    "bmp": (saved(COLOURS, "BMP"), ".bmp"),
-    "tiff": (saved(COLOURS, "TIFF", compression="tiff_lzw"), ".tif"),
-    "fax": (saved(COLOURS.convert("1"), "TIFF", compression="group4"), ".tif"),
+    "colors": (saved(COLORS, "JPEG"), ".jpg"),
+    "progressive": (saved(COLORS, "JPEG", progressive=True), ".jpg"),
+    "print colors": (saved(COLORS.convert("CMYK"), "JPEG"), ".jpg"),
+    "palette": (saved(COLORS.convert("P"), "PNG"), ".png"),
+    "transparent": (saved(COLORS.convert("RGBA"), "PNG"), ".png"),
+    "one bit": (saved(COLORS.convert("1"), "PNG"), ".png"),
+    "16 bits": (saved(Image.fromarray(GRAY.astype(np.uint16) * 256), "PNG"), ".png"),
+    "webp": (saved(COLORS, "WEBP"), ".webp"),
+    "bmp": (saved(COLORS, "BMP"), ".bmp"),
+    "tiff": (saved(COLORS, "TIFF", compression="tiff_lzw"), ".tif"),
+    "fax": (saved(COLORS.convert("1"), "TIFF", compression="group4"), ".tif"),
 }
 
 
@@ -55,8 +55,8 @@ def test_what_is_taken_can_be_prepared_for_a_model(name: str, tmp_path: Path) ->
         (b"", "the file is empty"),
         (b"\0" * 5000, "does not decode"),
         (b"<html></html>", "does not decode"),
-        (saved(COLOURS, "GIF"), "the format GIF is not one of JPEG"),
-        (saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"), r"does not decode this TIFF \(F\)"),
+        (saved(COLORS, "GIF"), "the format GIF is not one of JPEG"),
+        (saved(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), r"does not decode this TIFF \(F\)"),
         (bomb(900), "does not decode"),
     ],
 )

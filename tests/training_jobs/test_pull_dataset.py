@@ -12,7 +12,7 @@ import pytest
 
 from jobkit import database, job
 from jobkit.bottle import Bottle, FolderBottle, open_bottle
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.snapshot import Refused, read_snapshot
 from tests.conftest import CollectServer
 from tests.training_jobs.pictures import bomb, item, items, picture, publish
@@ -137,7 +137,7 @@ def test_too_many_bad_pictures_refuse_the_pull_with_counts_and_examples(
     collect: CollectServer, context: job.Context, bottle: FolderBottle, group: str
 ) -> None:
     publish(collect, group, items(40) + [item(f"torn_{n}.png", picture(n)[:60]) for n in range(6)])
-    with pytest.raises(DataRefused, match=r"6 of 86 .* \(6 corrupt\), more than the share of 0\.05") as caught:
+    with pytest.raises(DataValidationError, match=r"6 of 86 .* \(6 corrupt\), more than the share of 0\.05") as caught:
         pull(context, group)
     assert str(caught.value).count("torn_") == 3
     assert len(refused(bottle, group)) == 6
@@ -254,7 +254,7 @@ def test_a_wrong_password_is_a_configuration_error(
 
 def test_one_class_only_is_refused(collect: CollectServer, context: job.Context, group: str) -> None:
     publish(collect, group, items(40, classes=("ant",)))
-    with pytest.raises(DataRefused, match=r"only the class 'ant' \(40 pictures\)"):
+    with pytest.raises(DataValidationError, match=r"only the class 'ant' \(40 pictures\)"):
         pull(context, group)
 
 
@@ -263,7 +263,7 @@ def test_a_class_with_too_few_pictures_is_named(
     collect: CollectServer, context: job.Context, group: str, count: int
 ) -> None:
     publish(collect, group, items(40) + items(count, classes=("wasp",), start=9000))
-    with pytest.raises(DataRefused, match=rf"'wasp' has {count} in {count} .*, none in ") as caught:
+    with pytest.raises(DataValidationError, match=rf"'wasp' has {count} in {count} .*, none in ") as caught:
         pull(context, group)
     assert "'ant'" not in str(caught.value)
 
@@ -301,7 +301,7 @@ def test_a_pinned_snapshot_pulls_nothing(
     monkeypatch.delenv("NIGHTSHIFT_COLLECT_URL")
     pinned = pull(context, group, snapshot_id=first.snapshot_id)
     assert (pinned.snapshot_id, pinned.pictures, pinned.transferred) == (first.snapshot_id, 80, 0)
-    with pytest.raises(DataRefused, match=f"there is no snapshot feedfeedfeedfeed .*{first.snapshot_id}"):
+    with pytest.raises(DataValidationError, match=f"there is no snapshot feedfeedfeedfeed .*{first.snapshot_id}"):
         pull(context, group, snapshot_id="feedfeedfeedfeed")
 
 
@@ -343,10 +343,10 @@ def test_mlflow_gets_the_snapshot_and_its_counts(
 ) -> None:
     from mlflow import MlflowClient
 
-    from jobkit.tracking import Labels
+    from nightshift_common.task_instance import TaskInstanceKey
 
     publish(collect, group, [*items(40), item("torn.png", picture(1)[:60])])
-    context = job.Context(tmp_path, Labels(dag_id=f"retrain_{group}", run_id="r1", task_id="pull_dataset"))
+    context = job.Context(tmp_path, TaskInstanceKey(dag_id=f"retrain_{group}", run_id="r1", task_id="pull_dataset"))
     result = pull(context, group)
     context.close(succeeded=True)
     stored = MlflowClient(mlflow_url).get_run(context.tracking.run_id)

@@ -11,7 +11,7 @@ from tenacity import wait_none
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, TryAgainLater
+from jobkit.errors import ConfigurationError, TransientError
 from tests.support import servers
 from tests.training_jobs import misbehaving
 from tests.training_jobs.misbehaving import Service, half_body, hang, hang_up, page, status
@@ -25,8 +25,8 @@ COUNT = 80
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """A service with two classes of 40 pictures; the client waits 0.3 s for an answer, and not between two attempts."""
-    monkeypatch.setattr("training_jobs.data.http.TIMEOUT", httpx.Timeout(0.3))
-    monkeypatch.setattr("training_jobs.data.http.wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("training_jobs.data.http_client.TIMEOUT", httpx.Timeout(0.3))
+    monkeypatch.setattr("training_jobs.data.http_client.wait_random_exponential", lambda **_: wait_none())
     with misbehaving.service(items(40)) as found:
         monkeypatch.setenv("NIGHTSHIFT_COLLECT_URL", found.url)
         monkeypatch.setenv("NIGHTSHIFT_COLLECT_FILES_URL", f"{found.url}/files/")
@@ -61,7 +61,7 @@ def test_a_fault_that_stays_is_left_to_a_later_try_that_finds_what_was_fetched(
     fault: misbehaving.Fault,
 ) -> None:
     service.spoil(path, fault)
-    with pytest.raises(TryAgainLater, match=f"{path}.* 4 times"):
+    with pytest.raises(TransientError, match=f"{path}.* 4 times"):
         pull(context, group)
     assert list(bottle.keys("snapshots")) == []
     fetched = len(transfer.read_index(bottle, group))
@@ -77,7 +77,7 @@ def test_a_fault_that_stays_is_left_to_a_later_try_that_finds_what_was_fetched(
 def test_a_service_that_is_down_ends_the_pull_soon(service: Service, context: job.Context, group: str) -> None:
     service.spoil("/files/", status(500))
     started = time.monotonic()
-    with pytest.raises(TryAgainLater):
+    with pytest.raises(TransientError):
         pull(context, group)
     assert time.monotonic() - started < 10
     # each of the eight threads may be in its four attempts; the other pictures are not asked for
@@ -88,7 +88,7 @@ def test_nobody_at_the_address_is_worth_another_try(
     service: Service, context: job.Context, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_COLLECT_URL", f"http://127.0.0.1:{servers.free_port()}")
-    with pytest.raises(TryAgainLater, match="/login failed"):
+    with pytest.raises(TransientError, match="/login failed"):
         pull(context, group)
 
 
@@ -96,7 +96,7 @@ def test_a_page_for_people_instead_of_json_is_worth_another_try(
     service: Service, context: job.Context, group: str
 ) -> None:
     service.spoil("/meta/pictures", page, times=1)
-    with pytest.raises(TryAgainLater, match="did not answer with JSON but with '<html>maintenance"):
+    with pytest.raises(TransientError, match="did not answer with JSON but with '<html>maintenance"):
         pull(context, group)
     assert pull(context, group).pictures == COUNT
 

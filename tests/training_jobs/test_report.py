@@ -12,8 +12,9 @@ from mlflow import MlflowClient
 
 from jobkit import database, job
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, TryAgainLater
-from jobkit.tracking import Labels, Run
+from jobkit.errors import ConfigurationError, TransientError
+from jobkit.tracking import Run
+from nightshift_common.task_instance import TaskInstanceKey
 from tests.support.proxy import proxy
 from tests.training_jobs.test_gate import evaluation, scores
 from training_jobs import report
@@ -22,15 +23,17 @@ DONE = {"pull_dataset": "success", "train_classifier": "success", "deploy_model"
 
 
 @pytest.fixture
-def labels() -> Labels:
-    return Labels(dag_id=f"retrain_{uuid.uuid4().hex[:8]}", run_id="scheduled__2026-01-02", task_id="report")
+def task_instance() -> TaskInstanceKey:
+    return TaskInstanceKey(dag_id=f"retrain_{uuid.uuid4().hex[:8]}", run_id="scheduled__2026-01-02", task_id="report")
 
 
 Closer = Callable[..., report.Result]
 
 
 @pytest.fixture
-def close(labels: Labels, bottle: FolderBottle, tmp_path: Path, database_url: str, mlflow_url: str) -> Closer:
+def close(
+    task_instance: TaskInstanceKey, bottle: FolderBottle, tmp_path: Path, database_url: str, mlflow_url: str
+) -> Closer:
     """Run the job as Airflow does: options as text, absent ones empty."""
 
     def run(**options: object) -> report.Result:
@@ -46,7 +49,7 @@ def close(labels: Labels, bottle: FolderBottle, tmp_path: Path, database_url: st
         argv = ["--pipeline", "digits"]
         for name, value in texts.items():
             argv += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-        context = job.Context(tmp_path, labels)
+        context = job.Context(tmp_path, task_instance)
         return report.run(job.parse(report.Arguments, argv), context)
 
     return run
@@ -59,8 +62,8 @@ def row() -> dict[str, object]:
     return dict(found[0])
 
 
-def parent_of(url: str, labels: Labels) -> object:
-    return MlflowClient(url).get_run(Run.parent(labels).run_id)
+def parent_of(url: str, task_instance: TaskInstanceKey) -> object:
+    return MlflowClient(url).get_run(Run.parent(task_instance).run_id)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +78,19 @@ def parent_of(url: str, labels: Labels) -> object:
     ],
 )  # fmt: skip
 def test_what_a_run_came_to(
-    close: Closer, labels: Labels, mlflow_url: str, options: dict[str, object], outcome: str, status: str
+    close: Closer,
+    task_instance: TaskInstanceKey,
+    mlflow_url: str,
+    options: dict[str, object],
+    outcome: str,
+    status: str,
 ) -> None:
     result = close(snapshot_id="0123456789abcdef", **options)
     assert result.outcome == outcome
     stored = row()
     assert (stored["outcome"], stored["snapshot_id"], stored["fingerprint"]) == (outcome, "0123456789abcdef", "f")
     assert stored["finished_at"] is not None
-    parent = parent_of(mlflow_url, labels)
+    parent = parent_of(mlflow_url, task_instance)
     assert stored["mlflow_run_id"] == parent.info.run_id
     assert parent.info.status == status
     assert parent.data.tags["nightshift.outcome"] == outcome
@@ -101,7 +109,7 @@ def test_a_promotion_makes_the_next_night_end_early_and_a_failure_does_not(close
     assert (found.outcome, found.model_version) == ("promoted", "0.0.4")
 
 
-def test_writing_it_again_changes_nothing(close: Closer, labels: Labels, mlflow_url: str) -> None:
+def test_writing_it_again_changes_nothing(close: Closer, task_instance: TaskInstanceKey, mlflow_url: str) -> None:
     first = close(snapshot_id="s", version="0.0.4", states=DONE, started_at="2026-01-02T03:04:05+00:00")
     before = row()
     assert close(snapshot_id="s", version="0.0.4", states=DONE, started_at="2026-01-02T03:04:05+00:00") == first
@@ -110,22 +118,22 @@ def test_writing_it_again_changes_nothing(close: Closer, labels: Labels, mlflow_
         k: v for k, v in before.items() if k != "finished_at"
     }
     assert str(after["started_at"]).startswith("2026-01-02T03:04:05")
-    experiment = MlflowClient(mlflow_url).get_experiment_by_name(labels.dag_id)
+    experiment = MlflowClient(mlflow_url).get_experiment_by_name(task_instance.dag_id)
     assert len(MlflowClient(mlflow_url).search_runs([experiment.experiment_id])) == 1
 
 
-def test_nothing_new_is_a_row_and_no_mlflow_run(close: Closer, labels: Labels, mlflow_url: str) -> None:
+def test_nothing_new_is_a_row_and_no_mlflow_run(close: Closer, task_instance: TaskInstanceKey, mlflow_url: str) -> None:
     assert close(snapshot_id="s", outcome="nothing_new", reason="as last night").outcome == "nothing_new"
     assert row()["reason"] == "as last night"
-    assert MlflowClient(mlflow_url).get_experiment_by_name(labels.dag_id) is None
+    assert MlflowClient(mlflow_url).get_experiment_by_name(task_instance.dag_id) is None
 
 
 def test_the_summary_is_for_people_and_for_programs(
-    close: Closer, labels: Labels, mlflow_url: str, bottle: FolderBottle, tmp_path: Path
+    close: Closer, task_instance: TaskInstanceKey, mlflow_url: str, bottle: FolderBottle, tmp_path: Path
 ) -> None:
     bottle.write("evaluations/g/s/v.json", evaluation(scores("new", 0.98), scores("0.0.3", 0.95)).model_dump_json())
     close(snapshot_id="s", version="0.0.4", states=DONE, report="evaluations/g/s/v.json")
-    parent = parent_of(mlflow_url, labels)
+    parent = parent_of(mlflow_url, task_instance)
     assert parent.data.metrics["golden/accuracy"] == 0.98
     api = MlflowClient(mlflow_url)
     text = Path(api.download_artifacts(parent.info.run_id, "summary.md", str(tmp_path))).read_text()
@@ -145,37 +153,39 @@ def test_the_summary_is_for_people_and_for_programs(
 
 
 def test_with_mlflow_down_the_row_is_there_and_a_later_try_does_the_rest(
-    close: Closer, labels: Labels, mlflow_url: str, monkeypatch: pytest.MonkeyPatch
+    close: Closer, task_instance: TaskInstanceKey, mlflow_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with proxy(mlflow_url) as line:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", line.url)
         line.cut()
-        with pytest.raises(TryAgainLater, match="MLflow"):
+        with pytest.raises(TransientError, match="MLflow"):
             close(snapshot_id="s", version="0.0.4", states=DONE)
         assert row()["outcome"] == "promoted"
         line.mend()
         close(snapshot_id="s", version="0.0.4", states=DONE)
-        assert parent_of(mlflow_url, labels).info.status == "FINISHED"
+        assert parent_of(mlflow_url, task_instance).info.status == "FINISHED"
 
 
-def test_an_evaluation_that_is_gone_does_not_keep_a_run_open(close: Closer, labels: Labels, mlflow_url: str) -> None:
+def test_an_evaluation_that_is_gone_does_not_keep_a_run_open(
+    close: Closer, task_instance: TaskInstanceKey, mlflow_url: str
+) -> None:
     assert close(version="0.0.4", states=DONE, report="evaluations/none.json").outcome == "promoted"
-    assert parent_of(mlflow_url, labels).info.status == "FINISHED"
+    assert parent_of(mlflow_url, task_instance).info.status == "FINISHED"
 
 
 def test_the_run_of_a_killed_job_is_ended_and_those_of_others_are_left(
-    close: Closer, labels: Labels, mlflow_url: str
+    close: Closer, task_instance: TaskInstanceKey, mlflow_url: str
 ) -> None:
     api = MlflowClient(mlflow_url)
-    done, killed = (Run.start(labels.model_copy(update={"task_id": name})) for name in ("pull_dataset", "train"))
+    done, killed = (Run.start(task_instance.model_copy(update={"task_id": name})) for name in ("pull_dataset", "train"))
     done.end(succeeded=True)
-    other = Run.start(labels.model_copy(update={"task_id": "train", "run_id": "another"}))
+    other = Run.start(task_instance.model_copy(update={"task_id": "train", "run_id": "another"}))
     close(states={"train": "failed"})
     statuses = [api.get_run(run.run_id).info.status for run in (done, killed, other)]
     assert statuses == ["FINISHED", "KILLED", "RUNNING"]
 
 
 def test_by_hand_there_is_no_run_to_close(context: job.Context, database_url: str) -> None:
-    with pytest.raises(ConfigurationError, match="NIGHTSHIFT_LABELS"):
+    with pytest.raises(ConfigurationError, match="NIGHTSHIFT_TASK_INSTANCE"):
         report.run(report.Arguments(pipeline="digits"), context)

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from jobkit.modelspec import ModelSpec, Preprocessing
+from jobkit.model_spec import ModelSpec, Preprocessing
 from training_jobs.scoring.metrics import calibration_error, compare, score
 from training_jobs.scoring.predict import align, differences
 

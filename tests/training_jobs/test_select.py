@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
 from jobkit.snapshot import snapshot_id
 from tests.training_jobs.pictures import picture
 from training_jobs.data.listing import Listed
-from training_jobs.data.pictures import Inspected, inspect, missing
-from training_jobs.data.select import Rules, check_classes, select
+from training_jobs.data.picture_inspection import Inspected, inspect, missing
+from training_jobs.data.selection import Rules, check_classes, select
 
 RULES = Rules(min_side=16, max_side=1000, val_part=0.15, golden_part=0.15)
 
@@ -56,7 +56,7 @@ def test_the_selection_does_not_depend_on_the_order_of_the_listing(shuffle: rand
 
 
 def test_every_picture_is_taken_or_refused_with_a_reason_exactly_once() -> None:
-    taken = [s.source for s in EXPECTED.samples] + [p.source for p in EXPECTED.unlabelled]
+    taken = [s.source for s in EXPECTED.samples] + [p.source for p in EXPECTED.unlabeled]
     everything = Counter(taken + [r.source for r in EXPECTED.refused])
     assert everything == Counter(e.source for e in LISTED)
     reasons = {r.source: r.reason for r in EXPECTED.refused}
@@ -109,9 +109,9 @@ def test_a_near_copy_with_another_label_says_so() -> None:
     found = select([Listed(source="a.png", label="ant"), Listed(source="b.jpg", label="bee")], inspected, RULES)
     (refused,) = found.refused
     assert refused.reason == "near_duplicate"
-    assert "which is labelled" in refused.detail
+    assert "which is labeled" in refused.detail
 
 
 def test_nothing_usable_is_refused() -> None:
-    with pytest.raises(DataRefused, match="no usable picture"):
+    with pytest.raises(DataValidationError, match="no usable picture"):
         check_classes([], "g")

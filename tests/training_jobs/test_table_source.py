@@ -10,7 +10,7 @@ from psycopg2.extras import execute_values
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.snapshot import read_snapshot
 from tests.conftest import CollectServer
 from tests.training_jobs.pictures import items, picture, publish
@@ -77,7 +77,7 @@ def test_a_split_group_stays_on_one_side(
 def test_labels_may_be_numbers_rows_without_one_are_left_out_and_schemas_are_found(
     database_url: str, context: job.Context, bottle: FolderBottle, group: str
 ) -> None:
-    rows: list[tuple[object, ...]] = [("incoming/unlabelled.png", None)]
+    rows: list[tuple[object, ...]] = [("incoming/unlabeled.png", None)]
     for item in items(40):
         bottle.write(f"incoming/{item.name}", item.content)
         rows.append((f"incoming/{item.name}", 3 if item.category == "ant" else 7))
@@ -106,7 +106,7 @@ def test_a_table_name_that_is_none_never_reaches_the_database(
     table(database_url, "path text, label text", [("x.png", "ant")])
     with pytest.raises((ConfigurationError, ValueError), match="table"):
         pull(context, group, name)
-    with pytest.raises(DataRefused, match="1 missing"):  # the table is still there
+    with pytest.raises(DataValidationError, match="1 missing"):  # the table is still there
         pull(context, group)
 
 
@@ -128,7 +128,7 @@ def test_a_missing_column_is_named(database_url: str, context: job.Context, grou
 
 def test_a_row_without_a_path_is_refused(database_url: str, context: job.Context, group: str) -> None:
     table(database_url, "path text, label text", [("x", "ant"), (None, "ant"), ("", "bee")])
-    with pytest.raises(DataRefused, match=r"2 of 3 rows of public\.labels have no path"):
+    with pytest.raises(DataValidationError, match=r"2 of 3 rows of public\.labels have no path"):
         pull(context, group)
 
 

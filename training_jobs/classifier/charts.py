@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT, MARGIN = 480, 240, 58
-COLOURS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e5ea2")
+COLORS = ("#1f5fa8", "#c0392b", "#2e8b57", "#8e5ea2")
 
 
 def lines(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
@@ -25,13 +25,13 @@ def lines(title: str, x: Sequence[float], series: Mapping[str, Sequence[float]])
 
     parts = [_frame(title, f"{low:.3g}", f"{high:.3g}", f"{x[0]:g}", f"{x[-1]:g}")]
     for number, (name, one) in enumerate(series.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         points = " ".join(place(at, value) for at, value in zip(x, one, strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
         if len(x) == 1:
             left, top = points.split(",")
-            parts.append(f'<circle cx="{left}" cy="{top}" r="3" fill="{colour}"/>')
-        parts.append(f'<text x="{MARGIN + 8 + 110 * number}" y="34" fill="{colour}">{escape(name)}</text>')
+            parts.append(f'<circle cx="{left}" cy="{top}" r="3" fill="{color}"/>')
+        parts.append(f'<text x="{MARGIN + 8 + 110 * number}" y="34" fill="{color}">{escape(name)}</text>')
     return _svg(parts)
 
 
@@ -47,7 +47,7 @@ def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
     for confidence, right, count in bins:
         parts.append(
             f'<circle cx="{MARGIN + confidence * side_x:.1f}" cy="{HEIGHT - MARGIN - right * side_y:.1f}" '
-            f'r="{3 + 6 * (count / largest) ** 0.5:.1f}" fill="{COLOURS[0]}" fill-opacity="0.7">'
+            f'r="{3 + 6 * (count / largest) ** 0.5:.1f}" fill="{COLORS[0]}" fill-opacity="0.7">'
             f"<title>{count} pictures: confidence {confidence:.3f}, right {right:.3f}</title></circle>"
         )
     return _svg(parts)

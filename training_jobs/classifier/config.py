@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobkit.modelspec import Preprocessing
-from jobkit.yaml_file import load
-from training_jobs.classifier import checks
+from jobkit.errors import ConfigurationError
+from jobkit.model_spec import Preprocessing
+from nightshift_common.yaml_file import ConfigFileError, load
+from training_jobs.classifier import config_checks
 from training_jobs.classifier.section import Section
 from training_jobs.classifier.transforms import AnyAugmentation, PostTransform, PreTransform
 from training_jobs.classifier.transforms.fixed import LongestMaxSize, Normalize, PadIfNeeded, Resize, ToTensor
@@ -90,7 +91,7 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        return checks.none(self, checks.dataset(self))
+        return config_checks.none(self, config_checks.dataset(self))
 
 
 class Model(Section):
@@ -102,7 +103,7 @@ class Model(Section):
     )
     load_mismatched: bool = Field(False, description="accept a load_from some of whose layers do not fit")
     pretrained: bool = Field(False, description="start from timm's published weights")
-    in_channels: Literal[1, 3] = Field(3, description="3: RGB; 1: grey")
+    in_channels: Literal[1, 3] = Field(3, description="3: RGB; 1: gray")
     n_classes: int | None = Field(None, ge=2, description="checked against the labels; default: as many as there are")
 
 
@@ -124,7 +125,7 @@ class Optimizer(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        return checks.none(self, checks.optimizer(self))
+        return config_checks.none(self, config_checks.optimizer(self))
 
 
 class Scheduler(Section):
@@ -209,7 +210,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        return checks.none(self, checks.everything(self))
+        return config_checks.none(self, config_checks.everything(self))
 
 
 def read_config(path: Path, epochs: int | None = None, batch: int | None = None) -> Config:
@@ -218,7 +219,11 @@ def read_config(path: Path, epochs: int | None = None, batch: int | None = None)
     Raises:
         ConfigurationError: the file has errors; all are listed, each with its line.
     """
-    return overridden(load(path, Config), epochs, batch)
+    try:
+        config = load(path, Config)
+    except ConfigFileError as error:
+        raise ConfigurationError(str(error)) from error
+    return overridden(config, epochs, batch)
 
 
 def overridden(

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from jobkit import modelspec
+from jobkit import model_spec
 from jobkit.progress import Progress
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.examples import Example
-from training_jobs.classifier.pictures import Backgrounds, load, without_background
+from training_jobs.classifier.picture_loading import Backgrounds, load, without_background
 from training_jobs.classifier.transforms.augmentation import Picture
 
 CACHE_BYTES = 1 << 30  # sets up to 1 GiB are decoded once and kept
@@ -110,11 +110,11 @@ class Pictures(Dataset[Batch]):
         return torch.from_numpy(batch), torch.from_numpy(labels)
 
     def picture(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], int]:
-        """Return one picture as the model gets it in `epoch`, before normalisation: uint8 [H, W, C]; and its class."""
+        """Return one picture as the model gets it in `epoch`, before normalization: uint8 [H, W, C]; and its class."""
         example = self.examples[index]
         picture, mask = self._loaded(index)
         if not self.is_random and mask is None and not example.turns:
-            return modelspec.fit(picture, self.how), example.label
+            return model_spec.fit(picture, self.how), example.label
         rng = np.random.default_rng([self.seed, epoch, index])
         label, turns = example.label, example.turns
         if turns is None:
@@ -127,14 +127,14 @@ class Pictures(Dataset[Batch]):
         elif mask is not None:
             picture = without_background(picture, mask, self.how.pad_value)
         if self.pads_first or not self.augmentations:
-            picture = modelspec.fit(np.ascontiguousarray(picture), self.how)
+            picture = model_spec.fit(np.ascontiguousarray(picture), self.how)
         if self.augmentations and (not self.training or rng.random() < self.schedule[epoch]):
             changed: Picture = np.ascontiguousarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
             for augmentation in self.augmentations:
                 changed = augmentation(changed, rng)
             picture = changed
         if picture.shape[:2] != (self.how.height, self.how.width) or picture.ndim == 2:
-            picture = modelspec.fit(np.ascontiguousarray(picture), self.how)
+            picture = model_spec.fit(np.ascontiguousarray(picture), self.how)
         return picture, label
 
     @cached_property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobkit.bottle import Bottle, FolderBottle
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.progress import Progress
 from jobkit.snapshot import Sample, read_snapshot
 
@@ -62,13 +62,13 @@ def from_snapshot(bottle: Bottle, group: str, snapshot_id: str) -> Examples:
     """Return the train and val splits of a snapshot; the golden split is never looked at.
 
     Raises:
-        DataRefused: there is no such snapshot, or a picture has a label that the snapshot does not list.
+        DataValidationError: there is no such snapshot, or a picture has a label that the snapshot does not list.
     """
     snapshot = read_snapshot(bottle, group, snapshot_id)
     index = snapshot.label_index()
     samples = {"train": snapshot.split("train"), "val": snapshot.split("val")}
     if strange := {s.label for part in samples.values() for s in part} - set(index):
-        raise DataRefused(
+        raise DataValidationError(
             f"snapshot {snapshot_id} of group {group} has pictures of {', '.join(sorted(strange))}, "
             f"which its labels do not list: {', '.join(index)}"
         )
@@ -78,16 +78,16 @@ def from_snapshot(bottle: Bottle, group: str, snapshot_id: str) -> Examples:
 
 
 def from_folders(images: Path, group: str, val_part: float) -> Examples:
-    """Return pictures labelled by the folder that they lie in: `images/<class>/…`.
+    """Return pictures labeled by the folder that they lie in: `images/<class>/…`.
 
     Raises:
-        DataRefused: there are no class folders, or one holds no pictures.
+        DataValidationError: there are no class folders, or one holds no pictures.
     """
     folders = sorted(path for path in _directory(images).iterdir() if path.is_dir() and not path.name.startswith("."))
     labels = [folder.name for folder in folders]
     found = {folder.name: pictures_below(folder) for folder in folders}
     if empty := [name for name, pictures in found.items() if not pictures]:
-        raise DataRefused(f"{images} has class folders without pictures: {', '.join(empty)}")
+        raise DataValidationError(f"{images} has class folders without pictures: {', '.join(empty)}")
     everything = [
         Example(path, index, key=path.relative_to(images).as_posix())
         for index, name in enumerate(labels)
@@ -100,11 +100,11 @@ def from_rotation(images: Path, group: str, val_part: float) -> Examples:
     """Return upright pictures whose quarter turn is their class: drawn in training, all four of each in validation.
 
     Raises:
-        DataRefused: there are no pictures below `images`.
+        DataValidationError: there are no pictures below `images`.
     """
     pages = pictures_below(_directory(images))
     if not pages:
-        raise DataRefused(f"{images} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        raise DataValidationError(f"{images} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     train, val = _split([Example(p, 0, key=p.relative_to(images).as_posix()) for p in pages], val_part)
     return Examples(
         TURNS,
@@ -147,20 +147,23 @@ def check(examples: Examples, n_classes: int | None) -> None:
 
     Raises:
         ConfigurationError: the file names another number of classes.
-        DataRefused: there is one class only, a class has no training pictures, or there is nothing to validate on.
+        DataValidationError: there is one class only, a class has no training pictures, or there is nothing to
+            validate on.
     """
     labels = examples.labels
     where = f"snapshot {examples.snapshot_id}" if examples.snapshot_id else "the set"
     if len(labels) < 2:
-        raise DataRefused(f"{where} has one class only ({', '.join(labels) or 'none'}); at least 2 are needed")
+        raise DataValidationError(f"{where} has one class only ({', '.join(labels) or 'none'}); at least 2 are needed")
     if n_classes is not None and n_classes != len(labels):
         raise ConfigurationError(
             f"model.n_classes is {n_classes}, but there are {len(labels)} labels: {', '.join(labels)}"
         )
     if empty := [name for name, count in zip(labels, examples.counts, strict=True) if not count]:
-        raise DataRefused(f"{where} has no training pictures of {', '.join(empty)}; every class needs at least one")
+        raise DataValidationError(
+            f"{where} has no training pictures of {', '.join(empty)}; every class needs at least one"
+        )
     if not examples.val:
-        raise DataRefused(f"{where} has no validation pictures")
+        raise DataValidationError(f"{where} has no validation pictures")
 
 
 def _directory(path: Path) -> Path:

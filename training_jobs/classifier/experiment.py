@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from jobkit import paths
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
-from jobkit.paths import ExperimentPaths
-from jobkit.tracking import Labels
+from jobkit.errors import DataValidationError
+from jobkit.experiment import Experiment
+from nightshift_common.task_instance import TaskInstanceKey
 from training_jobs.classifier.config import Config
 
 logger = logging.getLogger("training_jobs.train_classifier")
@@ -36,15 +36,15 @@ def fingerprint(config: Config, group: str, snapshot_id: str | None) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def claim(bottle: Bottle, config: Config, group: str, labels: Labels | None, mark: str) -> ExperimentPaths:
+def claim(bottle: Bottle, config: Config, group: str, task_instance: TaskInstanceKey | None, mark: str) -> Experiment:
     """Return this training's folder: that of an earlier attempt of the same task instance, or a new one.
 
-    Numbers are claimed by creating `models/<group>/numbers/<n>.json`, which succeeds once. A training without labels
-    (started by hand) always gets a new folder.
+    Numbers are claimed by creating `models/<group>/numbers/<n>.json`, which succeeds once. A training without a task
+    instance (started by hand) always gets a new folder.
     """
-    key = _attempt_key(group, labels, mark) if labels else None
+    key = _attempt_key(group, task_instance, mark) if task_instance else None
     if key and bottle.exists(key):
-        found = ExperimentPaths(Claim.model_validate_json(bottle.read(key)).folder)
+        found = Experiment(Claim.model_validate_json(bottle.read(key)).folder)
         logger.info("going on in %s, the experiment of an earlier attempt", found.folder)
         return found
     prefix = f"{paths.experiments(group)}/numbers"
@@ -53,37 +53,37 @@ def claim(bottle: Bottle, config: Config, group: str, labels: Labels | None, mar
         made = Claim(
             folder=f"{paths.experiments(group)}/{_name(number, config)}",
             fingerprint=mark,
-            dag_run=labels.run_id if labels else None,
-            task=labels.task if labels else None,
+            dag_run=task_instance.run_id if task_instance else None,
+            task=task_instance.task if task_instance else None,
         )
         if bottle.create(f"{prefix}/{number}.json", made.model_dump_json() + "\n"):
             break
         number += 1
     if key and not bottle.create(key, made.model_dump_json() + "\n"):
-        return claim(bottle, config, group, labels, mark)  # another attempt of this task instance was faster
-    experiment = ExperimentPaths(made.folder)
+        return claim(bottle, config, group, task_instance, mark)  # another attempt of this task instance was faster
+    experiment = Experiment(made.folder)
     bottle.write(experiment.run, made.model_dump_json(indent=2) + "\n")
     logger.info("experiment %s", experiment.folder)
     return experiment
 
 
-def open_experiment(bottle: Bottle, folder: str, mark: str) -> ExperimentPaths:
+def open_experiment(bottle: Bottle, folder: str, mark: str) -> Experiment:
     """Return the experiment to go on with by hand.
 
     Raises:
-        DataRefused: there is none in `folder`, or it trains something else.
+        DataValidationError: there is none in `folder`, or it trains something else.
     """
-    experiment = ExperimentPaths(folder.rstrip("/"))
+    experiment = Experiment(folder.rstrip("/"))
     if not bottle.exists(experiment.run):
-        raise DataRefused(f"{folder} is no experiment in the bottle {bottle}: there is no {experiment.run}")
+        raise DataValidationError(f"{folder} is no experiment in the bottle {bottle}: there is no {experiment.run}")
     if Claim.model_validate_json(bottle.read(experiment.run)).fingerprint != mark:
-        raise DataRefused(
+        raise DataValidationError(
             f"{folder} was started with another configuration or snapshot; go on with its own {experiment.config}"
         )
     return experiment
 
 
-def finished(bottle: Bottle, experiment: ExperimentPaths) -> dict[str, Any] | None:
+def finished(bottle: Bottle, experiment: Experiment) -> dict[str, Any] | None:
     """Return the content of `metrics.json`, which is written last, or None while there is work left."""
     if not bottle.exists(experiment.metrics):
         return None
@@ -91,8 +91,8 @@ def finished(bottle: Bottle, experiment: ExperimentPaths) -> dict[str, Any] | No
     return content
 
 
-def _attempt_key(group: str, labels: Labels, mark: str) -> str:
-    identity = json.dumps([labels.dag_id, labels.run_id, labels.task, mark])
+def _attempt_key(group: str, task_instance: TaskInstanceKey, mark: str) -> str:
+    identity = json.dumps([task_instance.dag_id, task_instance.run_id, task_instance.task, mark])
     return f"{paths.experiments(group)}/runs/{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
 
 

@@ -22,19 +22,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jobkit.bottle import Bottle, open_bottle
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import ModelSpec
-from jobkit.paths import ExperimentPaths
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment
+from jobkit.model_spec import ModelSpec
 from jobkit.tracking import Run, client
-from training_jobs.classifier import memory, weights
+from training_jobs.classifier import gpu_memory, weights
 from training_jobs.classifier.config import Config
+from training_jobs.classifier.contact_sheet import sheet
 from training_jobs.classifier.data import ALONE, Batch, Part, cores, loaders, validation_loader
+from training_jobs.classifier.ddp_launcher import run_together
 from training_jobs.classifier.examples import Examples
-from training_jobs.classifier.finish import finish
-from training_jobs.classifier.journal import Journal, Row
-from training_jobs.classifier.module import ClassifierModule, LossNotFinite
-from training_jobs.classifier.sheets import sheet
-from training_jobs.classifier.together import run_together
+from training_jobs.classifier.finalize import finish
+from training_jobs.classifier.lightning_module import ClassifierModule, LossNotFinite
+from training_jobs.classifier.training_callback import Row, TrainingCallback
 
 logger = logging.getLogger("training_jobs.train_classifier")
 
@@ -43,7 +43,7 @@ def train(
     config: Config,
     examples: Examples,
     bottle: Bottle,
-    experiment: ExperimentPaths,
+    experiment: Experiment,
     tracking: Run | None,
     gpus: int = 1,
 ) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def train(
     Raises:
         ConfigurationError: the architecture is unknown, the loss became NaN or infinite, a batch does not fit into
             the GPU's memory and training.out_of_memory is `stop`, there are fewer GPUs, or they cannot share the batch.
-        DataRefused: a picture cannot be decoded, or a checkpoint is damaged.
+        DataValidationError: a picture cannot be decoded, or a checkpoint is damaged.
         ProcessDied: one of the processes was killed.
     """
     if gpus > 1:
@@ -69,13 +69,13 @@ def train(
     )
     _write_config(config, bottle, experiment)
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
-    journal = Journal(config, bottle, experiment, tracking)
+    journal = TrainingCallback(config, bottle, experiment, tracking)
     try:
         val = _fit_on(gpus, config, examples, bottle, experiment, journal)
     except torch.OutOfMemoryError as error:
-        config = memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error, gpus)
+        config = gpu_memory.smaller_batch(config, weights.build(config, len(examples.labels), bottle), error, gpus)
         _write_config(config, bottle, experiment)
-        journal = Journal(config, bottle, experiment, tracking)
+        journal = TrainingCallback(config, bottle, experiment, tracking)
         val = _fit_on(gpus, config, examples, bottle, experiment, journal)
     return finish(config, spec, bottle, experiment, journal, val, tracking)
 
@@ -102,7 +102,7 @@ def check_shares(config: Config, examples: Examples, gpus: int) -> None:
 
 
 def _fit_on(
-    gpus: int, config: Config, examples: Examples, bottle: Bottle, experiment: ExperimentPaths, journal: Journal
+    gpus: int, config: Config, examples: Examples, bottle: Bottle, experiment: Experiment, journal: TrainingCallback
 ) -> DataLoader[Batch]:
     """Train in this process, or in one for each GPU; return the validation loader."""
     if gpus == 1:
@@ -122,7 +122,7 @@ def _fit_part(
     config: Config,
     examples: Examples,
     bottle_root: str,
-    experiment: ExperimentPaths,
+    experiment: Experiment,
     run: tuple[str, str, str | None] | None,
 ) -> tuple[list[Row], list[Any]]:
     """Be one of the processes that train together; return the history, and what MLflow has not taken yet."""
@@ -130,7 +130,7 @@ def _fit_part(
         torch.set_num_threads(max(1, cores() // world))
     bottle = open_bottle(bottle_root)
     tracking = Run(client(), *run) if run and rank == 0 else None
-    journal = Journal(config, bottle, experiment, tracking)
+    journal = TrainingCallback(config, bottle, experiment, tracking)
     fit(config, examples, bottle, experiment, journal, Part(rank, world))
     torch.distributed.destroy_process_group()
     return journal.rows, tracking.pending if tracking else []
@@ -140,8 +140,8 @@ def fit(
     config: Config,
     examples: Examples,
     bottle: Bottle,
-    experiment: ExperimentPaths,
-    journal: Journal,
+    experiment: Experiment,
+    journal: TrainingCallback,
     part: Part = ALONE,
 ) -> DataLoader[Batch]:
     """Train from where the experiment stands, as `part` of those that train together; return the validation loader."""
@@ -169,7 +169,7 @@ def fit(
     return val_loader
 
 
-def _write_config(config: Config, bottle: Bottle, experiment: ExperimentPaths) -> None:
+def _write_config(config: Config, bottle: Bottle, experiment: Experiment) -> None:
     bottle.write(experiment.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
@@ -193,7 +193,7 @@ def class_weights(config: Config, examples: Examples) -> Tensor | None:
     return torch.tensor(chosen, dtype=torch.float32)
 
 
-def _trainer(config: Config, journal: Journal, gpu: bool, part: Part) -> lightning.Trainer:
+def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part) -> lightning.Trainer:
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     training = config.training
@@ -221,7 +221,7 @@ def _trainer(config: Config, journal: Journal, gpu: bool, part: Part) -> lightni
     )
 
 
-def _last_checkpoint(bottle: Bottle, experiment: ExperimentPaths) -> dict[str, Any] | None:
+def _last_checkpoint(bottle: Bottle, experiment: Experiment) -> dict[str, Any] | None:
     if not bottle.exists(experiment.last_checkpoint):
         return None
     path = bottle.local(experiment.last_checkpoint)
@@ -230,7 +230,7 @@ def _last_checkpoint(bottle: Bottle, experiment: ExperimentPaths) -> dict[str, A
     except OSError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
-        raise DataRefused(
+        raise DataValidationError(
             f"{experiment.last_checkpoint} is damaged ({str(error).split('.', 1)[0]}); "
             "without it the training starts anew: delete it to do that"
         ) from error
@@ -249,7 +249,7 @@ def _as_file(checkpoint: dict[str, Any] | None) -> Iterator[Path | None]:
         yield path
 
 
-def _keep_batch(error: LossNotFinite, bottle: Bottle, experiment: ExperimentPaths) -> str:
+def _keep_batch(error: LossNotFinite, bottle: Bottle, experiment: Experiment) -> str:
     """Write the batch whose loss was not finite, as a picture and as arrays; return the key of the arrays."""
     pictures, labels = (part.cpu().numpy() for part in error.batch)
     stem = f"{experiment.folder}/train_batches/not_finite_epoch{error.epoch + 1}_batch{error.index + 1}"

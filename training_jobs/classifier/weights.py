@@ -23,7 +23,7 @@ def build(config: Config, classes: int, bottle: Bottle) -> Classifier:
 
     Raises:
         ConfigurationError: the architecture is unknown, published weights are not at hand, or layers do not fit.
-        DataRefused: the checkpoint is damaged or holds code.
+        DataValidationError: the checkpoint is damaged or holds code.
     """
     model = config.model
     try:
@@ -90,7 +90,7 @@ def first_layer(model: Classifier) -> str | None:
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """Return a first convolution's weight, float [out, in, h, w], for another number of channels.
 
-    A grey picture gives the sum over colours of what the same grey in every colour would give, and the other way round.
+    A gray picture gives the sum over colors of what the same gray in every color would give, and the other way round.
     """
     have = weight.shape[1]
     if have == channels or have not in (1, 3):

@@ -1,1 +1,1 @@
-"""Where labelled pictures come from, and how they become a snapshot."""
+"""Where labeled pictures come from, and how they become a snapshot."""

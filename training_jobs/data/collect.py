@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 
 from jobkit import settings
-from jobkit.errors import ConfigurationError, TryAgainLater
-from training_jobs.data import http
+from jobkit.errors import ConfigurationError, TransientError
+from training_jobs.data import http_client
 from training_jobs.data.listing import Listed
 
 # What seed_003's loader asks for: a group is everything that was collected for it, checked by a person or not.
@@ -71,13 +71,13 @@ class Collect:
         return f"{self.files_url}/{filepath.lstrip('/')}"
 
     def _post(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
-        response = http.request(self.client, "POST", f"{self.url}{path}", json=body, headers=headers)
+        response = http_client.request(self.client, "POST", f"{self.url}{path}", json=body, headers=headers)
         if response.is_client_error:
             raise ConfigurationError(f"{self.url}{path} answered {response.status_code}: {_detail(response)}")
         try:
             answer = response.json()
         except ValueError as error:
-            raise TryAgainLater(
+            raise TransientError(
                 f"{self.url}{path} did not answer with JSON but with {response.text[:100]!r}"
             ) from error
         if not isinstance(answer, dict):

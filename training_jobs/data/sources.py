@@ -1,4 +1,4 @@
-"""The two places that list labelled pictures: the collection service, and a PostgreSQL table."""
+"""The two places that list labeled pictures: the collection service, and a PostgreSQL table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import httpx
 
 from jobkit.bottle import Bottle, checked_key
 from jobkit.errors import ConfigurationError
-from training_jobs.data import http
+from training_jobs.data import http_client
 from training_jobs.data.collect import Collect
 from training_jobs.data.listing import Listed
-from training_jobs.data.table import listed_in_table
+from training_jobs.data.postgres_table import listed_in_table
 from training_jobs.data.transfer import THREADS, Fetch, NotThere
 
 
@@ -32,7 +32,7 @@ class Source:
 @contextmanager
 def collect_source(group: str, modes: list[str]) -> Iterator[Source]:
     """Yield what the collection service has of `group`."""
-    with http.client(THREADS) as client:
+    with http_client.client(THREADS) as client:
         collect = Collect(client)
 
         def fetch(filepath: str) -> bytes:
@@ -44,7 +44,7 @@ def collect_source(group: str, modes: list[str]) -> Iterator[Source]:
 @contextmanager
 def table_source(table: str, bottle: Bottle) -> Iterator[Source]:
     """Yield what a table lists. A path is an http(s) address, an absolute path or file:// address, or a bottle key."""
-    with http.client(THREADS) as client:
+    with http_client.client(THREADS) as client:
 
         def fetch(path: str) -> bytes:
             parts = urlsplit(path)
@@ -58,7 +58,7 @@ def table_source(table: str, bottle: Bottle) -> Iterator[Source]:
 
 
 def _download(client: httpx.Client, url: str) -> bytes:
-    response = http.request(client, "GET", url)
+    response = http_client.request(client, "GET", url)
     if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise ConfigurationError(f"{url} answered {response.status_code}: pictures have to be readable without a login")
     if response.is_client_error:

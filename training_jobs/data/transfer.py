@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from jobkit import paths
 from jobkit.bottle import Bottle
 from jobkit.progress import Progress
-from training_jobs.data.pictures import Inspected, inspect, missing
+from training_jobs.data.picture_inspection import Inspected, inspect, missing
 
 logger = logging.getLogger("training_jobs.transfer")
 
@@ -55,7 +55,7 @@ def transfer(
     is gone from the bottle. What was fetched before a failure stays known.
 
     Raises:
-        TryAgainLater: the source or the bottle failed.
+        TransientError: the source or the bottle failed.
     """
     known = read_index(bottle, group)
     stored = set(bottle.keys("pictures")) if known else set()

@@ -1,10 +1,12 @@
-"""Metrics of a classifier on labelled pictures, and the uncertainty of the difference between two classifiers."""
+"""Metrics of a classifier on labeled pictures, and the uncertainty of the difference between two classifiers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from training_jobs.scoring.evaluation import Comparison, Gain, Scores, Slice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,55 +19,26 @@ _SEED = 20
 _LEAST_PROBABILITY = 1e-7  # what a class that a model does not know gets, so that the log loss stays finite
 
 
-class Slice(BaseModel):
-    """Scores of one class. `f1` also falls for pictures of other classes that are taken for this one."""
+class ClassSlice(Slice):
+    """Scores of one class; `score` is its F1, which also falls for pictures of others that are taken for this one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    support: int = Field(description="golden pictures of the class")
     precision: float
     recall: float
     f1: float
 
 
-class Scores(BaseModel):
-    """Scores of one model on the golden set."""
+class ClassifierScores(Scores):
+    """Scores of a classifier: accuracy, macro_f1, log_loss (nats) and ece; slices `class/<label>`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: str
-    metrics: dict[str, float] = Field(description="accuracy, macro_f1, log_loss (nats), ece")
-    slices: dict[str, Slice] = Field(description="by name, `class/<label>`")
+    slices: dict[str, ClassSlice]  # type: ignore[assignment] # pydantic reads and writes each field by its own type
     confusion: list[list[int]] = Field(
         description="row: true class, column: predicted; the last column: a class not here"
     )
-    notes: list[str] = Field([], description="what a reader has to know about these numbers")
 
 
-class Gain(BaseModel):
-    """How much better the candidate is than the champion, on the same pictures."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    value: float = Field(description="candidate minus champion")
-    standard_error: float = Field(description="of the value, by a paired bootstrap over the golden pictures")
-
-
-class Comparison(BaseModel):
-    """The candidate against the champion, picture by picture."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pictures: int
-    only_candidate_right: int
-    only_champion_right: int
-    p_value: float = Field(
-        description="exact McNemar test: the chance of such a difference between equally good models"
-    )
-    gains: dict[str, Gain] = Field(description="by metric")
-
-
-def score(version: str, labels: list[str], truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Scores:
+def score(
+    version: str, labels: list[str], truth: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> ClassifierScores:
     """Score predictions.
 
     Args:
@@ -83,7 +56,7 @@ def score(version: str, labels: list[str], truth: NDArray[np.int64], probabiliti
     clipped = np.clip(probabilities, _LEAST_PROBABILITY, None)
     clipped /= clipped.sum(axis=1, keepdims=True)
     all_classes = np.arange(len(labels) + 1)
-    return Scores(
+    return ClassifierScores(
         version=version,
         metrics={
             "accuracy": float((predicted == truth).mean()),
@@ -92,8 +65,12 @@ def score(version: str, labels: list[str], truth: NDArray[np.int64], probabiliti
             "ece": calibration_error(truth, probabilities),
         },
         slices={
-            f"class/{label}": Slice(
-                support=int(support[i]), precision=float(precision[i]), recall=float(recall[i]), f1=float(f1[i])
+            f"class/{label}": ClassSlice(
+                support=int(support[i]),
+                score=float(f1[i]),
+                precision=float(precision[i]),
+                recall=float(recall[i]),
+                f1=float(f1[i]),
             )
             for i, label in enumerate(labels)
         },

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from jobkit import settings
 from jobkit.bottle import Bottle
-from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
-from jobkit.modelspec import SPEC_FILE, ModelSpec
-from training_jobs.data import http
+from jobkit.errors import ConfigurationError, DataValidationError, TransientError
+from jobkit.model_spec import SPEC_FILE, ModelSpec
+from training_jobs.data import http_client
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def load_candidate(bottle: Bottle, experiment: str) -> Model:
         experiment: its folder, `models/<group>/<name>`.
 
     Raises:
-        DataRefused: the experiment is not complete, or its model does not load.
+        DataValidationError: the experiment is not complete, or its model does not load.
     """
     import torch
 
@@ -55,7 +55,7 @@ def load_candidate(bottle: Bottle, experiment: str) -> Model:
     try:
         module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise DataRefused(f"{bottle}/{key} does not load: {error}") from error
+        raise DataValidationError(f"{bottle}/{key} does not load: {error}") from error
 
     def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -73,16 +73,16 @@ def load_champion(model_name: str, folder: Path) -> Model | None:
         folder: where its archive is unpacked.
 
     Raises:
-        TryAgainLater: the model storage does not answer.
-        DataRefused: what it answers with is no model that can be run.
+        TransientError: the model storage does not answer.
+        DataValidationError: what it answers with is no model that can be run.
     """
     base = settings.require(settings.STORAGE_URL).rstrip("/")
     token = settings.optional(settings.STORAGE_TOKEN)
-    with http.client(1) as client:
+    with http_client.client(1) as client:
         if token:
             client.headers["Authorization"] = f"Bearer {token}"
         address = f"{base}/models/{quote(model_name, safe='')}"
-        found = http.request(client, "GET", f"{address}/champion")
+        found = http_client.request(client, "GET", f"{address}/champion")
         if found.status_code == 404:
             logger.info("%s has no champion of %s yet", base, model_name)
             return None
@@ -90,8 +90,8 @@ def load_champion(model_name: str, folder: Path) -> Model | None:
         try:
             version = str(found.json()["version"])
         except (ValueError, KeyError, TypeError) as error:
-            raise TryAgainLater(f"{address}/champion answered in an unknown form: {found.text[:200]!r}") from error
-        archive = http.request(client, "GET", f"{address}/versions/{quote(version, safe='')}/archive")
+            raise TransientError(f"{address}/champion answered in an unknown form: {found.text[:200]!r}") from error
+        archive = http_client.request(client, "GET", f"{address}/versions/{quote(version, safe='')}/archive")
         _check(archive.status_code, str(archive.url), archive.text[:200] if archive.is_error else "")
     return _open_archive(archive.content, f"version {version} of {model_name} (the champion)", version, folder)
 
@@ -104,7 +104,7 @@ def _open_archive(content: bytes, name: str, version: str, folder: Path) -> Mode
         with zipfile.ZipFile(path) as files:
             members = files.namelist()
             if missing := {ONNX_FILE, SPEC_FILE} - set(members):
-                raise DataRefused(
+                raise DataValidationError(
                     f"{name} cannot be evaluated: it lacks {', '.join(sorted(missing))},"
                     f" it has {', '.join(members)}; {remedy}"
                 )
@@ -113,7 +113,7 @@ def _open_archive(content: bytes, name: str, version: str, folder: Path) -> Mode
                 if "/" not in member and "\\" not in member and not member.startswith("."):
                     (folder / member).write_bytes(files.read(member))
     except zipfile.BadZipFile as error:
-        raise DataRefused(f"{name} cannot be evaluated: its archive is damaged: {error}; {remedy}") from error
+        raise DataValidationError(f"{name} cannot be evaluated: its archive is damaged: {error}; {remedy}") from error
     return Model(version, spec, _onnx(folder / ONNX_FILE, f"{ONNX_FILE} of {name}"))
 
 
@@ -125,7 +125,7 @@ def _onnx(path: Path, name: str) -> Callable[[NDArray[np.float32]], NDArray[np.f
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no public base class
-        raise DataRefused(f"{name} does not load: {error}; roll back, or promote another version") from error
+        raise DataValidationError(f"{name} does not load: {error}; roll back, or promote another version") from error
     entry = session.get_inputs()[0].name
 
     def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -139,11 +139,11 @@ def _spec(content: bytes, where: str) -> ModelSpec:
     try:
         return ModelSpec.model_validate_json(content)
     except ValidationError as error:
-        raise DataRefused(f"{where} is not valid: {error}") from error
+        raise DataValidationError(f"{where} is not valid: {error}") from error
 
 
 def _check(status: int, url: str, text: str) -> None:
     if status in (401, 403):
         raise ConfigurationError(f"{url} answered {status}: {settings.STORAGE_TOKEN} is not accepted")
     if status >= 400:
-        raise DataRefused(f"{url} answered {status}: {text}")
+        raise DataValidationError(f"{url} answered {status}: {text}")

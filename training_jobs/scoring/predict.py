@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from jobkit.bottle import Bottle
-from jobkit.errors import DataRefused
-from jobkit.modelspec import ModelSpec, prepare
+from jobkit.errors import DataValidationError
+from jobkit.model_spec import ModelSpec, prepare
 from jobkit.progress import Progress
 from jobkit.snapshot import Sample
 from training_jobs.scoring.models import Model
@@ -27,7 +27,7 @@ def predict(bottle: Bottle, samples: list[Sample], model: Model, labels: list[st
     gets 0.
 
     Raises:
-        DataRefused: the model's outputs do not fit its own spec, or are not finite.
+        DataValidationError: the model's outputs do not fit its own spec, or are not finite.
     """
     import numpy as np
     from scipy.special import softmax  # type: ignore[import-untyped]
@@ -50,12 +50,14 @@ def _run(model: Model, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     try:
         logits = model.logits(inputs)
     except Exception as error:  # PyTorch and ONNX Runtime raise what they like on inputs that do not fit
-        raise DataRefused(f"{model.version} fails on inputs of shape {list(inputs.shape)}: {error}") from error
+        raise DataValidationError(f"{model.version} fails on inputs of shape {list(inputs.shape)}: {error}") from error
     wanted = (len(inputs), len(model.spec.labels))
     if logits.shape != wanted:
-        raise DataRefused(f"{model.version} gives outputs {list(logits.shape)}, but its spec says {list(wanted)}")
+        raise DataValidationError(
+            f"{model.version} gives outputs {list(logits.shape)}, but its spec says {list(wanted)}"
+        )
     if not np.isfinite(logits).all():
-        raise DataRefused(f"{model.version} gives outputs that are not finite numbers")
+        raise DataValidationError(f"{model.version} gives outputs that are not finite numbers")
     return logits
 
 

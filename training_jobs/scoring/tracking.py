@@ -10,14 +10,14 @@ from typing import Any
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.paths import SnapshotPaths
-from training_jobs.scoring.evaluation import Evaluation, Mistake
+from training_jobs.scoring.classification import ClassifierEvaluation, Mistake
 
 _NOT_IN_A_NAME = re.compile(r"[^\w\-./: ]")  # what MLflow does not take in the name of a metric
 COLUMNS = 5  # of the sheet of mistakes
 LARGEST_MATRIX = 60  # classes; with more, numbers and names are not readable
 
 
-def track(context: job.Context, evaluation: Evaluation) -> None:
+def track(context: job.Context, evaluation: ClassifierEvaluation) -> None:
     """Log the evaluation to the job's MLflow run."""
     run = context.tracking
     run.params(
@@ -72,8 +72,8 @@ def draw_confusion(confusion: list[list[int]], labels: list[str], path: Path) ->
         axes.set_yticks(range(len(labels)), labels)
         for (row, column), count in np.ndenumerate(table):
             if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(drawn, label="share of the true class")
     figure.savefig(path, dpi=110)
 

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import Field
 
 from jobkit import job
-from jobkit.errors import ConfigurationError, DataRefused, TryAgainLater
+from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 
 logger = logging.getLogger(__name__)
-ERRORS = {"configuration": ConfigurationError, "data": DataRefused, "later": TryAgainLater}
+ERRORS = {"configuration": ConfigurationError, "data": DataValidationError, "later": TransientError}
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(120)"
 )
@@ -85,7 +85,7 @@ def breed(arguments: Arguments) -> None:
 def wait_for_second_run(arguments: Arguments) -> None:
     """Fail for now in the first run."""
     if len((arguments.marks / "ran").read_text().splitlines()) == 1:
-        raise TryAgainLater("the server is away")
+        raise TransientError("the server is away")
 
 
 def tell_secret(_arguments: Arguments) -> None:

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from services.model_storage import __main__ as service
-from services.model_storage import archive, catalogue, history, production, store, triton, uploads
+from services.model_storage import triton
+from services.model_storage.api import uploads
+from services.model_storage.production import history, promotions
+from services.model_storage.repository import archive, catalog, store
 
 
 def die(*_: Any) -> None:
@@ -38,16 +41,16 @@ def after(owner: Any, name: str, when: Callable[..., bool] = lambda *_: True) ->
 
 UPLOAD = {
     "while it is received": lambda: after(uploads._Reader, "_write"),
-    "before it is unpacked": lambda: before(catalogue, "unpack"),
+    "before it is unpacked": lambda: before(catalog, "unpack"),
     "while it is unpacked": lambda: after(archive, "_extract"),
     "before the rename": lambda: before(store.FolderStore, "place"),
     "after the rename": lambda: after(store.FolderStore, "place"),
     "while the record is written": lambda: before(store.os, "link"),
     "after the record": lambda: after(store.FolderStore, "create"),
-    "before the answer": lambda: after(catalogue.Catalogue, "publish"),
+    "before the answer": lambda: after(catalog.Catalog, "publish"),
 }
 PROMOTION = {
-    "before the configuration": lambda: before(production.Production, "_serve"),
+    "before the configuration": lambda: before(promotions.Production, "_serve"),
     "after the configuration": lambda: after(store.FolderStore, "write"),
     "after the load": lambda: after(triton.Triton, "load"),
     "before the row": lambda: before(history.Change, "add"),

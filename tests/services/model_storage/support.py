@@ -22,7 +22,7 @@ import uvicorn
 from local import postgres
 from local.settings import HOST
 from local.triton import TritonServer, free_ports
-from services.model_storage.app import create_app
+from services.model_storage.api.app import create_app
 from services.model_storage.service import Service
 from services.model_storage.settings import Settings
 from tests.support.tiny_onnx import scaling_config, scaling_model
@@ -47,7 +47,7 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.data, self.port = folder / "postgres", free_ports(1)[0]
         self.url = f"postgresql://postgres:{PASSWORD}@{HOST}:{self.port}/postgres"
-        postgres.initialise(self.data, PASSWORD)
+        postgres.initialize(self.data, PASSWORD)
         self._process: subprocess.Popen[bytes] | None = None
         self._free: list[str] = []
 

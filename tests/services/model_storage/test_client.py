@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.model_storage import client
+from services.model_storage import cli
 from tests.services.model_storage.support import TOKEN, Storage, model_zip
 from tests.support.tiny_onnx import scaling_model
 
@@ -19,7 +19,7 @@ def address(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> object:
-    assert client.main(["--json", *arguments]) == 0, capsys.readouterr().err
+    assert cli.main(["--json", *arguments]) == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
 
 
@@ -50,19 +50,19 @@ def test_a_model_goes_from_a_file_into_production_and_back(
 def test_people_see_tables(storage: Storage, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     storage.promote(model, storage.published(model, 2.0))
     for command in ("list", "history"):
-        assert client.main([command, model]) == 0
+        assert cli.main([command, model]) == 0
         assert "0.0.1" in capsys.readouterr().out
 
 
 def test_a_refusal_is_told_and_is_not_the_same_as_no_answer(
     storage: Storage, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert client.main(["list", model]) == 1
+    assert cli.main(["list", model]) == 1
     assert f"404: there is no model '{model}'" in capsys.readouterr().err
-    assert client.main(["upload", model, "/no/such.zip"]) == 1
+    assert cli.main(["upload", model, "/no/such.zip"]) == 1
     assert "/no/such.zip" in capsys.readouterr().err
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        assert client.main(["--url", url, "list"]) == 75
+        assert cli.main(["--url", url, "list"]) == 75
     assert f"{url} does not answer" in capsys.readouterr().err

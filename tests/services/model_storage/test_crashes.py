@@ -75,11 +75,11 @@ def doomed(point: str, settings: Settings) -> Iterator[httpx.Client]:
 
 def check_whole(storage: Storage) -> None:
     """Check what must hold after every start."""
-    store, catalogue = storage.service.store, storage.service.catalogue
+    store, catalog = storage.service.store, storage.service.catalog
     assert list((storage.repository / ".incoming").iterdir()) == []
     served = storage.service.fleet.servers[0].served()
-    for model in catalogue.models():
-        records = catalogue.versions(model)
+    for model in catalog.models():
+        records = catalog.versions(model)
         assert (storage.repository / model / "config.pbtxt").exists()
         assert [str(record.triton_version) for record in sorted(records, key=lambda r: r.triton_version)] == sorted(
             store.folders(model), key=int

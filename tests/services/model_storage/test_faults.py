@@ -193,7 +193,7 @@ def test_a_version_in_the_history_beats_what_triton_serves(database_url: str, tr
     with serving(triton, settings) as storage:
         with_champion(storage)
         # What a service leaves that is killed after the load and before the row is written:
-        record = storage.service.catalogue.version("digits", "0.0.2")
+        record = storage.service.catalog.version("digits", "0.0.2")
         storage.service.production._serve(record)
         assert storage.scale_served("digits") == 3.0
     with serving(triton, settings) as storage:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from local.triton import TritonServer, free_ports
-from services.model_storage.history import Note
+from services.model_storage.production.history import Note
 from tests.services.model_storage.support import (
     Storage,
     ask_scale,

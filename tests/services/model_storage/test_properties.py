@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from services.model_storage.catalogue import Catalogue, order
 from services.model_storage.errors import Conflict, NotFound, Refused, ServingFailed, StorageError, Unavailable
-from services.model_storage.history import Change, History, Note
-from services.model_storage.production import Production
-from services.model_storage.store import FolderStore
+from services.model_storage.production.history import Change, History, Note
+from services.model_storage.production.promotions import Production
+from services.model_storage.repository.catalog import Catalog, order
+from services.model_storage.repository.store import FolderStore
 from services.model_storage.triton import Fleet
 from tests.services.model_storage.support import Database, zip_of
 
@@ -98,9 +98,9 @@ class ModelStorage(RuleBasedStateMachine):
 
     def _open(self) -> None:
         self.store = FolderStore(self.folder)
-        self.catalogue = Catalogue(self.store, 1 << 20)
-        self.catalogue.reconcile()
-        self.production = Production(self.catalogue, Fleet([self.triton]), self.history)
+        self.catalog = Catalog(self.store, 1 << 20)
+        self.catalog.reconcile()
+        self.production = Production(self.catalog, Fleet([self.triton]), self.history)
         if not self.triton.is_away:
             assert self.production.reconcile() == []
 
@@ -131,7 +131,7 @@ class ModelStorage(RuleBasedStateMachine):
         config = f'name: "{model}" platform: "onnxruntime_onnx"'
         archive = self.folder / "archive"
         archive.write_bytes(zip_of({"model.onnx": content, "config.pbtxt": config}))
-        record, already = self.catalogue.publish(model, version, archive, "0" * 64)
+        record, already = self.catalog.publish(model, version, archive, "0" * 64)
         return record.version, already
 
     def _next(self, model: str) -> str:
@@ -166,7 +166,7 @@ class ModelStorage(RuleBasedStateMachine):
     def upload_and_crash(self, model: str, content: bytes, point: str) -> None:
         known, expected = self._find(model, content), self._next(model)
         self._crash(point, lambda: self._publish(model, content, "next"))
-        if not known and expected in [record.version for record in self.catalogue.versions(model)]:
+        if not known and expected in [record.version for record in self.catalog.versions(model)]:
             self.versions[model][expected] = content
 
     @rule(model=MODELS, number=st.integers(0, 5))
@@ -278,7 +278,7 @@ class ModelStorage(RuleBasedStateMachine):
     @invariant()
     def no_version_is_lost_or_changed(self) -> None:
         for model, versions in self.versions.items():
-            records = self.catalogue.versions(model)
+            records = self.catalog.versions(model)
             assert {record.version for record in records} == set(versions)
             assert {str(record.triton_version) for record in records} == set(self.store.folders(model))
             for record in records:

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from local.triton import TritonServer, free_ports
-from services.model_storage import s3
 from services.model_storage.errors import Unavailable
-from services.model_storage.s3 import S3Store
+from services.model_storage.repository import s3_store
+from services.model_storage.repository.s3_store import S3Store
 from tests.services.model_storage.s3_server import S3Server, s3_server
 from tests.services.model_storage.support import Database, Storage, model_zip, serving, settings_for
 from tests.support.tiny_onnx import scaling_model
@@ -125,9 +125,9 @@ def test_two_services_on_one_bucket_agree_on_who_has_a_version(
             else:
                 # One of the three contents is 5.0.0 already; the two others get a version each, whoever sends them.
                 assert {reply.json()["version"] for reply in replies} == {"5.0.0", "5.0.1", "5.0.2"}
-        listed = [record.version for record in on_s3.service.catalogue.versions(model)]
-        assert listed == [record.version for record in other.service.catalogue.versions(model)]
-        folders = {str(record.triton_version) for record in on_s3.service.catalogue.versions(model)}
+        listed = [record.version for record in on_s3.service.catalog.versions(model)]
+        assert listed == [record.version for record in other.service.catalog.versions(model)]
+        folders = {str(record.triton_version) for record in on_s3.service.catalog.versions(model)}
         assert set(on_s3.service.store.folders(model)) == folders
 
 
@@ -186,7 +186,7 @@ def test_an_upload_that_was_given_up_goes_after_an_hour_and_not_before(
     store.write("m/2/version.json", b"{}")
     store.clean()
     assert store.folders("m") == ["1", "2"]
-    monkeypatch.setattr(s3, "ABANDONED", timedelta(seconds=-2))
+    monkeypatch.setattr(s3_store, "ABANDONED", timedelta(seconds=-2))
     store.clean()
     assert store.folders("m") == ["2"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from services.model_storage.archive import unpack
+from services.model_storage.api.spool import MIN_DIVERTED, Spool
 from services.model_storage.errors import Refused
-from services.model_storage.spool import MIN_DIVERTED, Spool
+from services.model_storage.repository.archive import unpack
 
 LARGE = os.urandom(MIN_DIVERTED + 12345)
 

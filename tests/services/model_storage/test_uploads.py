@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from services.model_storage.archive import MAX_ENTRIES
+from services.model_storage.repository.archive import MAX_ENTRIES
 from tests.services.model_storage.support import Storage, model_zip, wait_for, zip_of
 from tests.support.tiny_onnx import scaling_config, scaling_model
 

@@ -8,29 +8,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
 
 
 def train_until_killed(rank: int, epoch: int, *arguments: Any) -> Any:
     """Train; process 1 is killed after the first batch of an epoch."""
     from training_jobs.classifier import training  # here: the other processes of this file start faster without torch
-    from training_jobs.classifier.journal import Journal
+    from training_jobs.classifier.training_callback import TrainingCallback
 
-    original = Journal.on_train_batch_end
+    original = TrainingCallback.on_train_batch_end
 
     def on_train_batch_end(self: Any, trainer: Any, *rest: Any) -> None:
         original(self, trainer, *rest)
         if rank == 1 and trainer.current_epoch == epoch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Journal.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
+    TrainingCallback.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
     return training._fit_part(rank, *arguments)
 
 
 def refuse(rank: int) -> int:
     """Process 1 refuses its data; process 0 waits for it without end."""
     if rank == 1:
-        raise DataRefused("a picture is damaged")
+        raise DataValidationError("a picture is damaged")
     time.sleep(600)
     return rank
 

@@ -1,4 +1,4 @@
-"""A training that takes a fraction of a second: drawn pictures of three colours and timm's smallest ResNet."""
+"""A training that takes a fraction of a second: drawn pictures of three colors and timm's smallest ResNet."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 from jobkit.bottle import Bottle, FolderBottle
-from jobkit.paths import ExperimentPaths
+from jobkit.experiment import Experiment
 from training_jobs.classifier import training
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.examples import Example, Examples
-from training_jobs.classifier.journal import Journal
+from training_jobs.classifier.training_callback import TrainingCallback
 
 LABELS = ["blue", "green", "red"]
 TINY: dict[str, Any] = {
@@ -38,7 +38,7 @@ def config(**values: Any) -> Config:
 
 
 def draw(folder: Path, per_class: int, height: int = 20, width: int = 24) -> list[Path]:
-    """Write noisy pictures of three colours as `<folder>/<class>/<n>.png`; return them in order."""
+    """Write noisy pictures of three colors as `<folder>/<class>/<n>.png`; return them in order."""
     generator = np.random.default_rng(5)
     paths = []
     for number in range(per_class):
@@ -58,17 +58,17 @@ def examples(folder: Path, train: int = 12, val: int = 6) -> Examples:
     everything = [
         Example(path, LABELS.index(path.parent.name), key=f"{path.parent.name}/{path.name}") for path in paths
     ]
-    return Examples(LABELS, everything[:train], everything[train:], "colours")
+    return Examples(LABELS, everything[:train], everything[train:], "colors")
 
 
 def fit(
-    folder: Path, chosen: Config, found: Examples, name: str = "models/colours/v__0"
-) -> tuple[Journal, dict[str, Any], Bottle]:
+    folder: Path, chosen: Config, found: Examples, name: str = "models/colors/v__0"
+) -> tuple[TrainingCallback, dict[str, Any], Bottle]:
     """Train without the final report; return the journal, the content of `last.ckpt` or `best.ckpt`, and the bottle."""
     import torch
 
-    bottle, experiment = FolderBottle(folder), ExperimentPaths(name)
-    journal = Journal(chosen, bottle, experiment, None)
+    bottle, experiment = FolderBottle(folder), Experiment(name)
+    journal = TrainingCallback(chosen, bottle, experiment, None)
     training.fit(chosen, found, bottle, experiment, journal)
     content: dict[str, Any] = journal.best_weights or {}
     if bottle.exists(experiment.last_checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,21 +19,22 @@ import yaml
 
 from jobkit import job
 from jobkit.bottle import Bottle, FolderBottle, open_bottle
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.paths import ExperimentPaths, picture
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment
+from jobkit.paths import picture
 from jobkit.snapshot import Sample, write_snapshot
-from jobkit.tracking import Labels
+from nightshift_common.task_instance import TaskInstanceKey
 from tests.training_jobs.classifier.support import TINY, draw
 from training_jobs import train_classifier
 from training_jobs.train_classifier import Arguments, Result, run
 
 ROOT = Path(__file__).resolve().parents[3]
-LABELS = Labels(dag_id="retrain_colours", run_id="run_1", task_id="train")
+TASK_INSTANCE = TaskInstanceKey(dag_id="retrain_colors", run_id="run_1", task_id="train")
 
 
 def write_config(folder: Path, **sections: Any) -> Path:
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "experiment_name": "colours", **sections}))
+    path.write_text(yaml.safe_dump({**TINY, "experiment_name": "colors", **sections}))
     return path
 
 
@@ -49,7 +51,7 @@ def write_pictures(bottle: Bottle, folder: Path, per_class: int = 8) -> str:
             Sample(sha256=digest, path=picture(digest, ".png"), label=path.parent.name, split=split,  # type: ignore[arg-type]
                    width=24, height=20, split_group=digest, source=path.name)
         )  # fmt: skip
-    return write_snapshot(bottle, "colours", samples, []).snapshot_id
+    return write_snapshot(bottle, "colors", samples, []).snapshot_id
 
 
 def train(context: job.Context, config: Path, **values: Any) -> Result:
@@ -59,17 +61,17 @@ def train(context: job.Context, config: Path, **values: Any) -> Result:
 def test_a_training_answers_with_its_experiment(context: job.Context, bottle: FolderBottle, tmp_path: Path) -> None:
     snapshot_id = write_pictures(bottle, tmp_path / "source")
     config = write_config(tmp_path)
-    result = train(context, config, cat="colours", snapshot_id=snapshot_id, epochs=1, batch=6)
-    assert result.experiment == "models/colours/v__0_train_test_resnet_6_0.01"
+    result = train(context, config, cat="colors", snapshot_id=snapshot_id, epochs=1, batch=6)
+    assert result.experiment == "models/colors/v__0_train_test_resnet_6_0.01"
     assert result.checkpoint == f"{result.experiment}/checkpoints/best.ckpt"
     assert bottle.exists(result.checkpoint)
     assert (result.epochs, result.best_epoch) == (1, 0)
     assert result.metrics["val_macro_f1"] == pytest.approx(result.metrics["val_macro_f1"], abs=1)
     spec = json.loads(bottle.read(f"{result.experiment}/model.json"))
-    assert (spec["group"], spec["snapshot_id"]) == ("colours", snapshot_id)
+    assert (spec["group"], spec["snapshot_id"]) == ("colors", snapshot_id)
     assert "epochs: 1" in bottle.read(f"{result.experiment}/config.yaml").decode()
-    second = train(context, config, cat="colours", epochs=1, batch=6)  # the group's only snapshot
-    assert second.experiment == "models/colours/v__1_train_test_resnet_6_0.01"
+    second = train(context, config, cat="colors", epochs=1, batch=6)  # the group's only snapshot
+    assert second.experiment == "models/colors/v__1_train_test_resnet_6_0.01"
 
 
 def test_without_a_file_a_group_trains_by_its_own_or_the_default_one(
@@ -79,18 +81,18 @@ def test_without_a_file_a_group_trains_by_its_own_or_the_default_one(
     monkeypatch.setattr(train_classifier, "CONFIGS", tmp_path)
     write_pictures(bottle, tmp_path / "source")
     write_config(tmp_path).rename(tmp_path / "default.yaml")
-    assert run(Arguments(cat="colours", epochs=1, batch=4), context).experiment.endswith("_4_0.01")
-    write_config(tmp_path, optimizer={"weight_decay": 0.5}).rename(tmp_path / "colours.yaml")
-    assert run(Arguments(cat="colours", epochs=1, batch=4), context).experiment.endswith("_4_0.5")
+    assert run(Arguments(cat="colors", epochs=1, batch=4), context).experiment.endswith("_4_0.01")
+    write_config(tmp_path, optimizer={"weight_decay": 0.5}).rename(tmp_path / "colors.yaml")
+    assert run(Arguments(cat="colors", epochs=1, batch=4), context).experiment.endswith("_4_0.5")
     with pytest.raises(ConfigurationError, match="--config_filename or --cat is missing"):
         run(Arguments(epochs=1), context)
 
 
 def test_a_fine_tuning_is_named_so(context: job.Context, bottle: FolderBottle, tmp_path: Path) -> None:
     write_pictures(bottle, tmp_path / "source")
-    first = train(context, write_config(tmp_path), cat="colours", epochs=1)
+    first = train(context, write_config(tmp_path), cat="colors", epochs=1)
     tuned = write_config(tmp_path, model={"backbone_name": "test_resnet", "load_from": first.checkpoint})
-    assert train(context, tuned, cat="colours", epochs=1).experiment.startswith("models/colours/v__1_finetune_")
+    assert train(context, tuned, cat="colors", epochs=1).experiment.startswith("models/colors/v__1_finetune_")
 
 
 def test_without_a_bottle_a_users_file_trains_beside_its_models(
@@ -104,7 +106,7 @@ def test_without_a_bottle_a_users_file_trains_beside_its_models(
     )
     result = train(job.Context(tmp_path, None), config, epochs=1)
     folder = tmp_path / "data" / result.experiment
-    assert folder.parent == tmp_path / "data" / "models" / "colours"
+    assert folder.parent == tmp_path / "data" / "models" / "colors"
     assert json.loads((folder / "model.json").read_text())["labels"] == ["0", "90", "180", "270"]
 
 
@@ -124,26 +126,28 @@ def test_folders_are_classes_where_the_file_says_so(context: job.Context, bottle
 def test_several_snapshots_are_listed_where_none_is_named(
     context: job.Context, bottle: FolderBottle, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match="group colours has no snapshots: pull the dataset first"):
-        train(context, write_config(tmp_path), cat="colours")
+    with pytest.raises(ConfigurationError, match="group colors has no snapshots: pull the dataset first"):
+        train(context, write_config(tmp_path), cat="colors")
     ids = [write_pictures(bottle, tmp_path / str(count), count) for count in (4, 5)]
-    with pytest.raises(ConfigurationError, match=f"group colours has {', '.join(sorted(ids))}"):
-        train(context, write_config(tmp_path), cat="colours")
-    with pytest.raises(DataRefused, match="there is no snapshot 0123456789abcdef of group colours"):
-        train(context, write_config(tmp_path), cat="colours", snapshot_id="0123456789abcdef")
+    with pytest.raises(ConfigurationError, match=f"group colors has {', '.join(sorted(ids))}"):
+        train(context, write_config(tmp_path), cat="colors")
+    with pytest.raises(DataValidationError, match="there is no snapshot 0123456789abcdef of group colors"):
+        train(context, write_config(tmp_path), cat="colors", snapshot_id="0123456789abcdef")
 
 
 def test_the_same_task_instance_never_trains_twice(bottle: FolderBottle, tmp_path: Path, mlflow_url: str) -> None:
     write_pictures(bottle, tmp_path / "source")
     config = write_config(tmp_path)
-    first = train(job.Context(tmp_path, LABELS), config, cat="colours", epochs=1)
+    first = train(job.Context(tmp_path, TASK_INSTANCE), config, cat="colors", epochs=1)
     written = bottle.path(first.checkpoint).stat().st_mtime_ns
-    again = train(job.Context(tmp_path, LABELS.model_copy(update={"try_number": 2})), config, cat="colours", epochs=1)
+    again = train(
+        job.Context(tmp_path, TASK_INSTANCE.model_copy(update={"try_number": 2})), config, cat="colors", epochs=1
+    )
     assert again == first
     assert bottle.path(first.checkpoint).stat().st_mtime_ns == written
-    others = LABELS.model_copy(update={"run_id": "run_2"})
-    assert train(job.Context(tmp_path, others), config, cat="colours", epochs=1).experiment != first.experiment
-    more = train(job.Context(tmp_path, LABELS), config, cat="colours", epochs=2)
+    others = TASK_INSTANCE.model_copy(update={"run_id": "run_2"})
+    assert train(job.Context(tmp_path, others), config, cat="colors", epochs=1).experiment != first.experiment
+    more = train(job.Context(tmp_path, TASK_INSTANCE), config, cat="colors", epochs=2)
     assert more.experiment != first.experiment  # cleared and triggered with other parameters
 
 
@@ -153,8 +157,8 @@ def test_the_run_in_mlflow_has_parameters_metrics_and_the_report(
     from mlflow import MlflowClient
 
     write_pictures(bottle, tmp_path / "source")
-    context = job.Context(tmp_path, LABELS.model_copy(update={"run_id": "tracked"}))
-    train(context, write_config(tmp_path), cat="colours", epochs=2)
+    context = job.Context(tmp_path, TASK_INSTANCE.model_copy(update={"run_id": "tracked"}))
+    train(context, write_config(tmp_path), cat="colors", epochs=2)
     context.close(succeeded=True)
     client = MlflowClient(mlflow_url)
     run_id = context.tracking.run_id
@@ -173,16 +177,16 @@ def test_trainings_at_the_same_time_get_folders_of_their_own(bottle: FolderBottl
 
     config = read_config(write_config(tmp_path))
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda _: claim(bottle, config, "colours", None, "x").folder, range(16)))
+        claims = list(pool.map(lambda _: claim(bottle, config, "colors", None, "x").folder, range(16)))
         shared = {claim.folder for claim in pool.map(lambda _: claim_shared(bottle, config), range(16))}
     assert len({folder.split("__")[1].split("_")[0] for folder in claims}) == 16
     assert len(shared) == 1
 
 
-def claim_shared(bottle: FolderBottle, config: Any) -> ExperimentPaths:
+def claim_shared(bottle: FolderBottle, config: Any) -> Experiment:
     from training_jobs.classifier.experiment import claim
 
-    return claim(bottle, config, "colours", LABELS, "x")
+    return claim(bottle, config, "colors", TASK_INSTANCE, "x")
 
 
 def test_a_training_can_be_resumed_by_hand_where_nothing_else_changed(
@@ -190,35 +194,37 @@ def test_a_training_can_be_resumed_by_hand_where_nothing_else_changed(
 ) -> None:
     write_pictures(bottle, tmp_path / "source")
     config = write_config(tmp_path)
-    first = train(context, config, cat="colours", epochs=1)
-    bottle.delete(ExperimentPaths(first.experiment).metrics)
-    again = train(context, config, cat="colours", epochs=1, resume=first.experiment)
+    first = train(context, config, cat="colors", epochs=1)
+    bottle.delete(Experiment(first.experiment).metrics)
+    again = train(context, config, cat="colors", epochs=1, resume=first.experiment)
     assert again.metrics == first.metrics
-    with pytest.raises(DataRefused, match="started with another configuration"):
-        train(context, config, cat="colours", epochs=3, resume=first.experiment)
-    with pytest.raises(DataRefused, match="is no experiment"):
-        train(context, config, cat="colours", epochs=1, resume="models/colours/v__77")
+    with pytest.raises(DataValidationError, match="started with another configuration"):
+        train(context, config, cat="colors", epochs=3, resume=first.experiment)
+    with pytest.raises(DataValidationError, match="is no experiment"):
+        train(context, config, cat="colors", epochs=1, resume="models/colors/v__77")
 
 
 def test_a_bottle_on_s3_holds_the_same_experiment(s3_bottle: str, tmp_path: Path) -> None:
     bottle = open_bottle()
     write_pictures(bottle, tmp_path / "source", 4)
-    result = train(job.Context(tmp_path, None), write_config(tmp_path), cat="colours", epochs=1)
+    result = train(job.Context(tmp_path, None), write_config(tmp_path), cat="colors", epochs=1)
     names = {key.removeprefix(f"{result.experiment}/") for key in bottle.keys(result.experiment)}
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.json", "torchscripts/model.pt"} <= names
 
 
-def start(config: Path, folder: Path, bottle: Path, labels: Labels, mlflow_url: str) -> subprocess.Popen[str]:
+def start(
+    config: Path, folder: Path, bottle: Path, task_instance: TaskInstanceKey, mlflow_url: str
+) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     environment = {
         **os.environ,
         "NIGHTSHIFT_BOTTLE": str(bottle),
         "NIGHTSHIFT_JOB_DIR": str(folder),
-        "NIGHTSHIFT_LABELS": labels.model_dump_json(),
+        "NIGHTSHIFT_TASK_INSTANCE": task_instance.to_json(),
         "MLFLOW_TRACKING_URI": mlflow_url,
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "training_jobs.train_classifier", f"--config_filename={config}", "--cat=colours"]
+    command = [sys.executable, "-m", "training_jobs.train_classifier", f"--config_filename={config}", "--cat=colors"]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -227,9 +233,9 @@ def test_a_training_that_was_killed_goes_on_in_its_folder(
 ) -> None:
     write_pictures(bottle, tmp_path / "source")
     config = write_config(tmp_path, training={"epochs": 12}, model={"backbone_name": "test_resnet"})
-    labels = LABELS.model_copy(update={"run_id": "killed"})
-    first = start(config, tmp_path / "job", bottle.root, labels, mlflow_url)
-    log = bottle.path("models/colours/v__0_train_test_resnet_4_0.01/csv_logs/metrics.csv")
+    killed = dataclasses.replace(TASK_INSTANCE, run_id="killed")
+    first = start(config, tmp_path / "job", bottle.root, killed, mlflow_url)
+    log = bottle.path("models/colors/v__0_train_test_resnet_4_0.01/csv_logs/metrics.csv")
     deadline = time.monotonic() + 60
     while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()[0]
@@ -237,17 +243,17 @@ def test_a_training_that_was_killed_goes_on_in_its_folder(
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not (tmp_path / "job" / "result.json").exists()
-    second = start(config, tmp_path / "job", bottle.root, labels.model_copy(update={"try_number": 2}), mlflow_url)
+    second = start(config, tmp_path / "job", bottle.root, dataclasses.replace(killed, try_number=2), mlflow_url)
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 0, output
     assert "resuming after epoch" in output
     result = json.loads((tmp_path / "job" / "result.json").read_text())["result"]
-    assert result["experiment"] == "models/colours/v__0_train_test_resnet_4_0.01"
+    assert result["experiment"] == "models/colors/v__0_train_test_resnet_4_0.01"
     assert result["epochs"] == 12
-    whole = train(job.Context(tmp_path, None), config, cat="colours")
+    whole = train(job.Context(tmp_path, None), config, cat="colors")
     assert whole.metrics["val_loss"] == pytest.approx(result["metrics"]["val_loss"], abs=1e-6)
     one, other = (
-        torch.load(bottle.path(ExperimentPaths(name).last_checkpoint), weights_only=True)["state_dict"]
+        torch.load(bottle.path(Experiment(name).last_checkpoint), weights_only=True)["state_dict"]
         for name in (result["experiment"], whole.experiment)
     )
     assert all(torch.equal(one[name], value) for name, value in other.items())
@@ -259,5 +265,5 @@ def test_a_corrupt_picture_ends_the_job_as_refused_data(
     write_pictures(bottle, tmp_path / "source")
     victim = next(bottle.keys("pictures"))
     bottle.write(victim, cv2.imencode(".png", cv2.imread(str(bottle.path(victim))))[1].tobytes()[:60])
-    with pytest.raises(DataRefused, match=Path(victim).name):
-        train(context, write_config(tmp_path), cat="colours", epochs=1)
+    with pytest.raises(DataValidationError, match=Path(victim).name):
+        train(context, write_config(tmp_path), cat="colors", epochs=1)

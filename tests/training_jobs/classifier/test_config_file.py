@@ -167,7 +167,7 @@ def test_a_repeated_key_is_refused_with_both_lines(tmp_path: Path) -> None:
         ("dataset:\n  image_size: 16\n  train_augmentations:\n    - {type: coarse_dropout, max_holes: 300}\n",
          "4: dataset.train_augmentations[0].max_holes: it is 300; the picture has only 256 pixels"),
         ("model: {in_channels: 1}\ndataset:\n  val_augmentations:\n    - {type: rgb_shift}\n",
-         "4: dataset.val_augmentations[0].type: rgb_shift changes colours, but model.in_channels is 1"),
+         "4: dataset.val_augmentations[0].type: rgb_shift changes colors, but model.in_channels is 1"),
         ("model: {in_channels: 1}\ndataset:\n  train_augmentations:\n"
          "    - {type: coarse_dropout, fill_value: [1, 2, 3]}\n",
          "4: dataset.train_augmentations[0].fill_value: "),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobkit import modelspec
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit import model_spec
+from jobkit.errors import ConfigurationError, DataValidationError
 from tests.training_jobs.classifier.support import config, draw, examples
 from training_jobs.classifier import data
 from training_jobs.classifier.data import BatchSampler, Pictures, loaders
@@ -37,7 +37,7 @@ def test_validation_sees_what_serving_sees(found: Examples, resize: str, channel
     if quick:
         assert pictures.cache()
     for index, example in enumerate(found.val):
-        expected = modelspec.read_picture(example.path, chosen.preprocessing)
+        expected = model_spec.read_picture(example.path, chosen.preprocessing)
         assert np.array_equal(pictures.picture(0, index)[0], expected)
 
 
@@ -134,13 +134,13 @@ def test_backgrounds_that_are_not_there_are_refused(folder: str | None, found: E
 def test_a_file_that_is_no_picture_is_refused_with_its_path(content: bytes, found: Examples, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(content)
     broken = replace(found.train[0], path=tmp_path / "broken.jpg")
-    with pytest.raises(DataRefused, match=r"broken\.jpg"):
+    with pytest.raises(DataValidationError, match=r"broken\.jpg"):
         Pictures(config(), [broken], training=True).cache()
 
 
 @pytest.mark.parametrize("height", [60, 300, 700])
 def test_a_quick_decode_is_never_smaller_than_the_input(tmp_path: Path, height: int) -> None:
-    from training_jobs.classifier.pictures import decode
+    from training_jobs.classifier.picture_loading import decode
 
     how = config(dataset__image_size=32).preprocessing
     path = tmp_path / "page.jpg"

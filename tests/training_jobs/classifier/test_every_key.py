@@ -213,6 +213,6 @@ def test_the_best_epoch_is_chosen_by_the_named_score(found: Examples, tmp_path: 
         {"epoch": 3, "val_macro_f1": 0.9, "val_accuracy": 0.9, "val_loss": 1.0},
     ]
     for number, name in enumerate(("macro_f1", "accuracy", "loss")):
-        journal = training.Journal(config(training__best_by=name), FolderBottle(tmp_path), None, None)  # type: ignore[arg-type]
+        journal = training.TrainingCallback(config(training__best_by=name), FolderBottle(tmp_path), None, None)  # type: ignore[arg-type]
         journal.rows = rows
         assert journal.best["epoch"] == number  # of equals the first

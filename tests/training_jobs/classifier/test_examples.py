@@ -12,7 +12,7 @@ import pytest
 
 from jobkit import paths
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, DataRefused
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.snapshot import Sample, write_snapshot
 from tests.training_jobs.classifier.support import LABELS, draw
 from training_jobs.classifier.examples import (
@@ -29,7 +29,7 @@ def test_a_folder_is_a_class(tmp_path: Path) -> None:
     draw(tmp_path, 20)
     (tmp_path / ".cache").mkdir()
     (tmp_path / "red" / "notes.txt").write_text("no picture")
-    found = from_folders(tmp_path, "colours", 0.25)
+    found = from_folders(tmp_path, "colors", 0.25)
     assert found.labels == LABELS
     assert len(found.train) + len(found.val) == 60
     assert 5 <= len(found.val) <= 25
@@ -38,30 +38,30 @@ def test_a_folder_is_a_class(tmp_path: Path) -> None:
 
 def test_the_part_for_validation_is_chosen_by_content(tmp_path: Path) -> None:
     draw(tmp_path / "some", 12)
-    small = from_folders(tmp_path / "some", "colours", 0.4)
+    small = from_folders(tmp_path / "some", "colors", 0.4)
     shutil.copytree(tmp_path / "some", tmp_path / "more")
     copied = tmp_path / "more" / "red" / "a copy.png"
     shutil.copy(tmp_path / "some" / "red" / "0.png", copied)
-    large = from_folders(tmp_path / "more", "colours", 0.4)
+    large = from_folders(tmp_path / "more", "colors", 0.4)
     small_val, large_val = {e.key for e in small.val}, {e.key for e in large.val}
     assert large_val - small_val <= {"red/a copy.png"}
     assert ("red/a copy.png" in large_val) == ("red/0.png" in large_val)
-    assert len(from_folders(tmp_path / "some", "colours", 0.9).val) > len(small.val)
+    assert len(from_folders(tmp_path / "some", "colors", 0.9).val) > len(small.val)
 
 
 def test_a_class_with_one_picture_is_trained_on(tmp_path: Path) -> None:
     draw(tmp_path, 1)
-    found = from_folders(tmp_path, "colours", 0.999)
+    found = from_folders(tmp_path, "colors", 0.999)
     assert found.counts == [1, 1, 1]
 
 
 def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path) -> None:
     draw(tmp_path, 1)
     (tmp_path / "yellow").mkdir()
-    with pytest.raises(DataRefused, match="yellow"):
-        from_folders(tmp_path, "colours", 0.2)
+    with pytest.raises(DataValidationError, match="yellow"):
+        from_folders(tmp_path, "colors", 0.2)
     with pytest.raises(ConfigurationError, match="missing"):
-        from_folders(tmp_path / "missing", "colours", 0.2)
+        from_folders(tmp_path / "missing", "colors", 0.2)
 
 
 def test_pages_are_drawn_in_training_and_seen_from_all_sides_in_validation(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_pages_are_drawn_in_training_and_seen_from_all_sides_in_validation(tmp_p
     assert {e.key for e in found.train}.isdisjoint({e.key for e in found.val})
     check(found, 4)
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataRefused, match="holds no pictures"):
+    with pytest.raises(DataValidationError, match="holds no pictures"):
         from_rotation(tmp_path / "none", "pages", 0.3)
 
 
@@ -111,16 +111,16 @@ def test_a_label_that_the_snapshot_does_not_list_is_refused(tmp_path: Path) -> N
     identifier = snapshot(bottle, {"train": ["a", "b"], "val": ["b"]})
     summary = paths.SnapshotPaths("letters", identifier).summary
     bottle.write(summary, bottle.read(summary).replace(b'"b"\n  ]', b'"c"\n  ]'))
-    with pytest.raises(DataRefused, match="pictures of b, which its labels do not list: a, c"):
+    with pytest.raises(DataValidationError, match="pictures of b, which its labels do not list: a, c"):
         from_snapshot(bottle, "letters", identifier)
 
 
 @pytest.mark.parametrize(
     ("labels", "train", "val", "classes", "error", "text"),
     [
-        (["a"], [0], [0], None, DataRefused, "one class only"),
-        (["a", "b"], [0, 0], [0], None, DataRefused, "no training pictures of b"),
-        (["a", "b"], [0, 1], [], None, DataRefused, "no validation pictures"),
+        (["a"], [0], [0], None, DataValidationError, "one class only"),
+        (["a", "b"], [0, 0], [0], None, DataValidationError, "no training pictures of b"),
+        (["a", "b"], [0, 1], [], None, DataValidationError, "no validation pictures"),
         (["a", "b"], [0, 1], [0], 3, ConfigurationError, r"model\.n_classes is 3, but there are 2 labels"),
     ],
 )

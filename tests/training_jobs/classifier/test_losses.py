@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from jobkit.classifier import Classifier
 from tests.training_jobs.classifier.support import config
+from training_jobs.classifier.lightning_module import ClassifierModule
 from training_jobs.classifier.mixing import mix
-from training_jobs.classifier.module import ClassifierModule
 
 LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
@@ -58,7 +58,7 @@ def mixed(
 
 @pytest.mark.parametrize("strategy", ["mixup", "cutmix"])
 def test_targets_follow_the_pictures(strategy: str) -> None:
-    """Each class has one grey value, so that a picture's mean says how much of each class is in it."""
+    """Each class has one gray value, so that a picture's mean says how much of each class is in it."""
     for seed in range(20):
         changed, targets, values = mixed(strategy, 1.0, seed)
         assert torch.allclose(changed.mean((1, 2, 3)), targets @ values, atol=1e-4)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from jobkit import database
-from jobkit.errors import DataRefused
+from jobkit.errors import DataValidationError
 from tests.training_jobs.classifier.support import config, examples
 from training_jobs.classifier.data import Pictures
 from training_jobs.classifier.examples import Example, Examples, Person
-from training_jobs.classifier.people import one_example_per_person
+from training_jobs.classifier.person_crops import one_example_per_person
 
 TRIANGLE = [[0.0, 0.0, 0.5, 0.0, 0.0, 1.0]]
 
@@ -71,7 +71,7 @@ def test_a_row_that_does_not_hold_people_is_refused_with_its_path(
     database_url: str, found: Examples, segment: dict[str, Any], text: str
 ) -> None:
     store(found.val[0].key, {"0": segment})
-    with pytest.raises(DataRefused, match=f"{found.val[0].key}, segment 0.*{text}"):
+    with pytest.raises(DataValidationError, match=f"{found.val[0].key}, segment 0.*{text}"):
         one_example_per_person(found)
 
 
@@ -85,7 +85,7 @@ def test_a_person_is_cut_out_by_the_mask(tmp_path: Path) -> None:
     assert shown.shape == (40, 40, 3)  # the crop is 30 wide and 40 high: 5 columns of padding on each side
     assert (shown[:, :5] == 0).all() and (shown[:, 5:20] == 200).all() and (shown[:, 22:] == 0).all()
     outside = Example(path, 0, person=Person((100, 0, 120, 40), ()))
-    with pytest.raises(DataRefused, match=r"people\.png: the box of a person"):
+    with pytest.raises(DataValidationError, match=r"people\.png: the box of a person"):
         Pictures(config(), [outside], training=True).picture(0, 0)
 
 

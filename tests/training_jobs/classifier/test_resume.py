@@ -10,9 +10,9 @@ import torch
 
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier
-from jobkit.paths import ExperimentPaths
+from jobkit.experiment import Experiment
 from tests.training_jobs.classifier.support import config, examples, fit
-from training_jobs.classifier import journal as journal_module
+from training_jobs.classifier import training_callback as journal_module
 from training_jobs.classifier.examples import Examples
 
 EVERYTHING_RANDOM: dict[str, Any] = {
@@ -40,14 +40,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 
 def kill_in(monkeypatch: pytest.MonkeyPatch, epoch: int, batch: int) -> None:
-    original = journal_module.Journal.on_train_batch_end
+    original = journal_module.TrainingCallback.on_train_batch_end
 
     def on_train_batch_end(self: Any, trainer: Any, module: Any, outputs: Any, content: Any, index: int) -> None:
         original(self, trainer, module, outputs, content, index)
         if (trainer.current_epoch, index) == (epoch, batch):
             raise Killed
 
-    monkeypatch.setattr(journal_module.Journal, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(journal_module.TrainingCallback, "on_train_batch_end", on_train_batch_end)
 
 
 @pytest.fixture
@@ -82,20 +82,20 @@ def test_a_resumed_training_ends_with_the_same_weights(
 
 def test_a_finished_training_is_not_trained_again(found: Examples, tmp_path: Path) -> None:
     _, expected, bottle = fit(tmp_path, config(), found)
-    before = bottle.read(ExperimentPaths("models/colours/v__0").last_checkpoint)
+    before = bottle.read(Experiment("models/colors/v__0").last_checkpoint)
     journal, actual, _ = fit(tmp_path, config(), found)
     assert len(journal.rows) == 2
-    assert bottle.read(ExperimentPaths("models/colours/v__0").last_checkpoint) == before
+    assert bottle.read(Experiment("models/colors/v__0").last_checkpoint) == before
     assert all(torch.equal(actual["state_dict"][name], value) for name, value in expected["state_dict"].items())
 
 
 def test_a_torn_checkpoint_is_refused_with_its_name(found: Examples, tmp_path: Path) -> None:
-    from jobkit.errors import DataRefused
+    from jobkit.errors import DataValidationError
 
-    paths = ExperimentPaths("models/colours/v__0")
+    paths = Experiment("models/colors/v__0")
     _, _, bottle = fit(tmp_path, config(), found)
     bottle.write(paths.last_checkpoint, FolderBottle(tmp_path).read(paths.last_checkpoint)[:1000])
-    with pytest.raises(DataRefused, match=r"last\.ckpt"):
+    with pytest.raises(DataValidationError, match=r"last\.ckpt"):
         fit(tmp_path, config(), found)
 
 
@@ -105,11 +105,11 @@ def test_a_picture_that_breaks_in_a_worker_ends_the_training_as_refused_data(
     """The old trainer swallowed what went wrong while it trained, and ended with success."""
     from dataclasses import replace
 
-    from jobkit.errors import DataRefused
+    from jobkit.errors import DataValidationError
     from training_jobs.classifier import data
 
     monkeypatch.setattr(data, "CACHE_BYTES", 0)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
     broken = replace(found, train=[*found.train[:-1], replace(found.train[-1], path=tmp_path / "broken.png")])
-    with pytest.raises(DataRefused, match=r"broken\.png"):
+    with pytest.raises(DataValidationError, match=r"broken\.png"):
         fit(tmp_path, config(dataset__data_loaders__num_workers=1), broken)

@@ -17,8 +17,8 @@ import torch
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
-from jobkit.errors import ConfigurationError, DataRefused, ExitCode, JobError
-from jobkit.paths import ExperimentPaths
+from jobkit.errors import ConfigurationError, DataValidationError, ExitCode, JobError
+from jobkit.experiment import Experiment
 from tests.support.waiting import wait_for
 from tests.training_jobs.classifier import rank_faults
 from tests.training_jobs.classifier.support import config, examples, fit
@@ -26,11 +26,11 @@ from tests.training_jobs.classifier.test_classifier_job import ROOT, write_confi
 from training_jobs.classifier import training
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import BatchSampler, Part, validation_loader
+from training_jobs.classifier.ddp_launcher import ProcessDied, RemoteTraceback, run_together
 from training_jobs.classifier.examples import Examples
-from training_jobs.classifier.journal import Journal
-from training_jobs.classifier.together import ProcessDied, RemoteTraceback, run_together
+from training_jobs.classifier.training_callback import TrainingCallback
 
-EXPERIMENT = ExperimentPaths("models/colours/v__0")
+EXPERIMENT = Experiment("models/colors/v__0")
 SCORES = ("epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", "lr_backbone", "lr_fc")
 # No batch norms: on a CPU theirs are the only statistics that processes do not share.
 DEMANDING: dict[str, Any] = {
@@ -49,9 +49,9 @@ DEMANDING: dict[str, Any] = {
 }
 
 
-def fit_together(folder: Path, chosen: Config, found: Examples) -> tuple[Journal, dict[str, Any]]:
+def fit_together(folder: Path, chosen: Config, found: Examples) -> tuple[TrainingCallback, dict[str, Any]]:
     bottle = FolderBottle(folder)
-    journal = Journal(chosen, bottle, EXPERIMENT, None)
+    journal = TrainingCallback(chosen, bottle, EXPERIMENT, None)
     training._fit_on(2, chosen, found, bottle, EXPERIMENT, journal)
     return journal, torch.load(bottle.path(EXPERIMENT.last_checkpoint), weights_only=True)
 
@@ -82,12 +82,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 
 @pytest.fixture(scope="module")
-def trained(found: Examples, tmp_path_factory: pytest.TempPathFactory) -> tuple[Journal, dict[str, Any]]:
+def trained(found: Examples, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingCallback, dict[str, Any]]:
     return fit_together(tmp_path_factory.mktemp("together"), config(**DEMANDING), found)
 
 
 def test_two_processes_end_with_the_scores_and_the_weights_of_one(
-    trained: tuple[Journal, dict[str, Any]], found: Examples, tmp_path: Path
+    trained: tuple[TrainingCallback, dict[str, Any]], found: Examples, tmp_path: Path
 ) -> None:
     chosen = config(**DEMANDING)
     one, expected, _ = fit(tmp_path / "one", chosen, found)
@@ -105,7 +105,7 @@ def test_two_processes_end_with_the_scores_and_the_weights_of_one(
 
 
 def test_a_killed_process_ends_them_all_and_the_retry_resumes(
-    trained: tuple[Journal, dict[str, Any]], found: Examples, tmp_path: Path, mark: str
+    trained: tuple[TrainingCallback, dict[str, Any]], found: Examples, tmp_path: Path, mark: str
 ) -> None:
     chosen = config(**DEMANDING, dataset__data_loaders__num_workers=1)
     arguments = (2, chosen, found, str(tmp_path / "parts"), EXPERIMENT, None)
@@ -134,7 +134,7 @@ def test_batch_norms_judge_by_the_same_statistics_everywhere(found: Examples, tm
 
 
 def test_batch_norms_that_gpus_share_answer_as_the_model_s_own(tmp_path: Path) -> None:
-    """They synchronise only on GPUs; without one, that they compute the same is what can be seen."""
+    """They synchronize only on GPUs; without one, that they compute the same is what can be seen."""
     chosen = config(model__backbone_name="test_efficientnet", dataset__image_size=32)
     model = training.weights.build(chosen, 3, FolderBottle(tmp_path)).eval()
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -147,7 +147,7 @@ def test_batch_norms_that_gpus_share_answer_as_the_model_s_own(tmp_path: Path) -
 
 def test_the_first_error_is_the_one_that_counts_and_nothing_is_left(mark: str) -> None:
     started = time.monotonic()
-    with pytest.raises(DataRefused, match="a picture is damaged") as caught:
+    with pytest.raises(DataValidationError, match="a picture is damaged") as caught:
         run_together(rank_faults.refuse, 2)
     assert isinstance(caught.value.__cause__, RemoteTraceback) and "rank_faults.py" in str(caught.value.__cause__)
     with pytest.raises(JobError, match="OwnError: out of luck"):
@@ -162,7 +162,7 @@ def test_the_first_error_is_the_one_that_counts_and_nothing_is_left(mark: str) -
 def test_the_one_that_watches_takes_all_with_it_when_it_is_killed(mark: str, tmp_path: Path) -> None:
     code = (
         "import sys; from tests.training_jobs.classifier import rank_faults;"
-        "from training_jobs.classifier.together import run_together;"
+        "from training_jobs.classifier.ddp_launcher import run_together;"
         "run_together(rank_faults.wait, 2, sys.argv[1])"
     )
     watcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
@@ -208,7 +208,7 @@ def test_the_job_writes_everything_once(
     snapshot_id = write_pictures(bottle, tmp_path / "source")
     file = write_config(tmp_path)
     command = [
-        sys.executable, "-m", "training_jobs.train_classifier", "--config_filename", str(file), "--cat", "colours",
+        sys.executable, "-m", "training_jobs.train_classifier", "--config_filename", str(file), "--cat", "colors",
         "--snapshot_id", snapshot_id, "--epochs", "2", "--gpus", "2",
     ]  # fmt: skip
     environment = {**os.environ, "NIGHTSHIFT_JOB_DIR": str(tmp_path / "job"), "NIGHTSHIFT_LOG_FORMAT": "json"}

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from jobkit import modelspec
+from jobkit import model_spec
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier
 from jobkit.errors import ConfigurationError
-from jobkit.modelspec import ModelSpec
-from jobkit.paths import ExperimentPaths
+from jobkit.experiment import Experiment
+from jobkit.model_spec import ModelSpec
 from tests.training_jobs.classifier.support import LABELS, config, examples, fit
-from training_jobs.classifier import memory
+from training_jobs.classifier import gpu_memory
 from training_jobs.classifier.examples import Examples
 from training_jobs.classifier.training import train
 
-PATHS = ExperimentPaths("models/colours/v__0_train_test_resnet_4_0.01")
+PATHS = Experiment("models/colors/v__0_train_test_resnet_4_0.01")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_torchscript_gives_the_scores_that_were_written_down(
     spec = ModelSpec.model_validate_json(bottle.read(PATHS.spec))
     assert spec.labels == LABELS
     model = torch.jit.load(str(bottle.path(PATHS.torchscript)))
-    pictures = torch.from_numpy(np.stack([modelspec.prepare(e.path, spec.preprocessing) for e in found.val]))
+    pictures = torch.from_numpy(np.stack([model_spec.prepare(e.path, spec.preprocessing) for e in found.val]))
     logits = model(pictures)
     assert logits.dtype == torch.float32 and logits.shape == (6, 3)
     right = (logits.argmax(1) == torch.tensor([e.label for e in found.val])).float().mean().item()
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_batch(found: 
     with np.load(tmp_path / key) as kept:
         assert kept["pictures"].shape == (4, 16, 16, 3) and kept["labels"].shape == (4,)
     assert (tmp_path / key).with_suffix(".jpg").is_file()
-    assert not (tmp_path / "models/colours/v__0/checkpoints").exists()
+    assert not (tmp_path / "models/colors/v__0/checkpoints").exists()
 
 
 @pytest.fixture
@@ -144,9 +144,9 @@ def test_a_batch_that_does_not_fit_can_be_accumulated(small_memory: None, found:
 def test_one_picture_that_does_not_fit_is_said(
     found: Examples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(memory, "largest_that_fits", lambda *_: None)
+    monkeypatch.setattr(gpu_memory, "largest_that_fits", lambda *_: None)
     with pytest.raises(ConfigurationError, match="one picture of 16 pixels does not fit either"):
-        memory.smaller_batch(config(), Classifier("test_resnet", 3), torch.OutOfMemoryError("out"))
+        gpu_memory.smaller_batch(config(), Classifier("test_resnet", 3), torch.OutOfMemoryError("out"))
 
 
 def test_gradients_are_clipped_after_they_are_accumulated(found: Examples, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from training_jobs.classifier import transforms
 from training_jobs.classifier.transforms.augmentation import Augmentation
-from training_jobs.classifier.transforms.automatic import OPERATIONS
-from training_jobs.classifier.transforms.colour import black_body
+from training_jobs.classifier.transforms.auto_augment import OPERATIONS
+from training_jobs.classifier.transforms.color import black_body
 
 ANY: TypeAdapter[Augmentation] = TypeAdapter(transforms.AnyAugmentation)
 CLASSES = {
@@ -72,7 +72,7 @@ def test_an_augmentation_changes_pictures_by_the_seed_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name not in ("rgb_shift", "planckian_jitter")])
-def test_an_augmentation_takes_grey_pictures(name: str) -> None:
+def test_an_augmentation_takes_gray_pictures(name: str) -> None:
     assert all(result.dtype == np.uint8 and result.ndim == 2 for result in results(made(name), channels=1))
 
 

@@ -11,13 +11,13 @@ import torch
 
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier, load_classifier
-from jobkit.errors import ConfigurationError, DataRefused
-from jobkit.modelspec import ModelSpec
-from jobkit.paths import ExperimentPaths
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment
+from jobkit.model_spec import ModelSpec
 from tests.training_jobs.classifier.support import LABELS, config, examples, fit
 from training_jobs.classifier.weights import average_of, build
 
-PATHS = ExperimentPaths("models/colours/v__0")
+PATHS = Experiment("models/colors/v__0")
 
 
 def saved(folder: Path, classes: int = 3, channels: int = 3, name: str = "test_resnet") -> Classifier:
@@ -46,11 +46,11 @@ def test_another_number_of_classes_starts_with_a_new_last_layer(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
-def test_another_number_of_channels_sees_grey_pictures_as_before(tmp_path: Path, before: int, after: int) -> None:
+def test_another_number_of_channels_sees_gray_pictures_as_before(tmp_path: Path, before: int, after: int) -> None:
     old = saved(tmp_path, channels=before).eval()
     new = tuned(tmp_path, model__in_channels=after).eval()
-    grey = torch.rand(2, 1, 32, 32)
-    assert torch.allclose(old(grey.expand(-1, before, -1, -1)), new(grey.expand(-1, after, -1, -1)), atol=1e-5)
+    gray = torch.rand(2, 1, 32, 32)
+    assert torch.allclose(old(gray.expand(-1, before, -1, -1)), new(gray.expand(-1, after, -1, -1)), atol=1e-5)
 
 
 def test_layers_that_do_not_fit_are_listed_and_refused_unless_told(tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ class Bomb:
 def test_a_checkpoint_that_holds_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old.ckpt").write_bytes(pickle.dumps({"state_dict": Bomb()}))
-    with pytest.raises(DataRefused, match=r"old\.ckpt"):
+    with pytest.raises(DataValidationError, match=r"old\.ckpt"):
         tuned(tmp_path)
     torch.save({"state_dict": Bomb()}, tmp_path / "old.ckpt")
-    with pytest.raises(DataRefused, match=r"old\.ckpt"):
+    with pytest.raises(DataValidationError, match=r"old\.ckpt"):
         tuned(tmp_path)
     assert not (tmp_path / "exploded").exists()
 

@@ -1,6 +1,6 @@
 """The transforms of the configuration file, by the names that its users know.
 
-A picture inside the pipeline is uint8, [H, W] (grey) or [H, W, 3] (RGB). Fixed transforms bring it to the model's
+A picture inside the pipeline is uint8, [H, W] (gray) or [H, W, 3] (RGB). Fixed transforms bring it to the model's
 input and are the same in training, validation and serving; an augmentation changes it at random.
 """
 
@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from training_jobs.classifier.transforms.automatic import RandAugment, TrivialAugment
-from training_jobs.classifier.transforms.colour import (
+from training_jobs.classifier.transforms.auto_augment import RandAugment, TrivialAugment
+from training_jobs.classifier.transforms.color import (
     CoarseDropout,
     MedianBlur,
     PlanckianJitter,

@@ -1,6 +1,6 @@
 """Transforms that bring a picture to the model's input.
 
-They only describe: what they describe is carried out by `jobkit.modelspec`, so that training, validation and serving
+They only describe: what they describe is carried out by `jobkit.model_spec`, so that training, validation and serving
 cannot differ.
 """
 
@@ -26,7 +26,7 @@ class PadIfNeeded(Section):
     type: Literal["pad_if_needed"]
     min_height: int | None = Field(None, gt=0, description="pixels; default: dataset.image_size")
     min_width: int | None = Field(None, gt=0, description="pixels; default: dataset.image_size")
-    fill_value: int = Field(0, ge=0, le=255, description="grey value of the padding")
+    fill_value: int = Field(0, ge=0, le=255, description="gray value of the padding")
 
 
 class Resize(Section):

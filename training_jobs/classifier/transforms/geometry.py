@@ -73,13 +73,13 @@ class RandomResizedCrop(Augmentation):
 
 
 class ShiftScaleRotate(Augmentation):
-    """Shift, scale and turn in one resampling, around the picture's centre."""
+    """Shift, scale and turn in one resampling, around the picture's center."""
 
     type: Literal["shift_scale_rotate"]
     shift_limit: float | Range = Field(0.0625, description="part of the height and width; x means -x..x")
     scale_limit: float | Range = Field(0.1, description="change of the scale: 0.1 means 0.9..1.1")
     rotate_limit: float | Range = Field(45.0, description="degrees; x means -x..x")
-    fill_value: int = Field(0, ge=0, le=255, description="grey value of what comes in from outside")
+    fill_value: int = Field(0, ge=0, le=255, description="gray value of what comes in from outside")
 
     @model_validator(mode="after")
     def _positive_scale(self) -> Self:

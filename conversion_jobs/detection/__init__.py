@@ -1,0 +1,1 @@
+"""Detectors and segmenters: imported, exported, compared by boxes and masks."""

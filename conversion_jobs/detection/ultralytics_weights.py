@@ -1,0 +1,144 @@
+"""Ultralytics' detectors and segmenters, from their `.pt` files: runs in the environment `detection` and nowhere else.
+
+Ultralytics is AGPL-3.0. This is the one file that imports it; what it gives is traced to TorchScript once, and every
+later step works on that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jobkit.errors import ConfigurationError, DataValidationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+# Beside torch's modules and Ultralytics' own: what its checkpoints hold that runs no code when it is read.
+HARMLESS = {
+    "collections.OrderedDict", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.dtypes.Float32DType", "numpy.dtypes.Float64DType", "numpy.dtypes.Int64DType",
+    "ultralytics.utils.IterableSimpleNamespace", "pathlib.PosixPath", "pathlib._local.PosixPath",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector in evaluation mode on the CPU.
+
+    `module`: pictures float32 [N, 3, H, W] of values 0..1, RGB, letterboxed with gray 114, to
+    `raw` [N, 4 + classes, anchors] (center x, center y, width, height in pixels of the input; scores in 0..1), and for
+    `segment` also `coefficients` [N, 32, anchors] and `protos` [N, 32, H / 4, W / 4].
+    """
+
+    module: nn.Module
+    task: Literal["detect", "segment"]
+    labels: list[str]
+
+
+def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
+    """Return the model of an Ultralytics checkpoint; its averaged weights (`ema`) where it has them.
+
+    Raises:
+        DataValidationError: the file is no such checkpoint, holds code, or is of another task than detect and segment.
+        ConfigurationError: the sides of the input are no multiples of the model's stride, or Ultralytics is not here.
+    """
+    checkpoint = _read(weights)
+    model = checkpoint.get("ema") or checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if model is None or not hasattr(model, "names"):
+        raise DataValidationError(f"{weights} is no Ultralytics checkpoint: it has no model with class names")
+    from ultralytics.nn.modules.head import OBB, Detect, Pose, Segment
+
+    head = model.model[-1]
+    if not isinstance(head, Detect) or isinstance(head, Pose | OBB):
+        raise DataValidationError(
+            f"{weights} ends in {type(head).__name__}: detectors (Detect) and segmenters (Segment) convert"
+        )
+    stride = int(max(head.stride))
+    if any(side % stride for side in img_size):
+        raise ConfigurationError(
+            f"--img_size {img_size[0]} {img_size[1]}: the model takes multiples of {stride} pixels"
+        )
+    model = model.float().eval().requires_grad_(False)
+    model.fuse(verbose=False)
+    head.end2end = False
+    head.export, head.dynamic, head.format, head.shape = True, False, "onnx", None
+    names = model.names
+    labels = [str(names[index]) for index in range(len(names))] if isinstance(names, dict) else [str(n) for n in names]
+    if head.end2end:
+        raise DataValidationError(f"{weights} has a head without one-to-many outputs: only those convert")
+    task: Literal["detect", "segment"] = "segment" if isinstance(head, Segment) else "detect"
+    return Detector(_raw_outputs(model, head.nc), task, labels)
+
+
+def _raw_outputs(model: nn.Module, classes: int) -> nn.Module:
+    """Return a module that gives boxes and scores, mask coefficients and prototypes as outputs of their own."""
+    import torch
+
+    class RawOutputs(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pictures: torch.Tensor) -> Any:
+            found = self.model(pictures)
+            if isinstance(found, torch.Tensor):
+                return found
+            both, protos = found
+            return both[:, : 4 + classes], both[:, 4 + classes :], protos
+
+    return RawOutputs().eval()
+
+
+def _read(weights: Path) -> Any:
+    """Return what the checkpoint holds, read with `weights_only`: torch's and Ultralytics' modules, nothing else."""
+    import torch
+
+    try:
+        importlib.import_module("ultralytics")
+    except ImportError as error:
+        raise ConfigurationError(
+            "--family ultralytics runs in the environment detection, where Ultralytics is installed; here it is not: "
+            ".venv/detection/bin/python -m …"
+        ) from error
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(str(weights))
+    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+        raise DataValidationError(
+            f"{weights} is not a file of weights: {str(error).strip().splitlines()[0]}"
+        ) from error
+    found: list[Any] = []
+    strange: list[Any] = []
+    for name in wanted:
+        known = _module_class(name)
+        (found if known is not None else strange).append(known or name)
+    if strange:
+        raise DataValidationError(
+            f"{weights} holds more than a model, and could run code: {', '.join(sorted(map(str, strange)))}"
+        )
+    try:
+        with torch.serialization.safe_globals(found):
+            return torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataValidationError(f"{weights} cannot be read: {str(error).strip().splitlines()[0]}") from error
+
+
+def _module_class(name: str) -> Any:
+    """Return the class called `name` if reading an object of it runs no code of a stranger; else None."""
+    module_name, _, class_name = name.rpartition(".")
+    if name not in HARMLESS and not module_name.startswith(("torch.nn.modules.", "ultralytics.nn.")):
+        return None
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError):
+        return None
+    from torch import nn
+
+    is_module = isinstance(found, type) and issubclass(found, nn.Module)
+    return found if is_module or name in HARMLESS else None

@@ -1,0 +1,1 @@
+"""Source models of every family of weights that is converted."""

@@ -1,0 +1,224 @@
+"""Source models of every family that is converted: from a file of weights to a module in evaluation mode.
+
+| family | weights | also needed |
+|---|---|---|
+| `classifier` | checkpoint of `{backbone, fc}` (ours, seed_004's) | `architecture` (timm) |
+| `vit` | state_dict of a timm encoder; gives the embedding [N, features] | `architecture` (timm) |
+| `head` | state_dict of linear layers over an embedding; gives logits or probabilities | |
+| `torchscript` | TorchScript archive | |
+| `factory` | state_dict of what `module:function` builds | `factory` |
+| `ultralytics` | a detector or segmenter: not here but in conversion_jobs/detection/ultralytics_weights.py | |
+
+A state_dict is read with `weights_only`: a file with code in it is refused. A factory is code of one's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from jobkit import job
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.model_spec import ModelSpec, NonMaxSuppression, Output, input_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Family = Literal["classifier", "vit", "head", "torchscript", "factory", "ultralytics"]
+Activation = Literal["none", "sigmoid", "softmax"]
+
+
+def _number(text: object) -> object:
+    """Return a command line's digits as a number: pydantic does not read them so where only some numbers are valid."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+class SourceArguments(job.Arguments):
+    """Which model a file of weights belongs to."""
+
+    family: Family = Field(
+        description="classifier, vit, head, torchscript or factory: see conversion_jobs/families/sources.py; or "
+        "ultralytics, a detector or segmenter (in the environment detection)"
+    )
+    architecture: str | None = Field(None, description="timm model name, for classifier and vit")
+    factory: str | None = Field(None, description="module:function that builds the model, for factory")
+    img_size: tuple[int, int] = Field((224, 224), description="height and width of the input picture, pixels")
+    channels: Annotated[Literal[1, 3], BeforeValidator(_number)] = Field(3, description="3: RGB; 1: gray")
+    activation: Activation = Field("none", description="put behind a head: its outputs are then probabilities")
+    nms: bool = Field(False, description="for ultralytics: non-maximum suppression inside the graph")
+    confidence_threshold: float = Field(0.25, ge=0, lt=1, description="with --nms: boxes below it are left out")
+    iou_threshold: float = Field(0.7, gt=0, le=1, description="with --nms: a box that overlaps a better one more goes")
+    max_detections: int = Field(300, ge=1, le=3840, description="with --nms: boxes a picture, at most")
+
+    @model_validator(mode="after")
+    def _family_has_what_it_needs(self) -> SourceArguments:
+        needs = {"classifier": "architecture", "vit": "architecture", "factory": "factory"}
+        if (name := needs.get(self.family)) and getattr(self, name) is None:
+            raise ValueError(f"--family {self.family} needs --{name}")
+        if min(self.img_size) < 1:
+            raise ValueError("--img_size is height and width in pixels, at least 1 each")
+        return self
+
+    @property
+    def suppression(self) -> NonMaxSuppression | None:
+        """Non-maximum suppression inside the graph, where `nms` asks for it."""
+        how = NonMaxSuppression(
+            confidence_threshold=self.confidence_threshold,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+        )
+        return how if self.nms else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to convert: float32 [N, *shape] -> `output` [N, ...]."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    output: Output
+
+
+def load_source(weights: Path, options: SourceArguments) -> Source:
+    """Return the model that `weights` and `options` describe, in evaluation mode on the CPU.
+
+    Raises:
+        DataValidationError: the file is not what the family needs; the message says what it is.
+        ConfigurationError: the architecture or the factory does not exist.
+    """
+    picture = (options.channels, *options.img_size)
+    if options.family == "torchscript":
+        return Source(load_torchscript(weights), picture, "logits")
+    if _is_torchscript(weights):
+        raise DataValidationError(f"{weights} is a TorchScript archive: convert it with --family torchscript")
+    from jobkit.classifier import Classifier, load_weights, read_state_dict
+
+    state = read_state_dict(weights)
+    if options.family == "head":
+        module, features = _head(state, weights, options.activation)
+        output: Output = "logits" if options.activation == "none" else "probabilities"
+        return Source(module.eval(), (features,), output)
+    architecture = str(options.architecture)
+    if options.family == "classifier":
+        if "fc.weight" not in state:
+            raise DataValidationError(
+                f"{weights} has no 'fc.weight': a classifier is {{backbone, fc}}; it has {_names(state)}"
+            )
+        model = Classifier(architecture, len(state["fc.weight"]), options.channels)
+        return Source(load_weights(model, state, weights), picture, "logits")
+    if options.family == "vit":
+        return Source(_encoder(architecture, picture, state, weights), picture, "embedding")
+    return Source(load_weights(_built(str(options.factory)), state, weights), picture, "logits")
+
+
+def load_encoder(weights: Path, spec: ModelSpec) -> nn.Module:
+    """Return the encoder of an imported experiment, in evaluation mode on the CPU.
+
+    Raises:
+        DataValidationError: the weights are not those of `spec`.
+    """
+    from jobkit.classifier import read_state_dict
+
+    return _encoder(spec.architecture, input_shape(spec), read_state_dict(weights), weights)
+
+
+def load_torchscript(path: Path) -> nn.Module:
+    """Return the TorchScript model at `path`, in evaluation mode on the CPU.
+
+    Raises:
+        DataValidationError: it is none.
+    """
+    import torch
+
+    try:
+        module: nn.Module = torch.jit.load(str(path), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise DataValidationError(f"{path} is not a TorchScript model: {str(error).strip().splitlines()[0]}") from error
+    return module
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _encoder(architecture: str, shape: tuple[int, ...], state: dict[str, Tensor], weights: Path) -> nn.Module:
+    """Return timm's encoder for pictures of `shape` [C, H, W] with `state`, whose own head is left out."""
+    import timm
+
+    from jobkit.classifier import check_architecture, load_weights, uninitialized
+
+    check_architecture(architecture)
+    arguments: dict[str, Any] = {"num_classes": 0, "in_chans": shape[0]}
+
+    def build() -> nn.Module:
+        try:
+            return timm.create_model(architecture, img_size=shape[1:], **arguments)
+        except TypeError:  # convolutional encoders take pictures of any size
+            return timm.create_model(architecture, **arguments)
+
+    encoder = uninitialized(build)
+    known = encoder.state_dict()
+    without_head = {name: value for name, value in state.items() if name in known or not name.startswith("head")}
+    return load_weights(encoder, without_head, weights, assign=True)
+
+
+def _head(state: dict[str, Tensor], path: Path, activation: Activation) -> tuple[nn.Module, int]:
+    """Return the layers that the matrices of `state` are, with ReLU between them, and the size of the embedding."""
+    from torch import nn
+
+    names = sorted((name for name in state if name.endswith("weight") and state[name].ndim == 2), key=_natural)
+    used = {name for weight in names for name in (weight, weight.removesuffix("weight") + "bias")}
+    if not names or set(state) - used:
+        raise DataValidationError(
+            f"{path} is not a head of linear layers: it has {_names(state)}; use --family factory"
+        )
+    layers: list[nn.Module] = []
+    features = state[names[0]].shape[1]
+    for name in names:
+        weight, bias = state[name], state.get(name.removesuffix("weight") + "bias")
+        if weight.shape[1] != features:
+            raise DataValidationError(
+                f"{path}: {name} takes {weight.shape[1]} values, but the layer before gives {features}"
+            )
+        layer = nn.Linear(features, len(weight), bias=bias is not None)
+        layer.weight.data = weight.float()
+        if bias is not None:
+            layer.bias.data = bias.float()
+        layers += [nn.ReLU(), layer] if layers else [layer]
+        features = len(weight)
+    if activation != "none":
+        layers.append(nn.Sigmoid() if activation == "sigmoid" else nn.Softmax(dim=1))
+    return nn.Sequential(*layers), state[names[0]].shape[1]
+
+
+def _built(factory: str) -> nn.Module:
+    from torch import nn
+
+    module_name, _, function_name = factory.partition(":")
+    try:
+        function: Callable[[], Any] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"--factory {factory!r} is not module:function: {error}") from error
+    model = function()
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"--factory {factory} gave a {type(model).__name__}, not a torch module")
+    return model
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _names(state: dict[str, Any]) -> str:
+    shown = ", ".join(list(state)[:6])
+    return shown + (f" and {len(state) - 6} more" if len(state) > 6 else "")

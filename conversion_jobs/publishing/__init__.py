@@ -1,0 +1,1 @@
+"""From a verified artifact to a version in the model storage and in MLflow's registry."""

@@ -1,0 +1,1 @@
+"""Triton's side: configurations, repositories, models that it serves."""

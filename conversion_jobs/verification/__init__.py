@@ -1,0 +1,1 @@
+"""Whether a converted model answers as its source does."""

@@ -1,0 +1,51 @@
+"""The real pictures that conversions are verified with."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobkit.bottle import Bottle
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.experiment import Experiment
+from jobkit.model_spec import HeadSpec, Spec, prepare
+from jobkit.snapshot import Sample, read_snapshot
+
+
+def golden_inputs(
+    bottle: Bottle, experiment: Experiment, spec: Spec, snapshot_id: str | None, count: int
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Return `count` real inputs (all, where there are fewer) as float32 [n, *input_shape], and their names.
+
+    For a model of pictures they are golden pictures of the snapshot; for a head the embeddings that came with it.
+
+    Raises:
+        DataValidationError: the snapshot is not there, has no golden pictures, or a picture cannot be decoded.
+        ConfigurationError: a model of pictures without a snapshot.
+    """
+    if isinstance(spec, HeadSpec):
+        embeddings = np.load(bottle.local(experiment.embeddings), allow_pickle=False)[:count]
+        return embeddings, [f"embedding {index}" for index in range(len(embeddings))]
+    if snapshot_id is None:
+        raise ConfigurationError(f"{experiment.folder} takes pictures: --snapshot_id says which ones verify it")
+    samples = choose(read_snapshot(bottle, experiment.group, snapshot_id).split("golden"), count)
+    inputs = np.stack([prepare(bottle.local(sample.path), spec.preprocessing) for sample in samples])
+    return inputs, [f"{sample.source} ({sample.label})" for sample in samples]
+
+
+def choose(golden: list[Sample], count: int) -> list[Sample]:
+    """Return `count` pictures (all, where there are fewer), from all classes in turn; the same ones every time.
+
+    Raises:
+        DataValidationError: there is none.
+    """
+    if not golden:
+        raise DataValidationError("the snapshot has no golden pictures to verify with")
+    by_label: dict[str, list[Sample]] = defaultdict(list)
+    for sample in sorted(golden, key=lambda s: s.sha256):
+        by_label[sample.label].append(sample)
+    longest = max(map(len, by_label.values()))
+    turns = [by_label[label][i] for i in range(longest) for label in sorted(by_label) if i < len(by_label[label])]
+    return turns[:count]

@@ -1,0 +1,213 @@
+"""What a model needs besides its weights: classes and preprocessing. It travels as `model.json` and in the ONNX file.
+
+Training writes it, and every later step (evaluation, verification, packaging, smoke tests, clients) prepares
+pictures by it, so that a model never sees inputs that differ from those it was validated on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from jobkit.errors import DataValidationError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SPEC_FILE = "model.json"
+
+
+class Preprocessing(BaseModel):
+    """How a picture becomes the model's input: decode, resize, pad, scale to 0..1, normalize, CHW float32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    height: int = Field(gt=0, description="pixels")
+    width: int = Field(gt=0, description="pixels")
+    channels: Literal[1, 3] = Field(3, description="3: RGB; 1: gray")
+    resize: Literal["letterbox", "stretch"] = Field(
+        "letterbox", description="letterbox: the longer side fits, the rest is padded evenly; stretch: both sides fit"
+    )
+    pad_value: int = Field(0, ge=0, le=255)
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
+
+
+Output = Literal["logits", "probabilities", "embedding"]
+
+
+class ModelSpec(BaseModel):
+    """The interface of a model of pictures: `input` float32 [N, C, H, W] in, `<output>` float32 [N, ...] out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    architecture: str = Field(description="timm model name")
+    labels: list[str] = Field(description="class name of each output; none for an embedding")
+    output: Output = Field("logits", description="what it gives, and the name of the output")
+    preprocessing: Preprocessing
+    snapshot_id: str | None = Field(None, description="what it was trained on; None outside a snapshot")
+
+
+class NonMaxSuppression(BaseModel):
+    """How a detector's graph suppresses boxes that better ones cover."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    confidence_threshold: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        validation_alias=AliasChoices("confidence_threshold", "score"),  # `score`: files of earlier versions
+        description="boxes with a lower confidence are left out",
+    )
+    iou_threshold: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        validation_alias=AliasChoices("iou_threshold", "iou"),
+        description="a box that overlaps a better one of its class by more (intersection over union) goes",
+    )
+    max_detections: int = Field(300, ge=1, le=3840, description="boxes a picture; 3840 is TensorRT's limit of TopK")
+
+
+class HeadSpec(BaseModel):
+    """The interface of a head. Input `input`: float32 [N, features]; output `<output>`: float32 [N, classes]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    architecture: str
+    labels: list[str] = Field(description="class name of each output")
+    output: Output = "logits"
+    features: int = Field(gt=0, description="length of the embedding that it takes")
+    snapshot_id: str | None = None
+
+
+class DetectorSpec(BaseModel):
+    """The interface of a detector. Input `input`: float32 [N, 3, H, W]; outputs: see `nightshift_common/boxes.py`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    architecture: str
+    labels: list[str] = Field(description="class name of each score")
+    task: Literal["detect", "segment"] = Field(description="segment: with coefficients and prototypes of masks")
+    preprocessing: Preprocessing
+    suppression: NonMaxSuppression | None = Field(
+        None, description="non-maximum suppression inside the graph; none: raw"
+    )
+    snapshot_id: str | None = None
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        return "raw" if self.suppression is None else "detections"
+
+
+Spec = ModelSpec | HeadSpec | DetectorSpec
+_SPEC: TypeAdapter[Spec] = TypeAdapter(Spec)
+
+
+def input_shape(spec: Spec) -> tuple[int, ...]:
+    """Return the shape of one input: [C, H, W] of a picture, or [features]."""
+    if isinstance(spec, HeadSpec):
+        return (spec.features,)
+    how = spec.preprocessing
+    return how.channels, how.height, how.width
+
+
+def described_input(spec: Spec) -> dict[str, Any]:
+    """Return what a client needs to know beside names: how a picture is prepared, or the length of an embedding."""
+    if isinstance(spec, HeadSpec):
+        return {"features": spec.features}
+    described: dict[str, Any] = {"preprocessing": spec.preprocessing.model_dump()}
+    if isinstance(spec, DetectorSpec):
+        how = spec.suppression
+        described |= {"task": spec.task, "suppression": None if how is None else how.model_dump()}
+    return described
+
+
+def parse_spec(text: str | bytes, where: str) -> Spec:
+    """Return a model spec from its JSON.
+
+    Raises:
+        DataValidationError: it is not valid; the message begins with `where` it was.
+    """
+    try:
+        return _SPEC.validate_json(text)
+    except ValidationError as error:
+        raise DataValidationError(f"{where} is not valid: {error}") from error
+
+
+def prepare(path: Path, how: Preprocessing) -> NDArray[np.float32]:
+    """Return the picture at `path` as float32 [C, H, W].
+
+    Raises:
+        DataValidationError: the file is not a picture that can be decoded.
+    """
+    return normalize(read_picture(path, how), how)
+
+
+def read_picture(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
+    """Return the picture at `path` decoded, resized and padded as uint8 [H, W, C]."""
+    import cv2
+    import numpy as np
+
+    flag = cv2.IMREAD_COLOR if how.channels == 3 else cv2.IMREAD_GRAYSCALE
+    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
+    if decoded is None:
+        raise DataValidationError(f"{path} is not a picture that can be decoded")
+    if how.channels == 3:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return fit(np.asarray(decoded, np.uint8), how)
+
+
+def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
+    """Resize and pad `picture` (uint8 [h, w] or [h, w, C]) to uint8 [H, W, C]."""
+    import cv2
+    import numpy as np
+
+    height, width = picture.shape[:2]
+    new_height, new_width = resized(height, width, how)
+    if (new_height, new_width) != (height, width):
+        shrinks = new_height * new_width < height * width
+        picture = np.asarray(
+            cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR),
+            np.uint8,
+        )
+    top, left = (how.height - new_height) // 2, (how.width - new_width) // 2
+    if (new_height, new_width) != (how.height, how.width):
+        picture = np.asarray(
+            cv2.copyMakeBorder(
+                picture,
+                top,
+                how.height - new_height - top,
+                left,
+                how.width - new_width - left,
+                cv2.BORDER_CONSTANT,
+                value=(how.pad_value,) * 3,
+            ),
+            np.uint8,
+        )
+    return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def resized(height: int, width: int, how: Preprocessing) -> tuple[int, int]:
+    """Return height and width that a picture of this height and width has before it is padded, pixels."""
+    if how.resize == "stretch":
+        return how.height, how.width
+    scale = min(how.height / height, how.width / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def normalize(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float32]:
+    """Return uint8 [H, W, C] as float32 [C, H, W]: `(value / 255 - mean) / std`."""
+    import numpy as np
+
+    mean, std = np.asarray(how.mean, np.float32), np.asarray(how.std, np.float32)
+    scaled = (picture.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))

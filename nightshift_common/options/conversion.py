@@ -1,0 +1,65 @@
+"""Options of the conversion jobs, which the sections `verify`, `convert` and `publish` of a pipeline file have too."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nightshift_common.options.base import Options
+
+Precision = Literal["fp16", "mixed", "fp32"]
+Target = Literal["onnx", "tensorrt"]
+Opset = Annotated[int, Field(ge=13, le=20, title="Opset")]
+OPSET = 17  # has layer norm as one node, which FP16 needs
+MaxBatchSize = Annotated[int, Field(ge=1, le=1024, title="Largest batch")]
+MAX_BATCH_SIZE = 8
+MaxLatency = Annotated[float, Field(gt=0, title="Latency limit")]
+TensorRTVersion = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+(\.\d+)?$", title="TensorRT of the serving Triton")]
+SERVING_TENSORRT = "11.1.0.106"
+PlanSamples = Annotated[int, Field(ge=1, le=1024)]
+MAX_PLAN_SAMPLES = 1024
+
+
+class ToleranceOptions(Options):
+    """How closely a graph has to answer as its source model does."""
+
+    samples: int = Field(32, ge=1, le=4096)
+    """golden pictures that both are asked about, taken from all classes in turn"""
+    atol: float = Field(1e-4, gt=0)
+    """absolute difference that is allowed"""
+    rtol: float = Field(1e-3, ge=0)
+    """difference that is allowed, relative to the source's output"""
+
+
+class VerifyOptions(ToleranceOptions):
+    """How closely the ONNX graph has to answer as the model does."""
+
+    top1_agreement: float = Field(0.99, ge=0, le=1)
+    """share of pictures with the same first class, at least"""
+
+
+class LatencyOptions(Options):
+    """How fast a plan has to be on its GPU."""
+
+    goal_ms: float = Field(1000, gt=0)
+    """a plan whose 99th percentile of one picture is above this gets a warning"""
+    limit_ms: float = Field(10_000, gt=0)
+    """a plan whose 99th percentile of one picture is above this is refused"""
+
+    @model_validator(mode="after")
+    def _goal_below_the_limit(self) -> Self:
+        if self.goal_ms > self.limit_ms:
+            raise ValueError(f"goal_ms ({self.goal_ms:g}) is above limit_ms ({self.limit_ms:g})")
+        return self
+
+
+class TrtexecOptions(Options):
+    """The programs of a GPU worker."""
+
+    workspace: int = Field(4096, ge=16)
+    """memory that TensorRT may use while it builds, MiB"""
+    trtexec: str = "trtexec"
+    """the program"""
+    nvidia_smi: str = "nvidia-smi"
+    """the program"""

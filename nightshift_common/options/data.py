@@ -1,0 +1,61 @@
+"""Options of `pull_dataset`, which the section `data` of a pipeline file has too."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from nightshift_common.names import GroupName
+from nightshift_common.options.base import Options
+
+Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
+
+
+class SplitOptions(Options):
+    """How the pictures of a group are split, and which are refused."""
+
+    group: GroupName
+    """the group of pictures"""
+    val_part: float = Field(0.15, gt=0, lt=0.5)
+    """share for validation while training"""
+    golden_part: float = Field(0.15, gt=0, lt=0.5)
+    """share for the golden set, which is never trained on"""
+    min_side: int = Field(16, ge=1)
+    """a picture with a shorter side is refused, pixels"""
+    max_side: int = Field(10_000, ge=1)
+    """a picture with a longer side is refused without decoding it, pixels"""
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    """with a larger share of bad pictures the night is refused"""
+
+    @model_validator(mode="after")
+    def _sides_in_order(self) -> Self:
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side ({self.min_side}) is larger than max_side ({self.max_side})")
+        return self
+
+
+class LabeledPicturesOptions(SplitOptions):
+    """Where pictures with one label each are listed, and which of them are taken."""
+
+    source: Literal["collect", "postgres"] = "collect"
+    """where the labeled pictures are listed"""
+    table: str | None = None
+    """for postgres: [schema.]table with the columns path, label and, optionally, split_group or picset"""
+    modes: list[Mode] = Field(["PREPARING", "CHECKING", "VALIDATED"], min_length=1)
+    """for collect: the modes of the picsets that are taken"""
+
+    @model_validator(mode="after")
+    def _table_goes_with_postgres(self) -> Self:
+        if (self.source == "postgres") != (self.table is not None):
+            raise ValueError("table goes with source postgres, and source postgres needs it")
+        return self
+
+
+class AnnotatedPicturesOptions(SplitOptions):
+    """Where pictures with annotated objects are listed, and which of them are taken."""
+
+    annotations: str = Field(min_length=1)
+    """a COCO JSON file: a key in the bottle, an absolute path on the worker, or s3://bucket/key"""
+    images: str | None = None
+    """the folder of its pictures, in the same forms; none: the folder of the file"""

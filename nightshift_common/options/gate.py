@@ -1,0 +1,22 @@
+"""Options of `gate`, which the section `gate` of a pipeline file has too."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from nightshift_common.options.base import Options
+
+
+class GateOptions(Options):
+    """When a candidate may replace the champion."""
+
+    metric: str
+    """what is compared on the golden set: a metric of the evaluation, of which more is better"""
+    floor: float = Field(0.0, ge=0, le=1)
+    """the least value that a candidate needs"""
+    min_gain: float = Field(0.0, ge=-1, le=1)
+    """how much better than the champion's it has to be; negative: how much worse it may be"""
+    max_slice_loss: float = Field(0.05, ge=0, le=1)
+    """how much the score of any slice (a class) may lose against the champion's"""
+    min_support: int = Field(20, ge=1)
+    """slices with fewer golden examples do not veto: there one example is more than the limit"""

@@ -1,0 +1,1 @@
+"""Where jobs run: processes, containers, Kubernetes; all keep to `base.Launcher`."""

@@ -1,0 +1,1 @@
+"""Jobs as containers of the engine on the worker's host."""

@@ -1,0 +1,156 @@
+"""The page for the person on call, inside Airflow's UI: open failures with what to do, what is in production, and a
+button for the way back.
+
+It asks for a login as Airflow's own pages do; to roll a model back one needs the right to edit the DAG that makes it.
+Whatever is away, the rest of the page is shown.
+"""
+# Without `from __future__ import annotations`: FastAPI reads the annotations of the routes.
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import psycopg2
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagDetails
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_view
+from airflow.models.errors import ParseImportError
+from airflow.sdk.exceptions import AirflowException
+from airflow.utils.session import create_session
+from fastapi import Depends, FastAPI, Form, HTTPException, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment, FileSystemLoader
+from sqlalchemy import select
+
+from nightshift import connections
+from nightshift.errors import JobConfigurationError
+from nightshift.failures import store
+from nightshift.failures.remedies import REMEDIES
+from nightshift.failures.store import Failure, OpenFailure
+from nightshift.operations import production
+from nightshift_common.model_storage_client import StorageRefused, StorageUnavailable
+
+log = logging.getLogger(__name__)
+ROUTE = "/nightshift"
+AWAY = (psycopg2.Error, StorageUnavailable, StorageRefused, AirflowException, KeyError, ValueError)
+templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+app = FastAPI(
+    title="Nightshift",
+    dependencies=[Depends(requires_access_view(AccessView.JOBS))],
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+)
+
+
+@app.get("/", response_class=HTMLResponse)
+def page(model: str = "", at: str = "") -> HTMLResponse:
+    """Show what failed and what to do about it, and which version is in production, or was at a time (UTC)."""
+    return _page(model, at)
+
+
+@app.post("/rollback", response_class=HTMLResponse)
+def roll_back(
+    request: Request,
+    user: GetUserDep,
+    model: Annotated[str, Form()],
+    from_version: Annotated[str, Form()],
+    reason: Annotated[str, Form()] = "",
+    pin: Annotated[bool, Form()] = False,
+) -> Response:
+    """Bring the version before `from_version` into production again."""
+    _may_change(request, user, model)
+    return _done(lambda: production.roll_back(model, from_version, pin, reason, user.get_name()))
+
+
+@app.post("/unpin", response_class=HTMLResponse)
+def unpin(request: Request, user: GetUserDep, model: Annotated[str, Form()]) -> Response:
+    """Let other versions come into production again."""
+    _may_change(request, user, model)
+    return _done(lambda: production.unpin(model, user.get_name()))
+
+
+def _may_change(request: Request, user: Any, model: str) -> None:
+    """Raise 403 unless the user may edit the model's DAG, and the request comes from this page."""
+    origin = request.headers.get("origin")  # a browser sends it with every form, and no script can change it
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise HTTPException(403, f"the form was sent from another page, {origin}")
+    dag_id = production.dags_of_models().get(model, production.CONVERSION)
+    if not get_auth_manager().is_authorized_dag(method="PUT", details=DagDetails(id=dag_id), user=user):
+        raise HTTPException(403, f"to change what is in production for {model} takes the right to edit {dag_id}")
+
+
+def _done(change: Callable[[], Any]) -> Response:
+    """Make a change and go back to the page, or show why it was not made."""
+    try:
+        change()
+    except AWAY as error:
+        return _page(note=f"Nothing was changed: {error}", status=409 if isinstance(error, StorageRefused) else 503)
+    return RedirectResponse("./", status_code=303)
+
+
+def _page(model: str = "", at: str = "", note: str = "", status: int = 200) -> HTMLResponse:
+    failed, failed_note = _or_why_not(
+        lambda: store.open_failures(connections.database_url()), "PostgreSQL (connection nightshift_database)"
+    )
+    models, models_note = _or_why_not(
+        lambda: production.models(model, f"{at}Z" if at else ""), "the model storage (connection nightshift_storage)"
+    )
+    shown = templates.get_template("ops_page.html").render(
+        failures=as_rows([*unreadable_pipelines(), *(failed or [])]), failures_note=failed_note,
+        models=models or [], models_note=models_note, model=model, at=at, note=note,
+    )  # fmt: skip
+    return HTMLResponse(shown, status, headers={"Cache-Control": "no-store"})
+
+
+@app.get("/failures")
+def list_failures() -> list[dict[str, Any]]:
+    """Return the open failures."""
+    return open_failures()
+
+
+def open_failures() -> list[dict[str, Any]]:
+    """Return the open failures as rows of the page: the DAG files that Airflow cannot read, then what failed."""
+    return as_rows([*unreadable_pipelines(), *store.open_failures(connections.database_url())])
+
+
+def as_rows(open_failures: list[OpenFailure]) -> list[dict[str, Any]]:
+    """Return failures with the remedy of their kind."""
+    rows = []
+    for found in open_failures:
+        remedy = REMEDIES.get(found.failure.kind, REMEDIES["other"])
+        what_to_do = {"title": remedy.title, "remedy": remedy.text}
+        rows.append({"occurred_at": found.occurred_at.isoformat(), **vars(found.failure), **what_to_do})
+    return rows
+
+
+def unreadable_pipelines() -> list[OpenFailure]:
+    """Return the DAG files that cannot be read, from Airflow's own table of them."""
+    with create_session(scoped=False) as session:
+        return [
+            OpenFailure(
+                Failure(
+                    "import_error",
+                    Path(error.filename or "").stem,
+                    store.import_error_message(error.stacktrace or ""),
+                ),
+                error.timestamp or datetime.now(UTC),
+            )
+            for error in session.scalars(select(ParseImportError).order_by(ParseImportError.timestamp.desc()))
+        ]
+
+
+def _or_why_not(read: Callable[[], Any], what: str) -> tuple[Any, str]:
+    try:
+        return read(), ""
+    except AWAY as error:
+        log.warning("the page could not read %s: %s", what, error)
+        reason = (
+            str(error)
+            if isinstance(error, JobConfigurationError | StorageRefused)
+            else f"{type(error).__name__}, see the server's log"
+        )
+        return None, f"Nothing can be read from {what} now: {reason}."

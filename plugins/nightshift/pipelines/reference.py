@@ -1,0 +1,103 @@
+"""The page docs/pipelines.md, made from the model that checks the files: `python -m nightshift.pipelines.reference`.
+
+A test compares the page with what this prints, so that it cannot fall behind.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from inspect import cleandoc
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from nightshift.pipelines.pipeline_file import Pipeline
+
+HEAD = """# Pipeline files
+
+One file `configs/pipelines/<name>.yaml` makes one DAG, `retrain_<name>`; Airflow takes up a new or changed file within
+seconds. A wrong file shows in Airflow as an import error that names file, line, key and what is valid, and touches no
+other pipeline. A key that stands there twice is an error; so is a key that is not in these tables.
+
+The shortest file that works:
+
+```yaml
+description: Footwear on white, from the collect server
+owner: ml-team
+schedule: "30 3 * * *" # 03:30 UTC; leave the key out to run it by hand only
+data: {group: footwear}
+train: {config: configs/classifier/footwear.yaml}
+publish: {model_name: footwear}
+```
+
+Its pictures may come from a folder with a folder a class, or from a table with the columns path and label:
+`.venv/services/bin/python -m services.collect.importers FOLDER_OR_CSV --group footwear --directory .nightshift/collect`
+brings them into the collect server of `make up`. Files in another folder than `configs/pipelines` are found where
+`NIGHTSHIFT_PIPELINES` names it.
+
+Epochs and batch size of the file are the defaults of the form that starts a run by hand. What makes a run's model, but
+for its data, has a *fingerprint*: the sections `data`, `train` and `gate`, the training configuration, the epochs and
+the batch size. A run ends early as "nothing new" if a finished run had the same snapshot and the same fingerprint.
+
+This page is made by `python -m nightshift.pipelines.reference` (in `plugins/`, with `.venv/airflow`).
+"""
+TABLE = ["| key | value | default | meaning |", "|---|---|---|---|"]
+
+
+def reference() -> str:
+    """Return the page."""
+    sections = [(name, field) for name, field in Pipeline.model_fields.items() if _section(field)]
+    plain = [(name, field) for name, field in Pipeline.model_fields.items() if not _section(field)]
+    lines = [HEAD, "## Top level", "", *TABLE, *(_row(name, field) for name, field in plain)]
+    for name, field in sections:
+        model = _section(field)
+        assert model is not None  # noqa: S101 - selected above
+        need = "required" if field.is_required() else "may be left out"
+        lines += ["", f"## `{name}` ({need})", "", cleandoc(model.__doc__ or ""), "", *TABLE]
+        lines += [_row(key, value) for key, value in model.model_fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "**required**" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+    cells = [f"`{name}`", ", ".join([_kind(field.annotation), *_bounds(field)]), default, field.description or ""]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is list:
+        (item,) = get_args(annotation)
+        return "list of texts" if item is str else f"list of {_kind(item)}"
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    parts = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    return names.get(parts[0], "text")
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    for constraint in field.metadata:
+        for attribute, sign in signs.items():
+            if (bound := getattr(constraint, attribute, None)) is not None:
+                yield f"{sign} {bound:g}"
+        if pattern := getattr(constraint, "pattern", None):
+            yield f"`{pattern}`"
+
+
+def _yaml(value: Any) -> str:
+    if value is None or value is PydanticUndefined:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

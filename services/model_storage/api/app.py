@@ -1,0 +1,290 @@
+"""The HTTP API. The calls that seed_003's clients know are in `seed_calls`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+
+from services.model_storage.api import legacy_calls
+from services.model_storage.api.access import requires
+from services.model_storage.api.download import stream_zip
+from services.model_storage.errors import NotFound, Refused, StorageError
+from services.model_storage.metrics import Measured
+from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
+from services.model_storage.production.stages import Stage, stages
+from services.model_storage.repository.catalog import CANARY, CANDIDATE, Record, check_model_name
+from services.model_storage.service import Service
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    for status, text in {
+        400: "The request or the archive is not acceptable",
+        401: "No valid token",
+        403: "The token lacks the scope",
+        404: "No such model or version",
+        409: "The state of the model does not allow this now",
+        502: "Triton refused; the version before serves on",
+        503: "PostgreSQL, Triton or the store does not answer; nothing was changed",
+        507: "The disk is full; nothing was published",
+    }.items()
+}
+
+
+class Problem(BaseModel):
+    """What every error answers."""
+
+    detail: str
+
+
+class Champion(BaseModel):
+    """The version in production."""
+
+    version: str
+    triton_version: int
+    target: str
+    run_id: str | None
+    snapshot_id: str | None
+    promoted_at: datetime
+
+
+class Promoted(BaseModel):
+    """What a promotion or rollback came to."""
+
+    model: str
+    version: str
+    triton_version: int
+    previous_version: str | None
+
+
+class Route(BaseModel):
+    """The name in Triton to send a request to, and the version that answers there."""
+
+    model: str
+    version: str
+
+
+class Stages(BaseModel):
+    """The versions in a stage, by target; under `all` whatever their target. And the version that is pinned."""
+
+    stages: dict[str, dict[Stage, str]]
+    pinned: str | None
+
+
+class CanaryNote(Note):
+    """Which share of the requests the canary gets, and why."""
+
+    share: float = Field(gt=0, le=0.5)
+
+
+class RollbackNote(Note):
+    """Why to go back, and from which version: another one in production is left alone."""
+
+    from_version: Text | None = None
+
+
+class Staged(BaseModel):
+    """Under which name and version Triton serves the candidate."""
+
+    model: str
+    triton_version: str
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application; `service` starts and stops with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(title="Model storage", description=__doc__, lifespan=lifespan, responses=ERRORS)
+    app.add_middleware(Measured, metrics=service.metrics)
+    app.add_exception_handler(StorageError, _answer)
+    app.include_router(_health(service))
+    app.include_router(_reading(service), dependencies=[Depends(requires(service.settings, "read"))])
+    app.include_router(_promoting(service), dependencies=[Depends(requires(service.settings, "promote"))])
+    app.include_router(legacy_calls.router(service))
+    return app
+
+
+async def _answer(_: Request, error: Exception) -> Response:
+    status = error.status if isinstance(error, StorageError) else 500
+    return JSONResponse({"detail": str(error)}, status, {"Retry-After": "5"} if status == 503 else None)
+
+
+def _health(service: Service) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health/live")
+    def live() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @router.get("/health/ready")
+    def ready() -> JSONResponse:
+        """Whether the repository, PostgreSQL and Triton answer; 503 names those that do not."""
+        troubles = service.troubles()
+        return JSONResponse(
+            {"status": "ok"} if not troubles else {"status": "not ready", **troubles}, 503 if troubles else 200
+        )
+
+    @router.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _reading(service: Service) -> APIRouter:
+    router = APIRouter(tags=["models"])
+    catalog, history = service.catalog, service.history
+
+    @router.get("/models")
+    def models() -> list[str]:
+        """The names of all models."""
+        return catalog.models()
+
+    @router.get("/models/{model}/versions")
+    def versions(model: str) -> list[Record]:
+        """All versions of a model, the oldest first."""
+        if found := catalog.versions(model):
+            return found
+        raise NotFound(f"there is no model {model!r}")
+
+    @router.get("/models/{model}/versions/{version}")
+    def version(model: str, version: str) -> Record:
+        """One version: its Triton version, checksums, target, files and meta.json."""
+        return catalog.version(model, version)
+
+    @router.get("/models/{model}/versions/{version}/archive", response_class=StreamingResponse)
+    def archive(model: str, version: str) -> StreamingResponse:
+        """The version as a flat zip."""
+        record = catalog.version(model, version)
+        name = f"{model}-{version}.zip"
+        return StreamingResponse(
+            stream_zip(service.store, record),
+            media_type="application/zip",
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
+
+    @router.get("/models/{model}/champion")
+    def champion(model: str) -> Champion:
+        """The version in production; 404 where nothing is."""
+        check_model_name(model)
+        if row := history.champion(model):
+            return Champion.model_validate(row.model_dump())
+        raise NotFound(f"no version of {model!r} is in production")
+
+    @router.get("/models/{model}/stages")
+    def stages_of(model: str) -> Stages:
+        """Which version is champion, previous, canary, candidate: by target, and of all."""
+        records = versions(model)
+        pin = history.pin(model)
+        return Stages(stages=stages(records, history.rows(model)[::-1]), pinned=pin.version if pin else None)
+
+    @router.get("/models/{model}/route")
+    def route(
+        model: str,
+        key: Annotated[str, Query(min_length=1, description="who asks, say a user's id: always answered alike")],
+    ) -> Route:
+        """Where to send a request: to the version in production, or to the canary for its share of the keys."""
+        check_model_name(model)
+        champion, canary = history.champion(model), history.canary(model)
+        if champion is None:
+            raise NotFound(f"no version of {model!r} is in production")
+        if canary is not None and canary.share is not None and share_of(model, key) < canary.share:
+            return Route(model=model + CANARY, version=str(canary.version))
+        return Route(model=model, version=str(champion.version))
+
+    @router.get("/history/{model}")
+    def changes(
+        model: str,
+        at: Annotated[datetime | None, Query(description="only what was in production at this time")] = None,
+    ) -> list[Promotion]:
+        """All changes of what is in production, the latest first; with `at` the one that was in force then."""
+        check_model_name(model)
+        if at is None:
+            return history.rows(model)
+        return history.rows(model, _in_utc(at), limit=1, actions=PRODUCTION)
+
+    return router
+
+
+def share_of(model: str, key: str) -> float:
+    """Return a number in 0 to 1 that is as good as random, and always the same for one key of a model."""
+    return int.from_bytes(hashlib.sha256(f"{model}\0{key}".encode(errors="replace")).digest()[:8], "big") / 2**64
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """Return a time in UTC; one without a zone is in the service's."""
+    try:
+        return moment.astimezone(UTC)
+    except (OverflowError, ValueError) as error:
+        raise Refused(f"{moment} is no time that a calendar has") from error
+
+
+def _promoting(service: Service) -> APIRouter:
+    router = APIRouter(tags=["production"])
+    production, changes = service.production, service.metrics.changes
+
+    @router.post("/models/{model}/versions/{version}/stage")
+    def stage(model: str, version: str) -> Staged:
+        """Serve a version as `<model>__candidate`, beside the one in production."""
+        record = production.stage(model, version)
+        return Staged(model=model + CANDIDATE, triton_version=str(record.triton_version))
+
+    @router.delete("/models/{model}/stage")
+    def unstage(model: str) -> dict[str, bool]:
+        """Take the candidate out of Triton and remove it."""
+        return {"removed": production.unstage(model)}
+
+    @router.post("/models/{model}/versions/{version}/canary")
+    def canary(model: str, version: str, note: CanaryNote) -> Staged:
+        """Serve a version as `<model>__canary` for a share of the requests; ask `route` which name to use."""
+        row = production.start_canary(model, version, note.share, note)
+        return Staged(model=model + CANARY, triton_version=str(row.triton_version))
+
+    @router.delete("/models/{model}/canary")
+    def end_canary(model: str) -> dict[str, bool]:
+        """Take the canary out of Triton: it has shown that it is no better."""
+        return {"removed": production.end_canary(model, Note(reason="ended by hand"))}
+
+    @router.post("/models/{model}/versions/{version}/promote")
+    def promote(model: str, version: str, note: Note | None = None) -> Promoted:
+        """Bring a version into production; on any failure the one before serves on."""
+        with changes.labels("promote", "failed").count_exceptions():
+            row = production.promote(model, version, note or Note())
+        changes.labels("promote", "done").inc()
+        return Promoted.model_validate(row.model_dump())
+
+    @router.post("/models/{model}/versions/{version}/pin")
+    def pin(model: str, version: str, note: Note | None = None) -> Champion:
+        """Bring a version into production and keep it: until it is unpinned, promotions and rollbacks answer 409."""
+        return Champion.model_validate(production.pin(model, version, note or Note()).model_dump())
+
+    @router.delete("/models/{model}/pin")
+    def unpin(model: str, actor: Annotated[Text | None, Query()] = None) -> dict[str, bool]:
+        """Let other versions come into production again."""
+        return {"removed": production.unpin(model, Note(reason="unpinned", actor=actor))}
+
+    @router.post("/models/{model}/rollback")
+    def rollback(model: str, note: RollbackNote | None = None) -> Promoted:
+        """Go back to the version that was in production before."""
+        with changes.labels("rollback", "failed").count_exceptions():
+            note = note or RollbackNote()
+            row = production.rollback(model, note, note.from_version)
+        changes.labels("rollback", "done").inc()
+        return Promoted.model_validate(row.model_dump())
+
+    return router

@@ -1,0 +1,165 @@
+"""Publishing, and the calls of the model storage that seed_003's clients already use: same inputs, same replies."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from services.model_storage.api.access import requires
+from services.model_storage.api.uploads import Upload, received
+from services.model_storage.errors import NotFound, Refused
+from services.model_storage.production.history import Note
+from services.model_storage.repository.catalog import NEXT, Record, check_model_name
+from services.model_storage.repository.model_config import MODEL_FILES
+from services.model_storage.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    """Return the calls, each with the scope that it needs."""
+    routes = APIRouter()
+    read, publish, promote = ([Depends(requires(service.settings, scope))] for scope in ("read", "publish", "promote"))
+    _add_uploads(routes, service, publish)
+    _add_questions(routes, service, read)
+    _add_serving(routes, service, promote)
+    return routes
+
+
+def _add_uploads(routes: APIRouter, service: Service, publish: list[Any]) -> None:
+    @routes.post("/upload_new_version/", tags=["publish"], dependencies=publish, openapi_extra=_form(
+        "src_file",
+        model_version={"type": "string", "description": "0.0.1, or 'next' (as if left out): the next patch version"},
+        sha256={"type": "string", "description": "checksum of the file, verified"},
+    ))  # fmt: skip
+    async def upload_new_version(request: Request) -> dict[str, Any]:
+        """Publish a flat zip (model.onnx or model.plan, meta.json, files beside them) as a version.
+
+        Left out, or as "next", the version is the next patch version; the same content again answers the version that
+        it has already, with `already_published`.
+        """
+        record, already = await _publish(service, request, "src_file")
+        answer: dict[str, Any] = {"version": record.version}
+        return answer | {"already_published": True} if already else answer
+
+    @routes.post("/upload_model", tags=["publish"], dependencies=publish, openapi_extra=_form(
+        "file", version={"type": "integer", "minimum": 1, "description": "Triton's folder; left out: the next free"}
+    ))  # fmt: skip
+    async def upload_model(request: Request) -> dict[str, str]:
+        """Publish a zip, or a bare .onnx or .plan file, as the next version in a given folder of Triton's."""
+        record, _ = await _publish(service, request, "file")
+        return {"message": f"{record.model} {record.version} is Triton version {record.triton_version}"}
+
+
+def _add_questions(routes: APIRouter, service: Service, read: list[Any]) -> None:
+    @routes.get("/get_version/{model}", tags=["models"], dependencies=read)
+    def get_version(model: str) -> int:
+        """The Triton version in production."""
+        return _active(service, model).triton_version
+
+    @routes.get("/get_meta/{model}", tags=["models"], dependencies=read)
+    def get_meta(model: str) -> dict[str, Any]:
+        """The meta.json of the version in production."""
+        return _active(service, model).meta
+
+    @routes.get("/latest_semantic_version/{model}", tags=["models"], dependencies=read)
+    def latest_semantic_version(model: str) -> dict[str, str]:
+        """The latest version that was published."""
+        if versions := service.catalog.versions(model):
+            return {"latest_version": versions[-1].version}
+        raise NotFound(f"there is no model {model!r}")
+
+    @routes.get("/index/", tags=["production"], dependencies=read)
+    def index() -> list[dict[str, str]]:
+        """Triton's repository index."""
+        return service.fleet.index()
+
+
+def _add_serving(routes: APIRouter, service: Service, promote: list[Any]) -> None:
+    production, catalog = service.production, service.catalog
+
+    @routes.post("/set_semantic_version/", tags=["production"], dependencies=promote)
+    def set_semantic_version(model_name: str, semantic_version: str) -> dict[str, str]:
+        """Bring a version into production; answers its folder in Triton's repository."""
+        row = production.promote(model_name, semantic_version, Note(reason="set_semantic_version"))
+        return {"version": str(row.triton_version)}
+
+    @routes.post("/set_version/{model}", tags=["production"], dependencies=promote)
+    def set_version(model: str, version: int = Query(ge=1)) -> dict[str, str]:
+        """Bring the version in a given folder of Triton's into production."""
+        record = catalog.by_number(model, version)
+        production.promote(model, record.version, Note(reason="set_version"))
+        return {"message": f"{model} serves Triton version {version}, which is {record.version}"}
+
+    @routes.post("/load_model/{model}", tags=["production"], dependencies=promote)
+    def load_model(model: str) -> dict[str, str]:
+        """Load what is in production, or was before it was unloaded; of a new model the latest version."""
+        row = production.load(model, Note(reason="load_model"))
+        return {"message": f"{model} {row.version} is loaded"}
+
+    @routes.post("/unload_model/{model}", tags=["production"], dependencies=promote)
+    def unload_model(model: str) -> dict[str, str]:
+        """Take a model out of Triton: nothing is in production then."""
+        production.unload(model, Note(reason="unload_model"))
+        return {"message": f"{model} is unloaded"}
+
+
+async def _publish(service: Service, request: Request, file_field: str) -> tuple[Record, bool]:
+    folder = await run_in_threadpool(service.store.workspace)
+    try:
+        async with received(request, folder, file_field, service.settings.max_upload_bytes) as upload:
+            service.metrics.uploaded_bytes.inc(upload.size)
+            model = upload.fields.get("model_name", "")
+            wanted = upload.fields.get("model_version", "").strip() or NEXT
+            number = _folder_number(upload.fields.get("version", "")) if file_field == "file" else None
+            archive = upload.path
+            if file_field == "file":
+                archive = await run_in_threadpool(_zipped, upload)
+            publish = service.catalog.publish
+            found = await run_in_threadpool(publish, model, wanted, archive, upload.sha256, number, upload.diverted)
+            service.published(model)
+            return found
+    finally:
+        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _folder_number(text: str) -> int | None:
+    if not text.strip():
+        return None
+    if not text.strip().isascii() or not text.strip().isdecimal() or not 0 < int(text) < 2**31:
+        raise Refused(f"version={text!r} is no folder of Triton's: a whole number from 1")
+    return int(text)
+
+
+def _zipped(upload: Upload) -> Path:
+    """Return an archive around a bare model file; a zip is returned as it is."""
+    names = [name for name in MODEL_FILES if Path(name).suffix == Path(upload.filename).suffix]
+    if not names or upload.diverted:  # only of a zip something is diverted
+        return upload.path
+    archive = upload.path.with_name("archive")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as opened:
+        opened.write(upload.path, names[0])
+    return archive
+
+
+def _active(service: Service, model: str) -> Record:
+    check_model_name(model)
+    champion = service.history.champion(model)
+    if champion is None or champion.version is None:
+        raise NotFound(f"no version of {model!r} is in production")
+    return service.catalog.version(model, champion.version)
+
+
+def _form(file_field: str, **optional: dict[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI description of an upload form."""
+    properties = {
+        file_field: {"type": "string", "format": "binary"},
+        "model_name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"},
+        **optional,
+    }
+    schema = {"type": "object", "required": [file_field, "model_name"], "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

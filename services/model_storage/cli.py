@@ -1,0 +1,183 @@
+"""The model storage from the command line: `python -m services.model_storage.cli --help`.
+
+The address and the token are `NIGHTSHIFT_STORAGE_URL` and `NIGHTSHIFT_STORAGE_TOKEN`, the variables that jobs have too.
+Exit codes: 0 done; 1 refused, the message says why; 75 (EX_TEMPFAIL) the storage does not answer for now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from nightshift_common.model_storage_client import ModelStorageClient, StorageRefused, StorageUnavailable, checksum
+
+URL, TOKEN = "NIGHTSHIFT_STORAGE_URL", "NIGHTSHIFT_STORAGE_TOKEN"
+TRANSIENT = 75
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        with ModelStorageClient(options.url, os.environ.get(TOKEN, "")) as client:
+            answer = options.run(client, options)
+    except (StorageRefused, StorageUnavailable, OSError) as error:
+        errors.print(str(error), style="red", markup=False)
+        return TRANSIENT if isinstance(error, StorageUnavailable) else 1
+    if options.json:
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+    else:
+        options.show(answer)
+    return 0
+
+
+def upload(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Publish an archive, with its checksum."""
+    with _progress("checksum", options.archive) as bar:
+        sha256 = checksum(options.archive, bar)
+    with _progress("upload", options.archive) as bar:
+        return client.upload(options.model, options.archive, options.version, sha256, bar)
+
+
+def list_versions(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Return the versions of a model, or the names of all models."""
+    return client.models() if options.model is None else client.versions(options.model)
+
+
+def get(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Download a version, by default the one in production."""
+    version = options.version or client.champion(options.model)["version"]
+    target: Path = options.output or Path(f"{options.model}-{version}.zip")
+    total = sum(file["size"] for file in client.version(options.model, version)["files"].values())
+    with _progress("download", total) as bar:
+        client.download(options.model, version, target, bar)
+    return {"file": str(target), "version": version}
+
+
+def promote(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Bring a version into production."""
+    return client.promote(options.model, options.version, reason=options.reason, actor=getpass.getuser())
+
+
+def pin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Bring a version into production and keep it there."""
+    return client.pin(options.model, options.version, reason=options.reason, actor=getpass.getuser())
+
+
+def unpin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Let other versions come into production again."""
+    return client.unpin(options.model, getpass.getuser())
+
+
+def rollback(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Go back to the version that was in production before."""
+    return client.rollback(options.model, reason=options.reason, actor=getpass.getuser())
+
+
+def stages(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Return which version is in which stage."""
+    return client.stages(options.model)
+
+
+def history(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Return what was in production when."""
+    return client.history(options.model, options.at)
+
+
+@contextmanager
+def _progress(what: str, of: Path | int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; yields what to tell each amount of bytes."""
+    columns = ("{task.description:9}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=of.stat().st_size if isinstance(of, Path) else of)
+        yield lambda amount: bar.advance(task, amount)
+
+
+def _show_one(answer: dict[str, Any]) -> None:
+    console.print(", ".join(f"{key}: {value}" for key, value in answer.items()), markup=False)
+
+
+def _show_versions(answer: list[Any]) -> None:
+    if not answer or isinstance(answer[0], str):
+        console.print("\n".join(answer) or "no models yet", markup=False)
+        return
+    _show_table(answer, ("version", "triton_version", "target", "created_at", "sha256"))
+
+
+def _show_stages(answer: dict[str, Any]) -> None:
+    names = ("champion", "previous", "canary", "candidate")
+    rows = [{"target": target, **dict.fromkeys(names), **found} for target, found in answer["stages"].items()]
+    _show_table(rows, ("target", *names))
+    console.print(f"pinned: {answer['pinned'] or 'none'}", markup=False)
+
+
+def _show_history(answer: list[dict[str, Any]]) -> None:
+    columns = ("promoted_at", "action", "version", "previous_version", "actor", "reason", "run_id", "snapshot_id")
+    _show_table(answer, columns)
+
+
+def _show_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+    console.print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services.model_storage.cli", description=__doc__)
+    parser.add_argument("--url", default=os.environ.get(URL) or "http://localhost:8300", help=f"default: {URL}")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable[..., Any], show: Callable[[Any], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run, show=show)
+        return added
+
+    added = command("upload", upload, _show_one, "publish a flat zip as a version")
+    added.add_argument("model")
+    added.add_argument("archive", type=Path)
+    added.add_argument("--version", default="next", help="say 0.0.2; default: the next one")
+    added = command("list", list_versions, _show_versions, "the models, or the versions of a model")
+    added.add_argument("model", nargs="?")
+    added = command("get", get, _show_one, "download a version")
+    added.add_argument("model")
+    added.add_argument("version", nargs="?", help="default: the one in production")
+    added.add_argument("--output", type=Path, help="default: <model>-<version>.zip")
+    added = command("promote", promote, _show_one, "bring a version into production")
+    added.add_argument("model")
+    added.add_argument("version")
+    added.add_argument("--reason", default="by hand")
+    added = command("pin", pin, _show_one, "bring a version into production and keep it there")
+    added.add_argument("model")
+    added.add_argument("version")
+    added.add_argument("--reason", default="by hand")
+    added = command("unpin", unpin, _show_one, "let other versions come into production again")
+    added.add_argument("model")
+    added = command("stages", stages, _show_stages, "which version is champion, previous, canary, candidate")
+    added.add_argument("model")
+    added = command("rollback", rollback, _show_one, "go back to the version that was in production before")
+    added.add_argument("model")
+    added.add_argument("--reason", default="by hand")
+    added = command("history", history, _show_history, "which version was in production when")
+    added.add_argument("model")
+    added.add_argument("--at", help="what was in production at this time, say 2026-11-17T03:00+01:00")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

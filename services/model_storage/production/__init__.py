@@ -1,0 +1,1 @@
+"""What is in production, what was, and what stands beside it."""

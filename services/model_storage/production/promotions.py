@@ -1,0 +1,324 @@
+"""Versions go into production and out of it: Triton, repository and history change together or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from services.model_storage.errors import Conflict, NotFound, ServingFailed, StorageError
+from services.model_storage.production.candidates import Beside
+from services.model_storage.production.history import Action, Change, History, Note, Promotion
+from services.model_storage.repository.catalog import CANARY, CANDIDATE, Catalog, Record, check_model_name
+from services.model_storage.repository.model_config import CONFIG_FILE
+from services.model_storage.repository.store import ModelLocks
+from services.model_storage.triton import Fleet
+
+logger = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+class Production:
+    """What Triton serves. The history in PostgreSQL is the truth; Triton is brought to it."""
+
+    def __init__(self, catalog: Catalog, fleet: Fleet, history: History) -> None:
+        self.catalog, self.fleet, self.history = catalog, fleet, history
+        self._beside = Beside(catalog, fleet)
+        self._locks = ModelLocks()  # not those of the catalog: an upload need not wait for a load
+
+    def promote(self, model: str, version: str, note: Note, action: Action = "promote") -> Promotion:
+        """Serve `version` under the model's name and write it down; the old version serves on if that fails.
+
+        A version that is in production already is only loaded again, where Triton does not serve it.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: another version is pinned.
+            ServingFailed: Triton refused the version; the old one serves.
+            Unavailable: Triton or PostgreSQL does not answer; nothing was changed.
+        """
+        record = self.catalog.version(model, version)
+
+        def promote(change: Change) -> Promotion:
+            _refuse_if_pinned(change, record.version)
+            return self._switch(change, record, note, action)
+
+        return self._change(model, promote)
+
+    def pin(self, model: str, version: str, note: Note) -> Promotion:
+        """Bring `version` into production where it is not, and keep it there until `unpin`.
+
+        Raises:
+            Conflict: another version is pinned.
+        """
+        record = self.catalog.version(model, version)
+
+        def pin(change: Change) -> Promotion:
+            _refuse_if_pinned(change, record.version)
+            self._switch(change, record, note, "promote")
+            return change.pin or change.add("pin", record.version, record.triton_version, record.target, note)
+
+        return self._change(model, pin)
+
+    def unpin(self, model: str, note: Note) -> bool:
+        """Let other versions come into production again; return whether one was pinned."""
+        check_model_name(model)
+
+        def unpin(change: Change) -> bool:
+            pin = change.pin
+            if pin is not None:
+                change.add("unpin", pin.version, pin.triton_version, pin.target, note)
+            return pin is not None
+
+        return self._change(model, unpin)
+
+    def rollback(self, model: str, note: Note, from_version: str | None = None) -> Promotion:
+        """Serve the version that was in production before the present one; again for the one before that.
+
+        With `from_version` only where that version is in production: asked for twice it goes back once.
+
+        Where Triton refuses it, a version made from the same graph takes its place: the plan for this Triton's
+        TensorRT, or the ONNX file.
+
+        Raises:
+            Conflict: there is no earlier version, the present one is pinned, or another than `from_version`.
+        """
+
+        def roll_back(change: Change) -> Promotion:
+            present = change.champion.version if change.champion else None
+            if from_version not in (None, present):
+                raise Conflict(f"not version {from_version} of {model!r} is in production, but {present or 'none'}")
+            return self._roll_back(change, model, note)
+
+        return self._change(model, roll_back)
+
+    def load(self, model: str, note: Note) -> Promotion:
+        """Load what is in production, or was before it was unloaded; for a new model the latest version."""
+
+        def load(change: Change) -> Promotion:
+            earlier = [row.version for row in change.rows if row.version is not None]
+            versions = [record.version for record in self.catalog.versions(model)]
+            if not versions:
+                raise NotFound(f"there is no model {model!r}")
+            record = self.catalog.version(model, (earlier or versions)[-1])
+            return self._switch(change, record, _data_of(change, record.version, note), "load")
+
+        return self._change(model, load)
+
+    def unload(self, model: str, note: Note) -> None:
+        """Take the model out of Triton and write down that nothing is in production."""
+        if not self.catalog.versions(model):
+            raise NotFound(f"there is no model {model!r}")
+        with self._locks.of(model), self.history.change(model) as change:
+            self.fleet.unload(model)
+            if change.champion is not None:
+                change.add("unload", None, None, None, note)
+
+    def stage(self, model: str, version: str) -> Record:
+        """Serve `version` under the name `<model>__candidate`, beside the version in production."""
+        record = self.catalog.version(model, version)
+        with self._locks.of(model):
+            self._beside.serve(record, model + CANDIDATE)
+        return record
+
+    def unstage(self, model: str) -> bool:
+        """Take the candidate out of Triton and remove its folder; return whether there was one."""
+        check_model_name(model)
+        with self._locks.of(model):
+            return self._beside.remove(model + CANDIDATE)
+
+    def start_canary(self, model: str, version: str, share: float, note: Note) -> Promotion:
+        """Serve `version` as `<model>__canary` for a share of the requests, 0 to 1; again to change the share.
+
+        It is over with the next change of what is in production, be it the promotion of this version or a rollback.
+
+        Raises:
+            Conflict: nothing is in production, or this very version, or another canary is under way.
+        """
+        record = self.catalog.version(model, version)
+
+        def start(change: Change) -> Promotion:
+            if change.champion is None or change.champion.version == version:
+                what = "this version is" if change.champion else "nothing is"
+                raise Conflict(f"a canary of {model!r} runs beside another version in production, and {what}")
+            if change.canary is None:
+                self._beside.serve(record, model + CANARY)
+            elif change.canary.version != version:
+                raise Conflict(f"version {change.canary.version} is the canary of {model!r}: end it first")
+            return change.add("canary", version, record.triton_version, record.target, note, share)
+
+        return self._change(model, start)
+
+    def end_canary(self, model: str, note: Note) -> bool:
+        """Take the canary out of Triton; return whether there was one."""
+        check_model_name(model)
+
+        def end(change: Change) -> bool:
+            canary = change.canary
+            if canary is not None:
+                change.add("end_canary", canary.version, canary.triton_version, canary.target, note)
+            return self._beside.remove(model + CANARY) or canary is not None
+
+        return self._change(model, end)
+
+    def reconcile(self) -> list[str]:
+        """Bring Triton to what the history says; return the models for which that did not succeed, with the cause.
+
+        Raises:
+            Unavailable: Triton or PostgreSQL does not answer.
+        """
+        champions, canaries, served, failed = self.history.champions(), self.history.canaries(), self.fleet.served(), []
+        for model in {*champions, *(model for model in served.models() if self.catalog.has_versions(model))}:
+            champion = champions.get(model)
+            if not served.exactly(model, champion.triton_version if champion else None):
+                failed += self._attempt(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
+        for model, canary in canaries.items():
+            if not served.exactly(model + CANARY, canary.triton_version):
+                failed += self._attempt(model, lambda change, model=model: self._ensure_canary(change, model))  # type: ignore[misc]
+        for name, model in self._beside.names():
+            if name not in served.models() or (name.endswith(CANARY) and model not in canaries):
+                failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
+        return failed
+
+    def _attempt(self, model: str, action: Callable[[Change], None]) -> list[str]:
+        try:
+            self._change(model, action)
+        except StorageError as error:
+            return [f"{model}: {error}"]
+        return []
+
+    def _ensure_canary(self, change: Change, model: str) -> None:
+        if change.canary is not None and change.canary.version is not None:
+            self._beside.serve(self.catalog.version(model, change.canary.version), model + CANARY)
+
+    def _remove_stray(self, change: Change, name: str) -> None:
+        """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
+        is_canary = name.endswith(CANARY) and change.canary is not None
+        if not is_canary and (name.endswith(CANARY) or name not in self.fleet.served().models()):
+            self._beside.remove(name)
+
+    def _change(self, model: str, action: Callable[[Change], T]) -> T:
+        with self._locks.of(model), self.history.change(model) as change:
+            return action(change)
+
+    def _roll_back(self, change: Change, model: str, note: Note) -> Promotion:
+        _refuse_if_pinned(change, None)
+        earlier = ways_back(change.rows)
+        if not earlier:
+            raise Conflict(f"the model {model!r} has no earlier version in production to go back to")
+        wanted = self.catalog.version(model, earlier[-1])
+        refused: ServingFailed | None = None
+        for record in [wanted, *self._kin(wanted)]:
+            try:
+                return self._switch(change, record, _data_of(change, wanted.version, note), "rollback")
+            except ServingFailed as error:  # say, a plan of another TensorRT than this Triton's
+                refused = refused or error
+        raise refused or NotFound(f"there is no version {wanted.version} of {model!r}")
+
+    def _kin(self, record: Record) -> list[Record]:
+        """Return the other versions made from the same graph, the latest first: the same model for other servers."""
+        graph = record.meta.get("onnx_sha256")
+        others = reversed(self.catalog.versions(record.model))
+        return [other for other in others if graph and other.meta.get("onnx_sha256") == graph and other != record]
+
+    def _switch(self, change: Change, record: Record, note: Note, action: Action) -> Promotion:
+        champion = change.champion
+        if champion is not None and champion.version == record.version:
+            if not self.fleet.served().exactly(record.model, record.triton_version):
+                self._serve(record)
+            return champion
+        before = self.catalog.store.read(f"{record.model}/{CONFIG_FILE}")
+        try:
+            self._serve(record)
+            row = change.add(action, record.version, record.triton_version, record.target, note)
+        except Exception as error:
+            logger.warning("%s %s did not come into production: %s", record.model, record.version, error)
+            self._restore(record.model, before, champion, error)
+            raise
+        try:
+            self._beside.remove(record.model + CANARY)  # what it was compared with is gone
+        except StorageError as error:
+            logger.warning("the canary of %s is over, but not yet out of Triton: %s", record.model, error)
+        return row
+
+    def _serve(self, record: Record) -> None:
+        """Load exactly `record` under the model's name."""
+        model, number = record.model, record.triton_version
+        self.catalog.store.write(f"{model}/{CONFIG_FILE}", self.catalog.config(record, model))
+        self.fleet.serve(model, number)
+
+    def _ensure(self, change: Change, model: str) -> None:
+        """Load what is in production into a Triton that does not serve it; unload what is served and is not."""
+        champion = change.champion
+        if self.fleet.served().exactly(model, champion.triton_version if champion else None):
+            return  # a change that was under way has done it
+        if champion is None or champion.version is None:
+            logger.warning("Triton serves %s, which is not in production: unloaded", model)
+            self.fleet.unload(model)
+            return
+        record = self.catalog.version(model, champion.version)
+        try:
+            self._serve(record)
+        except ServingFailed:  # a model whose backend process died stays "loaded": only an unload clears it
+            self.fleet.unload(model)
+            self._serve(record)
+        logger.info("Triton serves %s %s again", model, record.version)
+
+    def _restore(self, model: str, config: bytes | None, champion: Promotion | None, cause: Exception) -> None:
+        """Bring configuration and Triton back to what they were before a change that failed."""
+        try:
+            if config is not None:
+                self.catalog.store.write(f"{model}/{CONFIG_FILE}", config)
+            if champion is None or champion.triton_version is None:
+                self.fleet.unload(model)
+                return
+            for server in self.fleet.servers:
+                if isinstance(cause, ServingFailed) and server.served().get(model) == [champion.triton_version]:
+                    continue  # a refused load leaves the old version as it was
+                server.serve(model, champion.triton_version)
+        except StorageError as error:
+            logger.error("%s: the version before could not be brought back yet: %s", model, error)
+            raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error
+
+
+def _refuse_if_pinned(change: Change, version: str | None) -> None:
+    pin = change.pin
+    if pin is not None and pin.version != version:
+        why = f": {pin.reason}" if pin.reason else ""
+        raise Conflict(
+            f"version {pin.version} of {pin.model!r} is pinned since {pin.promoted_at:%Y-%m-%d %H:%M} UTC by "
+            f"{pin.actor or 'nobody named'}{why}; unpin it first"
+        )
+
+
+def ways_back(rows: list[Promotion]) -> list[str]:
+    """Return the versions that a rollback can go to, the nearest last.
+
+    A rollback leaves the version that it comes from for good: one after it goes further back, not forward again.
+    """
+    stack: list[str] = []
+    for row in rows:
+        if row.version is None:
+            continue
+        if row.action == "rollback" and row.version in stack:
+            del stack[stack.index(row.version) + 1 :]
+        elif row.action == "rollback":  # to kin of the version before
+            stack[-2:] = [row.version]
+        elif not stack or stack[-1] != row.version:
+            stack = [version for version in stack if version != row.version] + [row.version]
+    return stack[:-1]
+
+
+def _data_of(change: Change, version: str, note: Note) -> Note:
+    """Return `note` with the run and the snapshot that the version was promoted with, where it names none."""
+    for row in reversed(change.rows):
+        if row.version == version:
+            return note.model_copy(
+                update={
+                    "run_id": note.run_id or row.run_id,
+                    "snapshot_id": note.snapshot_id or row.snapshot_id,
+                }
+            )
+    return note

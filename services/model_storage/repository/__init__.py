@@ -1,0 +1,1 @@
+"""Versions on a disk or in a bucket, as Triton reads them."""

@@ -1,0 +1,315 @@
+"""The versions of the models: publishing an archive as a version, and looking versions up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.model_storage.api.spool import Diverted
+from services.model_storage.errors import NotFound, Refused
+from services.model_storage.repository import model_config
+from services.model_storage.repository.archive import File, unpack
+from services.model_storage.repository.model_config import CONFIG_FILE, MODEL_FILES
+from services.model_storage.repository.store import ModelLocks, Store, out_of_space
+
+logger = logging.getLogger(__name__)
+
+NEXT = "next"
+META_FILE = "meta.json"
+RECORD_FILE = "version.json"
+CANDIDATE, CANARY = BESIDE = ("__candidate", "__canary")  # what Triton serves beside a model carries its name and this
+MAX_SMALL_FILE = 1 << 20  # meta.json and config.pbtxt are read into memory
+MAX_CACHED = 10_000  # records in memory, a few KiB each
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
+_VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})", re.ASCII)
+
+EXISTS = "This model version already exists."
+
+
+class Record(BaseModel):
+    """One version of a model; immutable."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: str
+    triton_version: int
+    target: Literal["onnx", "tensorrt"]
+    sha256: str
+    """Of the archive as it was uploaded."""
+    content_sha256: str
+    """Of the names and contents of the files in it: the same for the same files packed again."""
+    created_at: datetime
+    files: dict[str, File]
+    meta: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """The version's folder in the store."""
+        return f"{self.model}/{self.triton_version}"
+
+
+class Catalog:
+    """The versions in a store. Calls for one model come one after another where they change something."""
+
+    def __init__(self, store: Store, max_unpacked_bytes: int) -> None:
+        self.store = store
+        self.locks = ModelLocks()
+        self._max_bytes = max_unpacked_bytes
+        self._cache: dict[tuple[str, str], Record] = {}
+        self._cache_guard = threading.Lock()
+
+    def models(self) -> list[str]:
+        """Return the names of the models, sorted."""
+        return [name for name in self.store.folders() if not name.endswith(BESIDE)]
+
+    def versions(self, model: str) -> list[Record]:
+        """Return the versions of `model` in semantic order, the oldest first; empty where there is no such model."""
+        check_model_name(model)
+        names = [name for name in self.store.files(f"{model}/.versions") if _VERSION.fullmatch(name)]
+        return [self._record(model, name) for name in sorted(names, key=order)]
+
+    def version(self, model: str, version: str) -> Record:
+        """Return one version.
+
+        Raises:
+            NotFound: there is none; the message says which there are.
+        """
+        check_model_name(model)
+        if _VERSION.fullmatch(version) and self._is_there(model, version):
+            return self._record(model, version)
+        known = [record.version for record in self.versions(model)]
+        if not known:
+            raise NotFound(f"there is no model {model!r}")
+        shown = ", ".join(known[-5:])
+        raise NotFound(f"the model {model!r} has no version {version!r}; the latest are: {shown}")
+
+    def has_versions(self, model: str) -> bool:
+        """Whether `model` has a version here; Triton may serve others that were put there by hand."""
+        return bool(_MODEL_NAME.fullmatch(model) and self.store.files(f"{model}/.versions"))
+
+    def by_number(self, model: str, number: int) -> Record:
+        """Return the version in Triton's folder `number`.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for record in self.versions(model):
+            if record.triton_version == number:
+                return record
+        raise NotFound(f"the model {model!r} has no Triton version {number}")
+
+    def config(self, record: Record, served_as: str) -> bytes:
+        """Return the `config.pbtxt` that serves exactly `record` under the model name `served_as`."""
+        own = self.store.read(f"{record.folder}/{CONFIG_FILE}")
+        if own is None:
+            raise NotFound(f"version {record.version} of {record.model} has lost its {CONFIG_FILE}")
+        return model_config.bound(own.decode(), served_as, record.triton_version).encode()
+
+    def publish(
+        self,
+        model: str,
+        wanted: str,
+        archive: Path,
+        sha256: str,
+        number: int | None = None,
+        diverted: Mapping[int, Diverted] = MappingProxyType({}),
+    ) -> tuple[Record, bool]:
+        """Make the zip `archive` a version; return it, and whether it was there already.
+
+        With `wanted` = "next" the version is the next patch version after the latest, or the one that has exactly
+        this content. `number` asks for a certain Triton folder; `diverted` is what is no longer in the archive.
+
+        Raises:
+            Refused: the name, the version or the archive is not acceptable, or the version exists.
+        """
+        check_model_name(model)
+        if wanted != NEXT and not _VERSION.fullmatch(wanted):
+            raise Refused(f"{wanted!r} is no semantic version such as 0.0.1, nor {NEXT!r}")
+        if wanted != NEXT and self._is_there(model, wanted):
+            raise Refused(EXISTS)
+        folder = self.store.workspace()
+        try:
+            with out_of_space():
+                files = unpack(archive, folder, self._max_bytes, diverted)
+            draft = _examine(model, folder, files, sha256)
+            with self.locks.of(model):
+                return self._place(draft, wanted, folder, number)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def reconcile(self) -> None:
+        """Finish or undo what an interrupted process has left: afterwards every version is whole.
+
+        A version folder appears by a rename, so one without a record is complete and gets its record. One
+        that was put there by hand is left alone.
+        """
+        self.store.clean()
+        for model in self.models():
+            if not _MODEL_NAME.fullmatch(model):
+                logger.warning("%r is no name of a model: ignored", model)
+                continue
+            numbers = {int(name) for name in self.store.folders(model) if name.isdecimal()}
+            if len(numbers) != len(self.store.files(f"{model}/.versions")):  # or reading every record takes minutes
+                for number in numbers - {record.triton_version for record in self.versions(model)}:
+                    self._adopt(model, number)
+            if self.has_versions(model) and CONFIG_FILE not in self.store.files(model):
+                self.store.create(f"{model}/{CONFIG_FILE}", self.config(self.versions(model)[-1], model))
+
+    def _place(self, draft: Record, wanted: str, folder: Path, number: int | None) -> tuple[Record, bool]:
+        model = draft.model
+        while True:
+            records = self.versions(model)
+            same = [record for record in records if record.content_sha256 == draft.content_sha256]
+            if wanted == NEXT and number is None and same:
+                return same[0], True
+            version = following(records) if wanted == NEXT else wanted
+            taken = {int(name) for name in self.store.folders(model) if name.isdecimal()}
+            if any(record.version == version for record in records) or number in taken:
+                raise Refused(EXISTS)
+            chosen = number or max(taken, default=0) + 1
+            meta = draft.meta | {"model_version": version}
+            record = draft.model_copy(update={"version": version, "triton_version": chosen, "meta": meta})
+            with out_of_space():
+                _write(folder / META_FILE, json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+                _write(folder / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
+            key = f"{model}/{chosen}"
+            if not self.store.place(folder, key):
+                continue
+            if self._commit(record):
+                return record, False
+            self.store.take_back(key, folder)
+
+    def _commit(self, record: Record) -> bool:
+        created = self.store.create(
+            f"{record.model}/.versions/{record.version}", record.model_dump_json(indent=2).encode()
+        )
+        if created:
+            self.store.create(f"{record.model}/{CONFIG_FILE}", self.config(record, record.model))
+            logger.info("published %s %s as Triton version %d", record.model, record.version, record.triton_version)
+        return created
+
+    def _adopt(self, model: str, number: int) -> None:
+        """Give the version folder without a record its record, or remove it where the version has another folder."""
+        key = f"{model}/{number}"
+        written = self.store.read(f"{key}/{RECORD_FILE}")
+        if written is None:
+            logger.warning("%s has no %s: put there by hand, or another service uploads it now", key, RECORD_FILE)
+            return
+        record = Record.model_validate_json(written)
+        if not self._commit(record):
+            logger.warning("%s is a second folder of version %s: removed", key, record.version)
+            self.store.remove(key)
+
+    def _is_there(self, model: str, version: str) -> bool:
+        with self._cache_guard:
+            if (model, version) in self._cache:
+                return True
+        return self.store.read(f"{model}/.versions/{version}") is not None
+
+    def _record(self, model: str, version: str) -> Record:
+        with self._cache_guard:
+            if found := self._cache.get((model, version)):
+                return found
+        content = self.store.read(f"{model}/.versions/{version}")
+        if content is None:
+            raise NotFound(f"the model {model!r} has no version {version!r}")
+        record = Record.model_validate_json(content)
+        with self._cache_guard:  # a record never changes, so it is never stale
+            self._cache[model, version] = record
+            if len(self._cache) > MAX_CACHED:
+                del self._cache[next(iter(self._cache))]
+        return record
+
+
+def check_model_name(model: str) -> None:
+    """Refuse a name that cannot be a folder of the repository."""
+    if not _MODEL_NAME.fullmatch(model) or model.endswith(BESIDE):
+        raise Refused(
+            f"{model!r} is no name for a model: letters, digits and _ . - , at most 100, not ending in "
+            f"{' or '.join(BESIDE)}"
+        )
+
+
+def order(version: str) -> tuple[int, ...]:
+    """Return the sort key of a semantic version."""
+    return tuple(int(part) for part in version.split("."))
+
+
+def following(records: list[Record]) -> str:
+    """Return the patch version after the latest of `records`, which are in order."""
+    if not records:
+        return "0.0.1"
+    major, minor, patch = order(records[-1].version)
+    return f"{major}.{minor}.{patch + 1}"
+
+
+def _examine(model: str, folder: Path, files: Mapping[str, File], sha256: str) -> Record:
+    """Return a record of the unpacked archive, its version still to come; make its configuration."""
+    found = [name for name in MODEL_FILES if name in files]
+    if len(found) != 1:
+        raise Refused(
+            f"the archive must hold exactly one of {' and '.join(MODEL_FILES)}; it holds: {', '.join(sorted(files))}"
+        )
+    if RECORD_FILE in files:
+        raise Refused(f"{RECORD_FILE} is written by the model storage; the archive must not hold one")
+    for name in (META_FILE, CONFIG_FILE):
+        if name in files and files[name].size > MAX_SMALL_FILE:
+            raise Refused(f"{name} is {files[name].size} bytes long; at most {MAX_SMALL_FILE} are allowed")
+    target = MODEL_FILES[found[0]]
+    with out_of_space():
+        _write(folder / CONFIG_FILE, model_config.to_text(_config(model, folder, target)))
+    lines = sorted(f"{file.sha256}  {name}\n" for name, file in files.items())
+    try:
+        return Record(
+            model=model,
+            version="0.0.0",
+            triton_version=0,
+            target=target,
+            sha256=sha256,
+            content_sha256=hashlib.sha256("".join(lines).encode()).hexdigest(),
+            created_at=datetime.now(UTC),
+            files=dict(files),
+            meta=_meta(folder),
+        )
+    except ValidationError as error:
+        raise Refused(f"{META_FILE} is not acceptable: {error}") from error
+
+
+def _config(model: str, folder: Path, target: str) -> Any:
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return model_config.generate(target, folder)
+    try:
+        return model_config.read(path.read_text(), model, target)
+    except UnicodeDecodeError as error:
+        raise Refused(f"{CONFIG_FILE} is not UTF-8 text: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)  # it may be read-only by now
+    path.write_text(text)
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    path = folder / META_FILE
+    if not path.exists():
+        return {}
+    try:
+        meta = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{META_FILE} is not JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise Refused(f"{META_FILE} must be a JSON object, not {type(meta).__name__}")
+    return meta

@@ -1,0 +1,157 @@
+"""The reference of the configuration file, made from the models that check it: `docs/classifier.md` and `--help`.
+
+`python -m training_jobs.classifier.config_reference` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from jobkit.files import write_atomic
+from training_jobs.classifier.config import Config
+from training_jobs.classifier.transforms import AnyAugmentation, PostTransform
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "classifier.md"
+HEAD = """# The classifier's configuration file
+
+`python -m training_jobs.train_classifier --config_filename FILE` trains by such a file; `--epochs` and `--batch`
+override two of its keys. Every key has a default; an unknown or repeated key is an error that names its line. This page
+is made from the code that checks the files: `python -m training_jobs.classifier.config_reference`.
+
+Without `--config_filename` the file is `configs/classifier/GROUP.yaml`, or `default.yaml` where there is none of that
+name.
+
+Labels come from a snapshot (`--cat GROUP --snapshot_id ID`; the id may be left out where the group has one snapshot),
+from folders (`directories.images/<class>/…`), or from `rotation`: upright pages are turned by 0, 90, 180 or 270 degrees
+counter-clockwise, and the turn is the class (drawn in training, all four of every page in validation).
+
+A training leaves `models/<group>/v__{n}_{mode}_{backbone}_{batch}_{weight decay}/` in the bottle, with `mode` `train`
+or `finetune`: `checkpoints/` (`best.ckpt`: weights; `last.ckpt`: what a killed training goes on from), `torchscripts/`,
+`csv_logs/`, `train_batches/` (the first batches as the model saw them), `report.html`, `model.json` (classes and
+preprocessing, which every later step follows), `config.yaml` (as run) and `metrics.json`. Under Airflow a retry finds
+its folder by itself; by hand `--resume models/<group>/v__…` goes on with one. A resumed training ends with exactly the
+weights of one that was never interrupted (on a CPU bit by bit).
+
+With `--gpus 2` as many processes train together, each on a GPU of this machine (or on its part of the cores, where
+there is none). They share each batch in equal parts, so that steps, learning rates and scores are those of one GPU;
+only mixup and cutmix mix within a part, and layers that draw random numbers draw others. It goes on from a checkpoint
+of any number of GPUs.
+
+"""
+
+
+class Key(NamedTuple):
+    """One key: its dotted name, type, bounds, default and meaning."""
+
+    name: str
+    type: str
+    bounds: str
+    default: str
+    meaning: str
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+    """Yield the keys of a section and of those below it."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, f"{prefix}{name}.")
+        else:
+            yield Key(prefix + name, _type(inner), _bounds(field), _default(field), field.description or "")
+
+
+def page() -> str:
+    """Return `docs/classifier.md`."""
+    parts = [HEAD, _table(keys(Config)), "\n## Transforms\n\n"]
+    parts.append(
+        "Each is an entry `- type: <name>` with its parameters. `pre_transforms` and `post_transforms` bring a\n"
+        "picture to the model's input; validation, evaluation and serving do exactly the same.\n"
+    )
+    parts += [_transform(member) for member in _members(PostTransform)]
+    parts.append(
+        "\nThe others stand in `train_augmentations` and `val_augmentations`. All have `p`, the probability of\n"
+        "applying them to a picture (default 0.5).\n"
+    )
+    parts += [_transform(member) for member in _members(AnyAugmentation)]
+    return "".join(parts)
+
+
+def text() -> str:
+    """Return the keys as plain lines, for `--help`."""
+    lines = []
+    for key in keys(Config):
+        bounds = f", {key.bounds}" if key.bounds else ""
+        lines.append(f"  {key.name}: {key.type}{bounds}; default {key.default}. {key.meaning}")
+    names = ", ".join(name for member in _members(AnyAugmentation) for name in _names(member))
+    return "\n".join([*lines, f"  augmentations: {names}"])
+
+
+def _transform(member: type[BaseModel]) -> str:
+    parameters = [key for key in keys(member) if key.name not in ("type", "p")]
+    names = " or ".join(f"`{name}`" for name in _names(member))
+    summary = (member.__doc__ or "").strip().splitlines()[0]
+    return f"\n### {names}\n\n{summary}\n" + (f"\n{_table(iter(parameters))}" if parameters else "")
+
+
+def _table(rows: Iterator[Key]) -> str:
+    lines = ["| key | type | bounds | default | meaning |", "|---|---|---|---|---|"]
+    for key in rows:
+        kind = key.type.replace("|", "\\|")
+        lines.append(f"| `{key.name}` | {kind} | {key.bounds} | {key.default} | {key.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _members(union: Any) -> tuple[type[BaseModel], ...]:
+    members: tuple[type[BaseModel], ...] = get_args(get_args(union)[0])
+    return members
+
+
+def _names(member: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(member.model_fields["type"].annotation)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return "transform" if isinstance(arguments[0], types.UnionType) else _type(arguments[0])
+    if origin is Literal:
+        return " | ".join(json.dumps(value) if isinstance(value, int) else str(value) for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(_type(argument) for argument in arguments if argument is not type(None))
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is tuple:
+        return f"[{', '.join(_type(argument) for argument in arguments)}]"
+    return {"str": "text", "bool": "true | false", "int": "integer", "float": "number"}.get(annotation.__name__, "?")
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
+    found = []
+    for limit in field.metadata:
+        for kind, (attribute, sign) in signs.items():
+            value = getattr(limit, attribute, None) if isinstance(limit, kind | Interval) else None
+            if value is not None:
+                found.append(f"{sign} {value:g}" if value < 1e6 else f"{sign} {value}")
+    return ", ".join(found)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined or field.default is None:
+        return "none"
+    if isinstance(field.default, list):
+        return ", ".join(item.type for item in field.default) or "[]"
+    return json.dumps(field.default) if not isinstance(field.default, str) else field.default
+
+
+if __name__ == "__main__":
+    write_atomic(PAGE, page())

@@ -1,0 +1,98 @@
+"""The end of a training: TorchScript, final scores, report, and `metrics.json`, which makes the experiment finished."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from jobkit.bottle import Bottle
+from jobkit.classifier import Classifier, load_classifier
+from jobkit.experiment import Experiment
+from jobkit.model_spec import ModelSpec
+from jobkit.tracking import Run
+from training_jobs.classifier import html_report, scores
+from training_jobs.classifier.config import Config
+from training_jobs.classifier.data import Batch, Pictures
+from training_jobs.classifier.provenance import provenance
+from training_jobs.classifier.training_callback import TrainingCallback
+from training_jobs.scoring.metrics import calibration_error
+
+
+def finish(
+    config: Config,
+    spec: ModelSpec,
+    bottle: Bottle,
+    experiment: Experiment,
+    journal: TrainingCallback,
+    val: DataLoader[Batch],
+    tracking: Run | None,
+) -> dict[str, Any]:
+    """Write what later steps need from the best epoch's checkpoint, as it lies in the bottle; return `metrics.json`."""
+    model = load_classifier(bottle.local(experiment.best_checkpoint), spec)
+    _write_torchscript(model, spec, bottle, experiment)
+    truth, probabilities = predict(model, spec, val)
+    best = journal.best
+    made = {"command": "training_jobs.train_classifier", "seed": config.seed, **provenance()}
+    content = {
+        "best_epoch": int(best["epoch"]),
+        "epochs": len(journal.rows),
+        "metrics": {
+            **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
+            "val_ece": calibration_error(truth, probabilities.astype(np.float64)),
+        },
+        "per_class": scores.table(spec.labels, truth, probabilities),
+        "best_by": config.training.best_by,
+        "throughput": {name: best[name] for name in html_report.SPEED if name in best},
+        "group": spec.group,
+        "snapshot_id": spec.snapshot_id,
+        "provenance": made,
+    }
+    pictures = val.dataset
+    if not isinstance(pictures, Pictures):
+        raise TypeError(f"the validation set is {type(pictures).__name__}, not Pictures")
+    page = html_report.page(config, spec, experiment.folder, journal.rows, content, truth, probabilities, pictures)
+    bottle.write(f"{experiment.folder}/report.html", page)
+    if tracking is not None:
+        tracking.metrics({f"best_{name}": value for name, value in content["metrics"].items()}, step=int(best["epoch"]))
+        for key in (f"{experiment.folder}/report.html", experiment.config):
+            tracking.artifact(bottle.local(key))
+        tracking.dictionary(content, "metrics.json")
+    bottle.write(experiment.metrics, json.dumps(content, indent=2) + "\n")  # last: it makes the experiment finished
+    return content
+
+
+def _write_torchscript(model: Classifier, spec: ModelSpec, bottle: Bottle, experiment: Experiment) -> None:
+    how = spec.preprocessing
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns about every shape that a backbone looks at
+        example = torch.zeros(2, how.channels, how.height, how.width)
+        path = Path(folder) / "model.pt"
+        torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(path))
+        bottle.put(experiment.torchscript, path)
+
+
+@torch.inference_mode()
+def predict(
+    model: Classifier, spec: ModelSpec, val: DataLoader[Batch]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return true classes, int64 [N], and probabilities, float32 [N, K], of the validation pictures in order."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    how = spec.preprocessing
+    mean = torch.tensor(how.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(how.std, device=device).view(1, -1, 1, 1)
+    truth, probabilities = [], []
+    for pictures, labels in val:
+        planes = pictures.to(device).permute(0, 3, 1, 2).float().div_(255)
+        probabilities.append(model(planes.sub_(mean).div_(std)).softmax(1).cpu().numpy())
+        truth.append(labels.numpy())
+    model.to("cpu")
+    return np.concatenate(truth), np.concatenate(probabilities)

@@ -1,0 +1,37 @@
+"""The summary of a group in the form that seed_003's scripts read: `datasets/<group>.json`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from jobkit import paths
+from jobkit.bottle import Bottle
+from jobkit.snapshot import Sample
+from training_jobs.data.picture_inspection import Inspected
+
+
+def write_dataset(bottle: Bottle, group: str, samples: list[Sample], unlabeled: list[Inspected]) -> None:
+    """Write `{cat, num2label, weights, data}`.
+
+    `data` is a JSON string of a one-hot table by column, `{"path": {"0": …}, "<label>": {"0": 1.0, …}}`; paths are
+    relative to `pictures/`; a picture that shows none of the classes has zeros only. `weights` balance the classes:
+    pictures / (classes * pictures of the class), as scikit-learn's `class_weight="balanced"`.
+    """
+    labels = sorted({s.label for s in samples})
+    counts = Counter(s.label for s in samples)
+    rows: list[tuple[str, str | None]] = [(s.path, s.label) for s in samples]
+    rows += [(paths.picture(p.sha256, p.suffix), None) for p in unlabeled]
+    rows.sort(key=lambda row: row[0])
+    table: dict[str, dict[str, object]] = {
+        "path": {str(number): path.removeprefix("pictures/") for number, (path, _) in enumerate(rows)}
+    }
+    for label in labels:
+        table[label] = {str(number): float(row[1] == label) for number, row in enumerate(rows)}
+    content = {
+        "cat": group,
+        "num2label": {str(number): label for number, label in enumerate(labels)},
+        "weights": [round(len(samples) / (len(labels) * counts[label]), 6) for label in labels],
+        "data": json.dumps(table),
+    }
+    bottle.write(paths.dataset(group), json.dumps(content, ensure_ascii=False) + "\n")
