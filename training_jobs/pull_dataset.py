@@ -6,16 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from jobkit import database, job, settings
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
 from jobkit.paths import SnapshotPaths, checked_name
 from jobkit.snapshot import Summary, read_summary, write_snapshot
-from training_jobs.data.collect import MODES
+from nightshift_common.options.data import LabeledPicturesOptions
 from training_jobs.data.legacy_dataset_file import write_dataset
 from training_jobs.data.picset_metadata import write_picsets
 from training_jobs.data.selection import Rules, Selection, check_classes, select
@@ -24,37 +23,16 @@ from training_jobs.data.transfer import transfer
 
 logger = logging.getLogger("training_jobs.pull_dataset")
 
-Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
 
-
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, LabeledPicturesOptions):
     """Make a snapshot of labeled pictures. Only new ones are transferred; the same data gives the same snapshot."""
 
     pipeline: str = Field(description="name of the pipeline whose run this is")
-    group: str = Field(description="group of pictures, say digits")
-    source: Literal["collect", "postgres"] = Field("collect", description="where the labeled pictures are listed")
-    table: str | None = Field(
-        None, description="for postgres: [schema.]table with path, label and, optionally, split_group or picset"
-    )
-    modes: list[Mode] = Field(MODES, description="for collect: the modes of the picsets to take")  # type: ignore[arg-type]
-    val_part: float = Field(0.15, gt=0, lt=0.5, description="share of the split groups for validation")
-    golden_part: float = Field(0.15, gt=0, lt=0.5, description="share of the split groups for the golden set")
-    min_side: int = Field(16, ge=1, description="a picture with a shorter side is refused, pixels")
-    max_side: int = Field(10_000, ge=1, description="a picture with a longer side is refused undecoded, pixels")
-    max_bad_share: float = Field(
-        0.05, ge=0, le=1, description="with a larger share of bad pictures the whole pull is refused"
-    )
     snapshot_id: str | None = Field(None, description="use this snapshot and pull nothing")
     force: bool = Field(False, description="go on even if a run with the same data and fingerprint is completed")
     fingerprint: str = Field(
         "", description="stands for the configuration: the same data with another fingerprint is new"
     )
-
-    @model_validator(mode="after")
-    def _table_goes_with_postgres(self) -> Arguments:
-        if (self.source == "postgres") != (self.table is not None):
-            raise ValueError("--table goes with --source postgres, and --source postgres needs it")
-        return self
 
 
 class Result(job.Result):

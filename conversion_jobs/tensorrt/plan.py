@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from conversion_jobs.tensorrt.gpu import Gpu
-from conversion_jobs.tensorrt.trtexec_command import Batches, Precision
+from conversion_jobs.tensorrt.trtexec_command import Batches
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from conversion_jobs.verification.checks import Verdict
+from nightshift_common.options.conversion import Precision
 
 
 class Attempt(BaseModel):
