@@ -44,6 +44,12 @@ KILL_SECONDS = 1.0
 START_SECONDS = 30.0  # a machine that is busy to its limit; usually 10 ms
 
 
+def process_launcher() -> ProcessLauncher:
+    """Return the launcher of the checkout `NIGHTSHIFT_HOME` with its state in `NIGHTSHIFT_STATE`; by default, this one."""
+    home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[3])
+    return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
+
+
 class ProcessLauncher:
     """Jobs as processes: `home` is the checkout, whose `.venv/<runtime>` holds the interpreters."""
 
