@@ -1,4 +1,4 @@
-"""The command lines of the users' documents, as they stand there; trtexec is a double, since none can be had here."""
+"""The earlier scripts' command lines, as their users write them; trtexec is a double, since none can be had here."""
 
 from __future__ import annotations
 

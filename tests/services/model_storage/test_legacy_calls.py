@@ -1,4 +1,4 @@
-"""Every call that seed_003's clients know, against the real Triton and PostgreSQL."""
+"""Every call that clients of the older model storage service know, against the real Triton and PostgreSQL."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from tests.services.model_storage.support import TOKEN, Storage, model_zip, zip_
 from tests.support.tiny_onnx import scaling_model
 
 
-def test_the_curl_line_of_the_seed_publishes_and_answers_the_version(
+def test_the_documented_curl_line_publishes_and_answers_the_version(
     storage: Storage, model: str, tmp_path: Path
 ) -> None:
     (tmp_path / "model_trt.zip").write_bytes(zip_of({"model.plan": b"a plan", "meta.json": "{}"}))
