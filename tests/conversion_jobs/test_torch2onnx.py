@@ -153,7 +153,7 @@ def test_a_file_is_checked_without_weights_too_and_the_result_says_that_nothing_
     assert [verdict.name for verdict in result.verdicts] == ["finite"]
 
 
-def test_the_command_lines_of_the_users_documents_are_understood(tmp_path: Path) -> None:
+def test_the_earlier_command_lines_are_understood(tmp_path: Path) -> None:
     line = ["--weights", "/abs/best.pth", "--output", "/abs/model.onnx", "--img-size", "224", "320", "--family", "vit"]
     arguments = parse(torch2onnx.Arguments, legacy_command_line([*line, "--architecture", "test_vit"]))
     assert arguments.img_size == (224, 320)
