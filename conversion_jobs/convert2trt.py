@@ -23,7 +23,7 @@ from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.trtexec_command import Batches, build_command, load_command, profile_shapes
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from conversion_jobs.test_onnx import read_inputs
-from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.torch2onnx import legacy_command_line
 from conversion_jobs.triton.served_model import Array, served_checks
 from conversion_jobs.verification.checks import Verdict, judge_all
 from conversion_jobs.verify_onnx import fp16_risks
@@ -135,5 +135,5 @@ def compare(
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = seed_line(sys.argv[1:])
+    sys.argv[1:] = legacy_command_line(sys.argv[1:])
     job.main(Arguments, run)

@@ -1,4 +1,4 @@
-"""Package a verified graph or plan for Triton: seed_003's `inference_model/` folder with its archives."""
+"""Package a verified graph or plan for Triton: the folder `inference_model/` with its archives."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Compare an ONNX file of `torch2onnx` with its weights on real inputs: `python -m conversion_jobs.test_onnx --onnx M`.
 
-seed_000's check compared outputs of different random inputs; this one gives both models the same real ones.
+The earlier script compared outputs of different random inputs; this one gives both models the same real ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 from conversion_jobs.families.sources import load_source
 from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
 from conversion_jobs.onnx.session import OnnxModel, measure_latency
-from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.torch2onnx import legacy_command_line
 from conversion_jobs.verification.checks import (
     Check,
     Close,
@@ -35,7 +35,7 @@ from jobkit.model_spec import Preprocessing, prepare, renamed
 from nightshift_common.options.conversion import VerifyOptions
 from nightshift_common.options.weights import SourceOptions
 
-__test__ = False  # a command, not a test: its name is that of the users' documents
+__test__ = False  # a command, not a test: its name is that of the earlier script
 logger = logging.getLogger("conversion_jobs.test_onnx")
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 Inputs = NDArray[np.float32]
@@ -164,5 +164,5 @@ def _sizes(found: GraphInterface) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = seed_line(sys.argv[1:])
+    sys.argv[1:] = legacy_command_line(sys.argv[1:])
     job.main(Arguments, run)

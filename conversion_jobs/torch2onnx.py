@@ -102,8 +102,8 @@ def read_labels(path: Path | None) -> list[str]:
     return [] if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
-def seed_line(argv: list[str]) -> list[str]:
-    """Return a command line as the users' documents write it in the form that pydantic reads.
+def legacy_command_line(argv: list[str]) -> list[str]:
+    """Return a command line of the earlier scripts in the form that pydantic reads.
 
     `--img-size 224 224` becomes `--img_size=[224,224]`; a `-` in a name may stand for `_`.
     """
@@ -121,5 +121,5 @@ def seed_line(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = seed_line(sys.argv[1:])
+    sys.argv[1:] = legacy_command_line(sys.argv[1:])
     job.main(Arguments, run)

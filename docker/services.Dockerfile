@@ -11,7 +11,8 @@ RUN rm -f .venv/*/.lock # anyone could write to it
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-services" \
-      org.opencontainers.image.description="Nightshift's services: python -m services.model_storage, services.collect; mlflow"
+      org.opencontainers.image.description="Nightshift's services: python -m services.model_storage, services.collect; mlflow" \
+      org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /models /artifacts /collect /bottle \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} +

@@ -4,7 +4,8 @@ ARG PYTHON_IMAGE
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-triton-cpu" \
-      org.opencontainers.image.description="Triton with ONNX Runtime on the CPU, for development"
+      org.opencontainers.image.description="Triton with ONNX Runtime on the CPU, for development" \
+      org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /opt/nightshift
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /models /var/lib/triton \

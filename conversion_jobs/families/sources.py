@@ -2,7 +2,7 @@
 
 | family | weights | also needed |
 |---|---|---|
-| `classifier` | checkpoint of `{backbone, fc}` (ours, seed_004's) | `architecture` (timm) |
+| `classifier` | checkpoint of `{backbone, fc}` (ours, and the older trainer's) | `architecture` (timm) |
 | `vit` | state_dict of a timm encoder; gives the embedding [N, features] | `architecture` (timm) |
 | `head` | state_dict of linear layers over an embedding; gives logits or probabilities | |
 | `torchscript` | TorchScript archive | |
