@@ -8,10 +8,10 @@ from contextlib import closing
 from pydantic import Field
 
 from conversion_jobs.onnx.session import Latency
-from conversion_jobs.publishing.model_storage import ModelStorage, Published
 from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit import job
 from jobkit.errors import DataValidationError, JobError
+from jobkit.model_storage import ModelStorage, Published
 from jobkit.paths import checked_name
 from nightshift_common.options.conversion import MaxLatency, ModelOptions
 
@@ -40,7 +40,19 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Stage, smoke-test, promote, test what serves; roll back where the last test fails."""
     model = checked_name(arguments.model_name, "model name")
     reference = Reference(context.bottle.local(arguments.reference))
-    storage = ModelStorage()
+    with ModelStorage() as storage:
+        return deploy(arguments, context, storage, model, reference)
+
+
+def deploy(
+    arguments: Arguments, context: job.Context, storage: ModelStorage, model: str, reference: Reference
+) -> Result:
+    """Bring the version into production, unless another one is pinned.
+
+    Raises:
+        DataValidationError: Triton's answers are not those that were verified, or come too late; the message says what
+            serves now.
+    """
     version = storage.version(model, arguments.version)
     if (pinned := storage.pinned(model)) not in (None, version.version):
         reason = f"{model} is pinned to version {pinned}; {version.version} is published, and can be promoted by hand"

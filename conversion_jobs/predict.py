@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import tempfile
 import time
 import zipfile
 from contextlib import closing
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
 from conversion_jobs.detection.boxes import SCORE, in_picture, seen
-from conversion_jobs.publishing.model_storage import ModelStorage
 from conversion_jobs.triton.served_model import ServedModel
 from jobkit import job
 from jobkit.errors import ConfigurationError
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, parse_spec, prepare
+from jobkit.model_storage import READ_TIMEOUT, ModelStorage
 from jobkit.snapshot import read_snapshot
 
 logger = logging.getLogger(__name__)
@@ -119,16 +119,20 @@ def champion(model_name: str) -> tuple[str, ModelSpec | DetectorSpec]:
     Raises:
         ConfigurationError: nothing was promoted, or the model tells no classes of a picture.
     """
-    storage = ModelStorage()
-    version = storage.champion(model_name)
-    if version is None:
-        raise ConfigurationError(f"{storage.url} has no champion of the model {model_name!r}: nothing was promoted yet")
-    with zipfile.ZipFile(io.BytesIO(storage.archive(model_name, version))) as files:
-        if SPEC_FILE not in files.namelist():
+    with ModelStorage(READ_TIMEOUT) as storage, tempfile.TemporaryDirectory(prefix="champion-") as folder:
+        version = storage.champion(model_name)
+        if version is None:
             raise ConfigurationError(
-                f"version {version} of {model_name} has no {SPEC_FILE}; it holds {files.namelist()}"
+                f"{storage.url} has no champion of the model {model_name!r}: nothing was promoted yet"
             )
-        spec = parse_spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {model_name} {version}")
+        archive = Path(folder) / "champion.zip"
+        storage.download(model_name, version, archive)
+        with zipfile.ZipFile(archive) as files:
+            if SPEC_FILE not in files.namelist():
+                raise ConfigurationError(
+                    f"version {version} of {model_name} has no {SPEC_FILE}; it holds {files.namelist()}"
+                )
+            spec = parse_spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {model_name} {version}")
     if isinstance(spec, HeadSpec) or not spec.labels:
         raise ConfigurationError(
             f"{model_name} is no model that tells what a picture shows: it gives its {spec.output}"

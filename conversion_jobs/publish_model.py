@@ -10,11 +10,11 @@ from zipfile import ZipFile
 from pydantic import Field
 
 from conversion_jobs.publishing.mlflow_registry import register
-from conversion_jobs.publishing.model_storage import ModelStorage, Published
 from jobkit import job
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
+from jobkit.model_storage import ModelStorage, Published
 from jobkit.paths import checked_name
 from jobkit.tracking import server_errors
 from nightshift_common.options.conversion import ModelOptions, Target
@@ -49,16 +49,16 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         raise DataValidationError(
             f"{arguments.archive} is {actual}, not {arguments.sha256}: another run has packaged over it; package again"
         )
-    storage = ModelStorage()
-    published = storage.upload(model, archive, arguments.sha256)
-    if published.target != arguments.target:
-        raise DataValidationError(
-            f"{arguments.archive} holds a model for {published.target}, not for {arguments.target}"
-        )
-    known = " already" if published.already_published else ""
-    logger.info("%s is%s version %s of %s", arguments.archive, known, published.version, model)
-    if context.is_tracked:
-        track(context, storage, model, published, experiment, arguments)
+    with ModelStorage() as storage:
+        published = storage.upload(model, archive, arguments.sha256)
+        if published.target != arguments.target:
+            raise DataValidationError(
+                f"{arguments.archive} holds a model for {published.target}, not for {arguments.target}"
+            )
+        known = " already" if published.already_published else ""
+        logger.info("%s is%s version %s of %s", arguments.archive, known, published.version, model)
+        if context.is_tracked:
+            track(context, storage, model, published, experiment, arguments)
     return Result(
         version=published.version,
         triton_version=published.triton_version,

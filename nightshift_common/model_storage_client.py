@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+
+from nightshift_common.http_errors import detail_of
 
 CHUNK = 1 << 20
 TIMEOUT = httpx.Timeout(300, connect=10)  # a promotion answers when the model is loaded
@@ -18,20 +21,26 @@ Count = Callable[[int], None]
 """What is told each amount of bytes that went through."""
 
 
-class StorageRefused(RuntimeError):
-    """The storage refused a call; the message is its reason.
+class StorageError(RuntimeError):
+    """A call of the model storage that failed.
 
     Attributes:
-        status: the HTTP status.
+        call: method and path, say `GET /models`.
+        status: the HTTP status; None where there was no answer.
+        reason: what the storage said, or what went wrong with the connection.
     """
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+    def __init__(self, message: str, call: str, status: int | None, reason: str) -> None:
+        super().__init__(message)
+        self.call, self.status, self.reason = call, status, reason
 
 
-class StorageUnavailable(RuntimeError):
-    """The storage, or PostgreSQL or Triton behind it, does not answer for now."""
+class StorageRefused(StorageError):
+    """The storage refused a call; the message is its reason."""
+
+
+class StorageUnavailable(StorageError):
+    """The storage, or PostgreSQL or Triton behind it, does not answer for now, or not in a form that is known."""
 
 
 class ModelStorageClient:
@@ -42,8 +51,8 @@ class ModelStorageClient:
 
     def __init__(self, url: str, token: str = "", timeout: httpx.Timeout | float = TIMEOUT) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.url = url
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        self.url = url.rstrip("/")
+        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +79,7 @@ class ModelStorageClient:
 
     def versions(self, model: str) -> list[dict[str, Any]]:
         """Return the versions of a model, the oldest first."""
-        found: list[dict[str, Any]] = self._json("GET", f"/models/{quote(model)}/versions")
+        found: list[dict[str, Any]] = self._json("GET", f"{_path(model)}/versions")
         return found
 
     def version(self, model: str, version: str) -> dict[str, Any]:
@@ -79,36 +88,49 @@ class ModelStorageClient:
 
     def champion(self, model: str) -> dict[str, Any]:
         """Return the version in production; `StorageRefused` with status 404 where nothing is."""
-        return self._object("GET", f"/models/{quote(model)}/champion")
+        return self._object("GET", f"{_path(model)}/champion")
 
     def stages(self, model: str) -> dict[str, Any]:
         """Return champion, previous, canary and candidate by target and of all, and the pinned version."""
-        return self._object("GET", f"/models/{quote(model)}/stages")
+        return self._object("GET", f"{_path(model)}/stages")
 
     def history(self, model: str, at: str | None = None) -> list[dict[str, Any]]:
         """Return all changes, the latest first; with `at` (ISO 8601) what was in production then, if anything was."""
-        found: list[dict[str, Any]] = self._json("GET", f"/history/{quote(model)}", params={"at": at} if at else {})
+        params = {"at": at} if at else {}
+        found: list[dict[str, Any]] = self._json("GET", f"/history/{_quoted(model)}", params=params)
         return found
+
+    def address(self, model: str, version: str) -> str:
+        """Return the address of a version's archive."""
+        return f"{self.url}{_path(model, version)}/archive"
 
     def download(self, model: str, version: str, target: Path, received: Count | None = None) -> None:
         """Write a version to `target` as a flat zip; the file is there completely or not at all."""
         partial = target.with_name(f".{target.name}.part")
+        path = f"{_path(model, version)}/archive"
         try:
             with (
-                self._client.stream("GET", f"{_path(model, version)}/archive") as reply,
+                self._answering("GET", path),
+                self._client.stream("GET", path, follow_redirects=True) as reply,
                 partial.open("wb") as output,
             ):
-                if reply.is_error:
+                if not reply.is_success:
                     reply.read()
-                _checked(reply)
+                    raise _failure(reply, f"GET {path}")
                 for chunk in reply.iter_bytes(CHUNK):
                     output.write(chunk)
                     (received or _nobody)(len(chunk))
             partial.replace(target)
-        except httpx.HTTPError as error:
-            raise StorageUnavailable(f"the model storage {self.url} does not answer: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
+
+    def stage(self, model: str, version: str) -> str:
+        """Serve a version beside the one in production; return the name that it has in Triton."""
+        return str(self._object("POST", f"{_path(model, version)}/stage")["model"])
+
+    def unstage(self, model: str) -> None:
+        """Take the staged version out of Triton."""
+        self._object("DELETE", f"{_path(model)}/stage")
 
     def promote(self, model: str, version: str, **note: str | None) -> dict[str, Any]:
         """Bring a version into production. The note: `reason`, `actor`, `run_id`, `snapshot_id`."""
@@ -116,7 +138,11 @@ class ModelStorageClient:
 
     def rollback(self, model: str, **note: str | None) -> dict[str, Any]:
         """Go back to the version in production before; with `from_version` in the note only from that one."""
-        return self._object("POST", f"/models/{quote(model)}/rollback", json=note)
+        return self._object("POST", f"{_path(model)}/rollback", json=note)
+
+    def unload(self, model: str) -> None:
+        """Take a model out of Triton: nothing is in production then."""
+        self._object("POST", f"/unload_model/{_quoted(model)}")
 
     def pin(self, model: str, version: str, **note: str | None) -> dict[str, Any]:
         """Bring a version into production and keep it there until `unpin`."""
@@ -124,17 +150,33 @@ class ModelStorageClient:
 
     def unpin(self, model: str, actor: str) -> dict[str, Any]:
         """Let other versions come into production again."""
-        return self._object("DELETE", f"/models/{quote(model)}/pin", params={"actor": actor})
+        return self._object("DELETE", f"{_path(model)}/pin", params={"actor": actor})
 
     def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._json(method, path, **options)
         return found
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
+        with self._answering(method, path):
+            reply = self._client.request(method, path, follow_redirects=method == "GET", **options)
+        call = f"{method} {path}"
+        if not reply.is_success:
+            raise _failure(reply, call)
         try:
-            return _checked(self._client.request(method, path, **options)).json()
+            return reply.json()
+        except ValueError as error:
+            reason = f"an answer in an unknown form: {reply.text[:200]!r}"
+            message = f"the model storage {self.url} gave {reason}"
+            raise StorageUnavailable(message, call, reply.status_code, reason) from error
+
+    @contextmanager
+    def _answering(self, method: str, path: str) -> Iterator[None]:
+        try:
+            yield
         except httpx.HTTPError as error:
-            raise StorageUnavailable(f"the model storage {self.url} does not answer: {error}") from error
+            reason = str(error) or type(error).__name__
+            message = f"the model storage {self.url} does not answer: {reason}"
+            raise StorageUnavailable(message, f"{method} {path}", None, reason) from error
 
 
 def checksum(file: Path, read: Count | None = None) -> str:
@@ -167,20 +209,15 @@ def _nobody(_amount: int) -> None:
     """Count for nobody."""
 
 
-def _path(model: str, version: str) -> str:
-    return f"/models/{quote(model)}/versions/{quote(version)}"
+def _path(model: str, version: str | None = None) -> str:
+    return f"/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
 
 
-def _checked(reply: httpx.Response) -> httpx.Response:
-    if reply.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-        raise StorageUnavailable(f"503: {_detail(reply)}")
-    if reply.is_error:
-        raise StorageRefused(reply.status_code, f"{reply.status_code}: {_detail(reply)}")
-    return reply
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
 
 
-def _detail(reply: httpx.Response) -> str:
-    try:
-        return str(reply.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return reply.text[:500]
+def _failure(reply: httpx.Response, call: str) -> StorageError:
+    kind = StorageUnavailable if reply.status_code == httpx.codes.SERVICE_UNAVAILABLE else StorageRefused
+    reason = detail_of(reply)
+    return kind(f"{reply.status_code}: {reason}", call, reply.status_code, reason)

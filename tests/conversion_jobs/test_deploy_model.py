@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from conversion_jobs import deploy_model
-from conversion_jobs.publishing.model_storage import ModelStorage
 from conversion_jobs.publishing.package_archive import write_archive
 from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit.bottle import FolderBottle
 from jobkit.errors import DataValidationError, TransientError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
+from jobkit.model_storage import ModelStorage
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import TOKEN, Serving
 from tests.conversion_jobs.test_publish_model import another_model

@@ -25,7 +25,7 @@ from training_jobs import evaluate, gate
 from training_jobs.data.listing import Listed
 from training_jobs.data.picture_inspection import inspect
 from training_jobs.data.selection import Rules, select
-from training_jobs.scoring.evaluation import Evaluation, read_evaluation
+from training_jobs.scoring.classification import ClassifierEvaluation
 
 LABELS = ("circle", "cross", "square")
 EXPERIMENT = "models/forms/v__0_train_log_16_0.001"
@@ -109,8 +109,8 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     found.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", found.url)
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_TOKEN", "a token")
-    monkeypatch.setattr("training_jobs.data.http_client.TIMEOUT", httpx.Timeout(1.0))
-    monkeypatch.setattr("training_jobs.data.http_client.wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("training_jobs.scoring.models.READ_TIMEOUT", httpx.Timeout(1.0))
+    monkeypatch.setattr("jobkit.retry.wait_random_exponential", lambda **_: wait_none())
     yield found
     server.shutdown()
     server.server_close()
@@ -136,12 +136,12 @@ def snapshot(snapshots: dict[tuple[str, ...], Snapshot]) -> Snapshot:
     return snapshots[LABELS]
 
 
-def run(context: job.Context, snapshot: Snapshot) -> tuple[evaluate.Result, Evaluation]:
+def run(context: job.Context, snapshot: Snapshot) -> tuple[evaluate.Result, ClassifierEvaluation]:
     arguments = evaluate.Arguments(
         group="forms", snapshot_id=snapshot.summary.snapshot_id, experiment=EXPERIMENT, model_name="forms"
     )
     result = evaluate.run(arguments, context)
-    return result, read_evaluation(context.bottle, result.report)
+    return result, ClassifierEvaluation.model_validate_json(context.bottle.read(result.report))
 
 
 def test_a_candidate_alone_is_scored_on_the_golden_pictures(

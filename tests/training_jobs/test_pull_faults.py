@@ -26,7 +26,7 @@ COUNT = 80
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """A service with two classes of 40 pictures; the client waits 0.3 s for an answer, and not between two attempts."""
     monkeypatch.setattr("training_jobs.data.http_client.TIMEOUT", httpx.Timeout(0.3))
-    monkeypatch.setattr("training_jobs.data.http_client.wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("jobkit.retry.wait_random_exponential", lambda **_: wait_none())
     with misbehaving.service(items(40)) as found:
         monkeypatch.setenv("NIGHTSHIFT_COLLECT_URL", found.url)
         monkeypatch.setenv("NIGHTSHIFT_COLLECT_FILES_URL", f"{found.url}/files/")

@@ -8,6 +8,7 @@ import httpx
 
 from jobkit import settings
 from jobkit.errors import ConfigurationError, TransientError
+from nightshift_common.http_errors import detail_of
 from training_jobs.data import http_client
 from training_jobs.data.listing import Listed
 
@@ -73,7 +74,7 @@ class Collect:
     def _post(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
         response = http_client.request(self.client, "POST", f"{self.url}{path}", json=body, headers=headers)
         if response.is_client_error:
-            raise ConfigurationError(f"{self.url}{path} answered {response.status_code}: {_detail(response)}")
+            raise ConfigurationError(f"{self.url}{path} answered {response.status_code}: {detail_of(response)}")
         try:
             answer = response.json()
         except ValueError as error:
@@ -83,10 +84,3 @@ class Collect:
         if not isinstance(answer, dict):
             raise ConfigurationError(f"{self.url}{path} answered in an unknown form: {response.text[:100]!r}")
         return answer
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:300]

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from jobkit import settings
 from jobkit.bottle import Bottle
-from jobkit.errors import ConfigurationError, DataValidationError, TransientError
+from jobkit.errors import DataValidationError
 from jobkit.model_spec import SPEC_FILE, ModelSpec
-from training_jobs.data import http_client
+from jobkit.model_storage import READ_TIMEOUT, ModelStorage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,35 +71,25 @@ def load_champion(model_name: str, folder: Path) -> Model | None:
         folder: where its archive is unpacked.
 
     Raises:
-        TransientError: the model storage does not answer.
+        ConfigurationError: the model storage refuses the token.
+        TransientError: it does not answer.
         DataValidationError: what it answers with is no model that can be run.
     """
-    base = settings.require(settings.STORAGE_URL).rstrip("/")
-    token = settings.optional(settings.STORAGE_TOKEN)
-    with http_client.client(1) as client:
-        if token:
-            client.headers["Authorization"] = f"Bearer {token}"
-        address = f"{base}/models/{quote(model_name, safe='')}"
-        found = http_client.request(client, "GET", f"{address}/champion")
-        if found.status_code == 404:
-            logger.info("%s has no champion of %s yet", base, model_name)
+    with ModelStorage(READ_TIMEOUT) as storage:
+        version = storage.champion(model_name)
+        if version is None:
+            logger.info("%s has no champion of %s yet", storage.url, model_name)
             return None
-        _check(found.status_code, f"{address}/champion", found.text)
-        try:
-            version = str(found.json()["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TransientError(f"{address}/champion answered in an unknown form: {found.text[:200]!r}") from error
-        archive = http_client.request(client, "GET", f"{address}/versions/{quote(version, safe='')}/archive")
-        _check(archive.status_code, str(archive.url), archive.text[:200] if archive.is_error else "")
-    return _open_archive(archive.content, f"version {version} of {model_name} (the champion)", version, folder)
+        archive = folder / "champion.zip"
+        storage.download(model_name, version, archive)
+    return _open_archive(archive, f"version {version} of {model_name} (the champion)", version)
 
 
-def _open_archive(content: bytes, name: str, version: str, folder: Path) -> Model:
+def _open_archive(archive: Path, name: str, version: str) -> Model:
     remedy = "promote a version that has them, or roll back"
-    path = folder / "champion.zip"
-    path.write_bytes(content)
+    folder = archive.parent
     try:
-        with zipfile.ZipFile(path) as files:
+        with zipfile.ZipFile(archive) as files:
             members = files.namelist()
             if missing := {ONNX_FILE, SPEC_FILE} - set(members):
                 raise DataValidationError(
@@ -111,7 +99,7 @@ def _open_archive(content: bytes, name: str, version: str, folder: Path) -> Mode
             spec = _spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {name}")
             for member in members:  # the weights may lie beside the graph
                 if "/" not in member and "\\" not in member and not member.startswith("."):
-                    (folder / member).write_bytes(files.read(member))
+                    files.extract(member, folder)
     except zipfile.BadZipFile as error:
         raise DataValidationError(f"{name} cannot be evaluated: its archive is damaged: {error}; {remedy}") from error
     return Model(version, spec, _onnx(folder / ONNX_FILE, f"{ONNX_FILE} of {name}"))
@@ -140,10 +128,3 @@ def _spec(content: bytes, where: str) -> ModelSpec:
         return ModelSpec.model_validate_json(content)
     except ValidationError as error:
         raise DataValidationError(f"{where} is not valid: {error}") from error
-
-
-def _check(status: int, url: str, text: str) -> None:
-    if status in (401, 403):
-        raise ConfigurationError(f"{url} answered {status}: {settings.STORAGE_TOKEN} is not accepted")
-    if status >= 400:
-        raise DataValidationError(f"{url} answered {status}: {text}")
