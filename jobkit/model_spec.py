@@ -101,6 +101,9 @@ class DetectorSpec(BaseModel):
     suppression: NonMaxSuppression | None = Field(
         None, description="non-maximum suppression inside the graph; none: raw"
     )
+    confidence_threshold: float | None = Field(
+        None, ge=0, le=1, description="objects with a lower confidence do not count: best F1 on the validation pictures"
+    )
     snapshot_id: str | None = None
 
     @property
@@ -129,6 +132,8 @@ def described_input(spec: Spec) -> dict[str, Any]:
     if isinstance(spec, DetectorSpec):
         how = spec.suppression
         described |= {"task": spec.task, "suppression": None if how is None else how.model_dump()}
+        if spec.confidence_threshold is not None:
+            described["confidence_threshold"] = spec.confidence_threshold
     return described
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_jobs.detection.export import detector_checks, export_detector, mask_verdicts, source_outputs
-from conversion_jobs.detection.import_detector import detector_spec, traced
-from conversion_jobs.detection.ultralytics_weights import Detector, load_detector
 from conversion_jobs.onnx.graph import compact_json
 from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.verification.checks import Verdict, judge_all
+from jobkit.detection.torchscript import Detector, detector_spec, traced
+from jobkit.detection.ultralytics_weights import load_detector
 from jobkit.files import atomic_file, sha256_of
 from jobkit.model_spec import DetectorSpec, NonMaxSuppression, described_input
 from nightshift_common.options.weights import SourceOptions

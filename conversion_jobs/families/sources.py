@@ -7,7 +7,7 @@
 | `head` | state_dict of linear layers over an embedding; gives logits or probabilities | |
 | `torchscript` | TorchScript archive | |
 | `factory` | state_dict of what `module:function` builds | `factory` |
-| `ultralytics` | a detector or segmenter: not here but in conversion_jobs/detection/ultralytics_weights.py | |
+| `ultralytics` | a detector or segmenter: not here but in jobkit/detection/ultralytics_weights.py | |
 
 A state_dict is read with `weights_only`: a file with code in it is refused. A factory is code of one's own.
 """

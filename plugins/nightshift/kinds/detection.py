@@ -10,21 +10,15 @@ from nightshift.forms import form_field
 from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Gate, Pipeline, Section, Tolerances, Training
 from nightshift.steps import Step
 from nightshift_common.options.data import AnnotatedPicturesOptions
-from nightshift_common.options.detector import DetectorEvaluationOptions, DetectorTrainingOptions
-from nightshift_common.options.training import BatchSize, Epochs
+from nightshift_common.options.detector import DetectorEvaluationOptions, DetectorRecipe
 
 
 class AnnotatedPictures(Section, AnnotatedPicturesOptions):
     """Where pictures with annotated objects come from, and which of them are taken."""
 
 
-class DetectorTraining(Training, DetectorTrainingOptions):
+class DetectorTraining(Training, DetectorRecipe):
     """What is trained."""
-
-    epochs: Epochs = 60
-    """passes over the training pictures, at most"""
-    batch: BatchSize = 16
-    """pictures a training step; halve it if the GPU runs out of memory"""
 
 
 class DetectorEvaluation(Section, DetectorEvaluationOptions):
@@ -59,7 +53,7 @@ class DetectionPipeline(Pipeline):
 
     def train_step(self) -> Step:
         """Train in the runtime that holds the detector library."""
-        options = self.train.model_dump(include=set(DetectorTrainingOptions.model_fields))
+        options = self.train.model_dump(include=set(DetectorRecipe.model_fields) - {"epochs", "batch"})
         return Step(
             module="training_jobs.train_detector",
             options={"group": self.data.group, "snapshot_id": SNAPSHOT, "task": self.task, **options},
