@@ -39,7 +39,7 @@ class Arguments(job.Arguments, PlanOptions):
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     compute_capability: str = Field("7.5", pattern=r"^\d+\.\d$", description="of the GPU that serves; 7.5: T4")
-    min_batch: int = Field(1, ge=1)
+    min_batch: int = Field(1, ge=1, description="the smallest batch")
     opt_batch: int = Field(1, ge=1, description="the batch size to be fastest at")
 
 
