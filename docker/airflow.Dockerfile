@@ -26,6 +26,7 @@ ENV PATH=/opt/nightshift/.venv/airflow/bin:$PATH PYTHONPATH=/opt/nightshift PYTH
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY LICENSE NOTICE ./
 COPY configs configs
 COPY plugins plugins
 COPY dags dags

@@ -35,6 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wh
 ENV PATH=/opt/nightshift/.venv/jobs/bin:/opt/tensorrt/bin:/usr/src/tensorrt/bin:$PATH HOME=/job/home \
     TMPDIR=/job/tmp NIGHTSHIFT_CACHE=/cache PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MLFLOW_DISABLE_TELEMETRY=true NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs

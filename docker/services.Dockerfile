@@ -21,6 +21,7 @@ ENV PATH=/opt/nightshift/.venv/services/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTW
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common
 COPY services services
 RUN python -m compileall -q nightshift_common services

@@ -26,6 +26,7 @@ ENV PATH=/opt/nightshift/.venv/jobs/bin:$PATH HOME=/job/home TMPDIR=/job/tmp NIG
     MPLCONFIGDIR=/job/tmp/matplotlib NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs

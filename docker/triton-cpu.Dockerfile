@@ -18,6 +18,7 @@ COPY requirements/triton.txt requirements/triton.txt
 RUN --mount=type=cache,target=/root/.cache/uv UV_LINK_MODE=copy python3 -m local.bootstrap triton && rm -rf .venv/tools
 RUN rm -f .venv/*/.lock # anyone could write to it
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY LICENSE NOTICE ./
 COPY local local
 COPY docker/triton_cpu.py docker/triton_cpu.py
 USER nightshift

@@ -20,7 +20,9 @@ def test_the_license_is_the_whole_text_and_the_project_names_it() -> None:
 def test_every_image_says_its_license_and_the_one_with_ultralytics_says_agpl() -> None:
     found = {}
     for file in sorted((ROOT / "docker").glob("*.Dockerfile")):
-        for label in re.findall(r"^LABEL (?:.*\\\n)*.*$", file.read_text(), re.MULTILINE):
+        text = file.read_text()
+        assert "\nCOPY LICENSE NOTICE ./\n" in text, f"{file.name}: whoever gets the image gets the license too"
+        for label in re.findall(r"^LABEL (?:.*\\\n)*.*$", text, re.MULTILINE):
             values = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', label))
             found[values["title"]] = values.get("licenses", "")
     assert len(found) == 7, found
