@@ -16,7 +16,7 @@ from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_directory
 from jobkit.paths import checked_name
-from nightshift_common.unpack import unpack
+from jobkit.unpack import unpack
 
 logger = logging.getLogger("conversion_jobs.assemble_repository")
 

@@ -12,7 +12,7 @@ from conversion_jobs.import_weights import local_file
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import sha256_of
-from nightshift_common.unpack import unpack
+from jobkit.unpack import unpack
 
 logger = logging.getLogger("conversion_jobs.fetch_weights")
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")

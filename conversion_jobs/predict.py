@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-import zipfile
 from contextlib import closing
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from conversion_jobs.triton.served_model import ServedModel
 from jobkit import job
 from jobkit.errors import ConfigurationError
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, parse_spec, prepare, resized
-from jobkit.model_storage import READ_TIMEOUT, ModelStorage
+from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.snapshot import read_snapshot
+from jobkit.unpack import open_archive
 from nightshift_common.boxes import SCORE, in_picture, seen
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def champion(model_name: str) -> tuple[str, ModelSpec | DetectorSpec]:
             )
         archive = Path(folder) / "champion.zip"
         storage.download(model_name, version, archive)
-        with zipfile.ZipFile(archive) as files:
+        with open_archive(archive, ARCHIVE, f"the archive of {model_name} {version}") as files:
             if SPEC_FILE not in files.namelist():
                 raise ConfigurationError(
                     f"version {version} of {model_name} has no {SPEC_FILE}; it holds {files.namelist()}"

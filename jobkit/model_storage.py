@@ -15,11 +15,14 @@ import httpx
 from jobkit import settings
 from jobkit.errors import ConfigurationError, DataValidationError, JobError, TransientError
 from jobkit.retry import retried
+from nightshift_common.archive import Rules
 from nightshift_common.model_storage_client import TIMEOUT, ModelStorageClient, StorageError
 
 logger = logging.getLogger(__name__)
 
 READ_TIMEOUT = httpx.Timeout(30.0, connect=5.0)  # seconds; for jobs that only read: only a change waits for Triton
+ARCHIVE = Rules(max_entries=2000, max_bytes=64 << 30, flat=True)
+"""What a version's archive may hold."""
 
 T = TypeVar("T")
 

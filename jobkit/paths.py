@@ -5,20 +5,20 @@ All functions return keys.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from jobkit.errors import ConfigurationError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+from nightshift_common.names import NAME_RULE, is_name
 
 
 def checked_name(name: str, what: str = "name") -> str:
-    """Return `name` if it can stand in a path, a Triton model name and an MLflow name."""
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"{what} {name!r} is not valid: letters, digits, '_', '-', '.', at most 100, no leading sign"
-        )
+    """Return `name` if it can stand in a path, a Triton model name and an MLflow name.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if not is_name(name):
+        raise ConfigurationError(f"{what} {name!r} is not valid: {NAME_RULE}")
     return name
 
 

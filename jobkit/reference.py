@@ -46,7 +46,12 @@ def page() -> str:
         lines += [f"## {title}", ""]
         for module in modules(package):
             arguments, result = module.Arguments, module.Result
-            lines += [f"### `{module.__name__}`", "", cleandoc(arguments.__doc__ or "").split("\nKeys of")[0].strip(), ""]
+            lines += [
+                f"### `{module.__name__}`",
+                "",
+                cleandoc(arguments.__doc__ or "").split("\nKeys of")[0].strip(),
+                "",
+            ]
             lines += ["| option | default | meaning |", "|---|---|---|", *_options(arguments), ""]
             fields = [f"`{name}`" for name in result.model_fields if name not in job.Result.model_fields]
             lines += [f"Result: {', '.join(fields) or 'nothing but the common fields'}.", ""]

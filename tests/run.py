@@ -41,7 +41,7 @@ PARTS = (
     Part("jobs", "jobs", ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs", "tests/compatibility")),
     Part("detection", "detection", ("tests/detection",)),
     Part("airflow", "airflow", ("tests/plugins", "tests/dags")),
-    Part("services", "services", ("tests/services", "tests/local")),
+    Part("services", "services", ("tests/nightshift_common", "tests/services", "tests/local")),
     # The shared fixtures need libraries that the linters' environment does without.
     Part("house", "tools", ("tests/house",), ("--confcutdir=tests/house",)),
     Part("e2e", "services", ("tests/e2e",)),

@@ -9,8 +9,6 @@ written in parts.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,17 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobkit.errors import DataValidationError
+from nightshift_common.protobuf_wire import Field, fields
 
 KEPT = 1024  # bytes: smaller tensors (shapes, axes, scalars) stay in the graph, whose checks look at their values
 MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7, 5, 9  # field numbers of onnx.proto3
-
-
-@dataclass(frozen=True)
-class _Field:
-    number: int
-    start: int
-    value: int
-    end: int
 
 
 def split_file(path: Path) -> Any:
@@ -47,7 +38,7 @@ def split_file(path: Path) -> Any:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return onnx.ModelProto.FromString(b"".join(_skeleton(data, path.name)))
-        except (DecodeError, IndexError, ValueError) as error:
+        except (DecodeError, ValueError) as error:
             raise DataValidationError(f"{path.name} is not an ONNX file, or is cut off: {error}") from error
 
 
@@ -56,24 +47,24 @@ def _skeleton(data: mmap.mmap, name: str) -> list[bytes]:
     import onnx
 
     parts: list[bytes] = []
-    for field in _fields(data, 0, len(data)):
+    for field in fields(data, 0, len(data)):
         if field.number != MODEL_GRAPH:
             parts.append(data[field.start : field.end])
             continue
         graph: list[bytes] = []
-        for part in _fields(data, field.value, field.end):
+        for part in fields(data, field.content, field.end):
             raw = _raw_data(data, part) if part.number == GRAPH_INITIALIZER else None
-            if raw is None or raw.end - raw.value < KEPT:
+            if raw is None or raw.end - raw.content < KEPT:
                 graph.append(data[part.start : part.end])
                 continue
-            tensor = onnx.TensorProto.FromString(data[part.value : raw.start] + data[raw.end : part.end])
+            tensor = onnx.TensorProto.FromString(data[part.content : raw.start] + data[raw.end : part.end])
             tensor.data_location = onnx.TensorProto.EXTERNAL
-            place = {"location": name, "offset": raw.value, "length": raw.end - raw.value}
+            place = {"location": name, "offset": raw.content, "length": raw.end - raw.content}
             for key, value in place.items():
                 tensor.external_data.add(key=key, value=str(value))
             size = int(np.prod(tensor.dims, dtype=np.int64)) * _bytes_of(tensor)
-            if size != raw.end - raw.value:
-                raise ValueError(f"{tensor.name!r} has {raw.end - raw.value} bytes for {list(tensor.dims)}")
+            if size != raw.end - raw.content:
+                raise ValueError(f"{tensor.name!r} has {raw.end - raw.content} bytes for {list(tensor.dims)}")
             graph.append(_message(GRAPH_INITIALIZER, tensor.SerializeToString()))
         parts.append(_message(MODEL_GRAPH, b"".join(graph)))
     return parts
@@ -85,45 +76,8 @@ def _bytes_of(tensor: Any) -> int:
     return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def _raw_data(data: mmap.mmap, tensor: _Field) -> _Field | None:
-    return next((f for f in _fields(data, tensor.value, tensor.end) if f.number == TENSOR_RAW_DATA), None)
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
-    """Yield the fields of the message in `data[start:end]`.
-
-    Raises:
-        ValueError: it is no message.
-    """
-    position = start
-    while position < end:
-        tag, value = _varint(data, position)
-        wire_type = tag & 7
-        if wire_type == 0:
-            after = _varint(data, value)[1]
-        elif wire_type == 2:
-            length, value = _varint(data, value)
-            after = value + length
-        elif wire_type in (1, 5):
-            after = value + (8 if wire_type == 1 else 4)
-        else:
-            raise ValueError(f"wire type {wire_type} at byte {position}")
-        if after > end or not tag >> 3:
-            raise ValueError(f"the field at byte {position} ends at {after}, beyond {end}")
-        yield _Field(tag >> 3, position, value, after)
-        position = after
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-        if shift > 63:
-            raise ValueError(f"a number at byte {position} has no end")
+def _raw_data(data: mmap.mmap, tensor: Field) -> Field | None:
+    return next((f for f in fields(data, tensor.content, tensor.end) if f.number == TENSOR_RAW_DATA), None)
 
 
 def _encoded(value: int) -> bytes:

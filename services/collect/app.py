@@ -12,10 +12,9 @@ from fastapi import Depends, FastAPI, Header, HTTPException
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
-from services.collect.store import Picture, Store, UnknownPicset
+from services.collect.store import Mode, Picture, Store, UnknownPicset
 
 TOKEN_SECONDS = 12 * 3600
-Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def create_app(store: Store, credentials: Credentials) -> FastAPI:
         known = store.groups()
         if missing := sorted(set(query.groups) - set(known)):
             raise HTTPException(404, f"there is no group {', '.join(missing)}; there is: {', '.join(known) or 'none'}")
-        found = store.by_category(query.groups, query.categories, [str(mode) for mode in query.mode])
+        found = store.by_category(query.groups, query.categories, query.mode)
         return {
             "data": {
                 category: {"pictures": [{"filepath": p.filepath, "picsetGuid": p.guid} for p in pictures]}

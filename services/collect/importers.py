@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from services.collect.store import MODES, Picset, Picture, Store, picset_guid
+from nightshift_common.names import NAME_RULE, is_name
+from services.collect.store import MODES, Mode, Picset, Picture, Store, picset_guid
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -35,8 +36,14 @@ class Item:
     height: int | None
 
 
-def add_items(store: Store, group: str, items: Iterable[Item], mode: str = "VALIDATED") -> int:
-    """Add pictures of `group` to the store; return how many are new."""
+def add_items(store: Store, group: str, items: Iterable[Item], mode: Mode = "VALIDATED") -> int:
+    """Add pictures of `group` to the store; return how many are new.
+
+    Raises:
+        ImportRefused: no job could name such a group.
+    """
+    if not is_name(group):
+        raise ImportRefused(f"{group!r} is no name for a group: {NAME_RULE}")
     picsets, pictures = {}, []
     for item in items:
         guid = picset_guid(group, item.category, item.picset)

@@ -11,11 +11,13 @@ import os
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 
-MODES = ("PREPARING", "CHECKING", "VALIDATED", "TRAINED")
+Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 _NAMESPACE = uuid.UUID("5a3b9f0e-6d3c-4e57-9a55-2f1f3ad6c001")  # of the guids that importers give
 
 _SCHEMA = """
@@ -41,7 +43,7 @@ class Picset:
     guid: str
     group: str
     category: str
-    mode: str = "VALIDATED"
+    mode: Mode = "VALIDATED"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Store:
         with self._connect() as connection:
             return [row[0] for row in connection.execute('SELECT DISTINCT "group" FROM picsets ORDER BY 1')]
 
-    def by_category(self, groups: list[str], categories: list[str], modes: list[str]) -> dict[str, list[Picture]]:
+    def by_category(self, groups: list[str], categories: list[str], modes: Sequence[Mode]) -> dict[str, list[Picture]]:
         """Return the pictures of `groups` by category; an empty `categories` or `modes` means all."""
         query = "SELECT category, filepath, guid, width, height FROM picsets JOIN pictures USING (guid) WHERE "
         query += f'"group" IN ({_marks(groups)})'
@@ -152,7 +154,7 @@ class Store:
                 found.append((Picset(*picset), [Picture(*row) for row in rows]))
         return found
 
-    def move(self, guids: list[str], mode: str) -> None:
+    def move(self, guids: list[str], mode: Mode) -> None:
         """Move picsets to `mode`, all or none.
 
         Raises:
@@ -164,5 +166,5 @@ class Store:
                     raise UnknownPicset(guid)
 
 
-def _marks(values: list[str]) -> str:
+def _marks(values: Sequence[str]) -> str:
     return ", ".join("?" * len(values))

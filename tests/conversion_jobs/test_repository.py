@@ -17,8 +17,8 @@ import tritonclient.http
 from conversion_jobs import assemble_repository, fetch_weights
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.job import Context
+from jobkit.unpack import unpack
 from local.triton import TritonServer, free_ports
-from nightshift_common.unpack import unpack
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 CONTEXT = Context(Path(), None)

@@ -15,5 +15,7 @@ def test_every_option_says_what_it_means() -> None:
 
 def test_every_job_is_on_the_page() -> None:
     jobs = {path.stem for package in reference.PACKAGES for path in (reference.ROOT / package).glob("*.py")}
-    on_page = {line.strip("#` ").rpartition(".")[2] for line in reference.page().splitlines() if line.startswith("### ")}
+    on_page = {
+        line.strip("#` ").rpartition(".")[2] for line in reference.page().splitlines() if line.startswith("### ")
+    }
     assert jobs - on_page == {"__init__"}, "what is run stands at the top of its package, what it uses in rooms"

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from jobkit.errors import ConfigurationError
 from jobkit.model_spec import Preprocessing
+from nightshift_common.names import Name
 from nightshift_common.yaml_file import ConfigFileError, load
 from training_jobs.classifier import config_checks
 from training_jobs.classifier.section import Section
@@ -168,9 +169,7 @@ class Training(Section):
 class Config(Section):
     """One training."""
 
-    experiment_name: str = Field(
-        "classifier", pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", description="group without --cat"
-    )
+    experiment_name: Name = Field("classifier", description="group without --cat")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of everything random")
     directories: Directories = Directories()
     criterion: Criterion = Criterion()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from pydantic import ValidationError
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
 from jobkit.model_spec import SPEC_FILE, ModelSpec
-from jobkit.model_storage import READ_TIMEOUT, ModelStorage
+from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
+from jobkit.unpack import open_archive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,22 +86,16 @@ def load_champion(model_name: str, folder: Path) -> Model | None:
 
 
 def _open_archive(archive: Path, name: str, version: str) -> Model:
-    remedy = "promote a version that has them, or roll back"
     folder = archive.parent
-    try:
-        with zipfile.ZipFile(archive) as files:
-            members = files.namelist()
-            if missing := {ONNX_FILE, SPEC_FILE} - set(members):
-                raise DataValidationError(
-                    f"{name} cannot be evaluated: it lacks {', '.join(sorted(missing))},"
-                    f" it has {', '.join(members)}; {remedy}"
-                )
-            spec = _spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {name}")
-            for member in members:  # the weights may lie beside the graph
-                if "/" not in member and "\\" not in member and not member.startswith("."):
-                    files.extract(member, folder)
-    except zipfile.BadZipFile as error:
-        raise DataValidationError(f"{name} cannot be evaluated: its archive is damaged: {error}; {remedy}") from error
+    with open_archive(archive, ARCHIVE, f"{name} cannot be evaluated, roll back: its archive") as files:
+        members = files.namelist()
+        if missing := {ONNX_FILE, SPEC_FILE} - set(members):
+            raise DataValidationError(
+                f"{name} cannot be evaluated: it lacks {', '.join(sorted(missing))},"
+                f" it has {', '.join(members)}; promote a version that has them, or roll back"
+            )
+        spec = _spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {name}")
+        files.extractall(folder)  # the weights may lie beside the graph
     return Model(version, spec, _onnx(folder / ONNX_FILE, f"{ONNX_FILE} of {name}"))
 
 

@@ -8,8 +8,8 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import IO
 
+from nightshift_common.archive import CHUNK
 from services.model_storage.errors import StorageError
-from services.model_storage.repository.archive import CHUNK
 from services.model_storage.repository.catalog import META_FILE, RECORD_FILE, Record
 from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.store import Store

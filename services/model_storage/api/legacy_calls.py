@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from nightshift_common.names import NAME_PATTERN
 from services.model_storage.api.access import requires
 from services.model_storage.api.uploads import Upload, received
 from services.model_storage.errors import NotFound, Refused
@@ -158,7 +159,7 @@ def _form(file_field: str, **optional: dict[str, Any]) -> dict[str, Any]:
     """Return the OpenAPI description of an upload form."""
     properties = {
         file_field: {"type": "string", "format": "binary"},
-        "model_name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"},
+        "model_name": {"type": "string", "pattern": NAME_PATTERN},
         **optional,
     }
     schema = {"type": "object", "required": [file_field, "model_name"], "properties": properties}

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nightshift_common.names import NAME_RULE, is_name
 from services.model_storage.api.spool import Diverted
 from services.model_storage.errors import NotFound, Refused
 from services.model_storage.repository import model_config
@@ -31,7 +32,6 @@ RECORD_FILE = "version.json"
 CANDIDATE, CANARY = BESIDE = ("__candidate", "__canary")  # what Triton serves beside a model carries its name and this
 MAX_SMALL_FILE = 1 << 20  # meta.json and config.pbtxt are read into memory
 MAX_CACHED = 10_000  # records in memory, a few KiB each
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})", re.ASCII)
 
 EXISTS = "This model version already exists."
@@ -97,7 +97,7 @@ class Catalog:
 
     def has_versions(self, model: str) -> bool:
         """Whether `model` has a version here; Triton may serve others that were put there by hand."""
-        return bool(_MODEL_NAME.fullmatch(model) and self.store.files(f"{model}/.versions"))
+        return bool(is_name(model) and self.store.files(f"{model}/.versions"))
 
     def by_number(self, model: str, number: int) -> Record:
         """Return the version in Triton's folder `number`.
@@ -157,7 +157,7 @@ class Catalog:
         """
         self.store.clean()
         for model in self.models():
-            if not _MODEL_NAME.fullmatch(model):
+            if not is_name(model):
                 logger.warning("%r is no name of a model: ignored", model)
                 continue
             numbers = {int(name) for name in self.store.folders(model) if name.isdecimal()}
@@ -235,11 +235,8 @@ class Catalog:
 
 def check_model_name(model: str) -> None:
     """Refuse a name that cannot be a folder of the repository."""
-    if not _MODEL_NAME.fullmatch(model) or model.endswith(BESIDE):
-        raise Refused(
-            f"{model!r} is no name for a model: letters, digits and _ . - , at most 100, not ending in "
-            f"{' or '.join(BESIDE)}"
-        )
+    if not is_name(model) or model.endswith(BESIDE):
+        raise Refused(f"{model!r} is no name for a model: {NAME_RULE}, and not ending in {' or '.join(BESIDE)}")
 
 
 def order(version: str) -> tuple[int, ...]:

@@ -79,6 +79,20 @@ def test_a_folder_with_a_folder_a_class_is_imported(tmp_path: Path) -> None:
     assert (found["summer"][0].width, found["summer"][0].height) == (20, 10)
 
 
+def test_a_group_that_no_job_could_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source" / "winter").mkdir(parents=True)
+    (tmp_path / "source" / "winter" / "1.png").write_bytes(picture(1))
+    for group in ("../up", "two words", ""):
+        done = run(
+            *("services.collect.importers", str(tmp_path / "source")),
+            *("--directory", str(tmp_path / "c"), "--group", group),
+        )
+        assert done.returncode == 1
+        assert f"{group!r} is no name for a group: letters, digits" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert Store(tmp_path / "c").groups() == []
+
+
 def test_a_table_is_imported_with_its_picsets(tmp_path: Path) -> None:
     with (tmp_path / "labels.csv").open("w", newline="") as handle:
         csv.writer(handle).writerows(
