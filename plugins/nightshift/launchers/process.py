@@ -45,7 +45,7 @@ START_SECONDS = 30.0  # a machine that is busy to its limit; usually 10 ms
 
 
 def process_launcher() -> ProcessLauncher:
-    """Return the launcher of the checkout `NIGHTSHIFT_HOME` with its state in `NIGHTSHIFT_STATE`; by default, this one."""
+    """Return the launcher of the checkout `NIGHTSHIFT_HOME` with its state in `NIGHTSHIFT_STATE`; by default this."""
     home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[3])
     return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
 
