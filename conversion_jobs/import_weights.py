@@ -47,7 +47,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         preprocessing(arguments)  # refused before anything is written
     snapshot_id = arguments.snapshot_id
     if arguments.pictures is not None:
-        snapshot_id = write_pictures(bottle, group, Path(arguments.pictures))
+        snapshot_id = write_pictures(bottle, group, arguments.pictures)
     with ExitStack() as files:
         weights = files.enter_context(local_file(arguments.weights, context))
         embeddings = files.enter_context(local_file(arguments.embeddings, context)) if arguments.embeddings else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -79,7 +80,7 @@ class ImportOptions(SourceOptions):
     labels: str = Field("", pattern=r"^$|\S", title="Classes")
     """their names in the order of the outputs, separated by commas; none for a vit; for ultralytics: empty takes those
     of the file"""
-    pictures: str | None = Field(None, pattern=_TEXT, title="Folder of pictures")
+    pictures: Path | None = Field(None, title="Folder of pictures")
     """real pictures to verify with, on the worker; they become a snapshot"""
     snapshot_id: str | None = Field(None, pattern="^[0-9a-f]{16}$", title="Snapshot")
     """or: a snapshot of the group, whose golden pictures verify (16 hex digits)"""

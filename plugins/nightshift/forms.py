@@ -22,7 +22,8 @@ def form_field(options: type[BaseModel], name: str, default: Any = NO_DEFAULT, *
     """
     field = options.model_fields[name]
     schema = flat_schema(options.model_json_schema(by_alias=False)["properties"][name], options)
-    schema.pop("default", None)
+    for keyword in ("default", "format"):  # the form shows a default of its own; a path is typed as text
+        schema.pop(keyword, None)
     schema.setdefault("title", name.replace("_", " ").capitalize())
     schema |= changes
     if "description" in schema:

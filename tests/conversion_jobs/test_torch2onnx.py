@@ -161,7 +161,7 @@ def test_the_earlier_command_lines_are_understood(tmp_path: Path) -> None:
     assert gray.channels == 1
     with pytest.raises(ConfigurationError, match="--channels: Input should be 1 or 3"):
         parse(torch2onnx.Arguments, legacy_command_line([*line, "--architecture", "test_vit", "--channels", "2"]))
-    with pytest.raises(ConfigurationError, match="--family vit needs --architecture"):
+    with pytest.raises(ConfigurationError, match="family vit needs architecture"):
         parse(torch2onnx.Arguments, legacy_command_line(line))
 
 

@@ -43,8 +43,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     )
     evaluation = Evaluation(
         kind="constant", group=experiment.group, snapshot_id=arguments.snapshot_id, experiment=experiment.folder,
-        model_name=arguments.model_name, labels=spec.labels, pictures=len(golden), candidate=scores, champion=None,
-        comparison=None,
+        model_name=arguments.model_name, labels=spec.labels, pictures=len(golden), gate_metrics=["majority_share"],
+        candidate=scores, champion=None, comparison=None,
     )  # fmt: skip
     key = f"evaluations/{experiment.group}/{arguments.snapshot_id}/constant.json"
     context.bottle.write(key, evaluation.model_dump_json())
