@@ -45,7 +45,7 @@ def test_every_name_leads_to_a_launcher_and_a_launcher_without_its_settings_says
     for place in LAUNCHERS.values():
         assert callable(pkgutil.resolve_name(place))
     monkeypatch.setenv("NIGHTSHIFT_LAUNCHER", "kubernetes")
-    with pytest.raises(JobConfigurationError, match="no launcher for Kubernetes here.*NIGHTSHIFT_KUBERNETES"):
+    with pytest.raises(JobConfigurationError, match=r"no launcher for Kubernetes here.*NIGHTSHIFT_KUBERNETES"):
         launcher()
 
 
