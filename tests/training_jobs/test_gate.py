@@ -148,7 +148,7 @@ def test_a_rule_out_of_bounds_is_a_configuration_error(option: str) -> None:
 
 @pytest.mark.parametrize("metric", ["loss", "log_loss", "ece"])
 def test_a_metric_that_is_not_there_or_of_which_less_is_better_decides_nothing(metric: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"gate.metric is '{metric}'; .*more is better there is: accuracy, macro_f1"):
+    with pytest.raises(ConfigurationError, match=f"gate.metric is '{metric}'; .*more is better: accuracy, macro_f1"):
         judge(scores("new", 0.9), None, metric=metric)
 
 
