@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -188,8 +187,3 @@ class AirflowApi:
 def run_url(settings: Settings, dag_id: str, run_id: str) -> str:
     """Return the page of a run in the UI."""
     return f"{settings.url('airflow')}/dags/{dag_id}/runs/{run_id}"
-
-
-def log_folder(settings: Settings) -> Path:
-    """Return where Airflow keeps the logs of tasks."""
-    return settings.folder("airflow") / "logs"
