@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 from conversion_jobs.detection.boxes import SCORE, in_picture, seen
 from conversion_jobs.triton.served_model import ServedModel
 from jobkit import job
-from jobkit.errors import ConfigurationError
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, parse_spec, prepare
 from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.snapshot import read_snapshot
@@ -105,7 +105,10 @@ def objects(output: NDArray[np.float32], path: Path, spec: DetectorSpec) -> list
     import cv2
 
     found = seen(output, SCORE if spec.suppression is None else 0.0).boxes
-    height, width = cv2.imread(str(path), cv2.IMREAD_COLOR).shape[:2]
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise DataValidationError(f"{path} is no picture that can be read")
+    height, width = picture.shape[:2]
     corners = in_picture(found[:, :4], height, width, spec.preprocessing)
     return [
         Box(label=spec.labels[int(row[5])], score=float(row[4]), **dict(zip(CORNERS, map(int, place), strict=True)))

@@ -26,7 +26,7 @@ def environment(settings: Settings) -> dict[str, str]:
         {"name": "dags-folder", "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": {}},
         {"name": "pipelines", "classpath": "nightshift.pipelines.bundle.PipelineBundle", "kwargs": {}},
     ]
-    sections = {
+    sections: dict[str, dict[str, object]] = {
         "CORE": {
             "EXECUTOR": "LocalExecutor",
             "PARALLELISM": 4,  # each idle worker holds about 130 MB
