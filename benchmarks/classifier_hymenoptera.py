@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see jobkit.job.main
 
@@ -92,12 +93,12 @@ def bare_loop(train: Pictures, golden: Pictures, config: Config) -> float:
         ]
     )
     loaded = [(Image.open(path).convert("RGB"), label) for path, label in train]
-    model = Classifier(MODEL, 2).to(memory_format=torch.channels_last)
+    model = Classifier(MODEL, 2)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed}, {"params": others, "weight_decay": 0.0}], RATE, weight_decay=DECAY
-    )
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, RATE, weight_decay=DECAY)
     steps = len(train) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, epochs * steps, cycle_momentum=False)
     for _ in range(epochs):
@@ -117,8 +118,8 @@ def bare_loop(train: Pictures, golden: Pictures, config: Config) -> float:
 def accuracy(model: Classifier, golden: Pictures, config: Config) -> float:
     """Return the share of right answers, with the pictures prepared as in serving."""
     prepared = torch.from_numpy(np.stack([model_spec.prepare(path, config.preprocessing) for path, _ in golden]))
-    answers = model.eval()(prepared).argmax(1).tolist()
-    return statistics.mean(answer == label for answer, (_, label) in zip(answers, golden, strict=True))
+    answers: list[int] = model.eval()(prepared).argmax(1).tolist()
+    return statistics.fmean(answer == label for answer, (_, label) in zip(answers, golden, strict=True))
 
 
 def main() -> None:

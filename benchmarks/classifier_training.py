@@ -64,7 +64,8 @@ class BareLoop:
         self.options, self.pictures, self.labels = options, pictures, labels
         self.device = "cuda" if GPU else "cpu"
         torch.manual_seed(0)
-        self.model = Classifier(options.model, CLASSES).to(self.device, memory_format=torch.channels_last)
+        self.model = Classifier(options.model, CLASSES).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         if options.compile:
             self.model.compile()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=options.fused or None)

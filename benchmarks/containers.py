@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "plugins"), str(ROOT)]
 
 import docker  # noqa: E402
+from docker.models.containers import Container  # noqa: E402
 
 from nightshift.launchers.base import JobSpec, Launcher  # noqa: E402
 from nightshift.launchers.docker.launcher import DockerLauncher  # noqa: E402
@@ -29,6 +30,7 @@ from nightshift.launchers.docker.settings import DockerSettings  # noqa: E402
 from nightshift.launchers.process import ProcessLauncher  # noqa: E402
 from nightshift_common.task_instance import TaskInstanceKey  # noqa: E402
 from tests.containers import cluster  # noqa: E402
+from tests.plugins.homes import make_home  # noqa: E402
 from tests.support.airflow import Airflow  # noqa: E402
 
 JOBS = ROOT / "tests" / "plugins" / "jobs_for_tests"
@@ -57,10 +59,7 @@ def main() -> None:
 
 def launchers(folder: Path) -> tuple[Launcher, Launcher]:
     """Return both launchers, each with a checkout in which the job for tests can be imported."""
-    home = folder / "home"
-    home.mkdir()
-    for name, target in {".venv": ROOT / ".venv", "jobkit": ROOT / "jobkit", "jobs_for_tests": JOBS}.items():
-        (home / name).symlink_to(target)
+    home = make_home(folder / "home")
     marks = folder / "container"
     marks.mkdir()
     marks.chmod(0o777)  # jobs in containers are not root
@@ -124,17 +123,24 @@ def measure_cluster() -> None:
 def usage(project: str, seconds: int = 20) -> str:
     """Return memory and cores that the containers of a project use."""
     containers = docker.from_env().containers.list(filters={"label": f"com.docker.compose.project={project}"})
-    before, at = {c.name: c.stats(stream=False) for c in containers}, time.monotonic()
+    before, at = {c.name: stats_of(c) for c in containers}, time.monotonic()
     time.sleep(seconds)
     used, memory = 0.0, 0
     for container in containers:
-        now = container.stats(stream=False)
+        now = stats_of(container)
         used += (
             now["cpu_stats"]["cpu_usage"]["total_usage"]
             - before[container.name]["cpu_stats"]["cpu_usage"]["total_usage"]
         )
         memory += own_memory(now)
     return f"{memory / 1e9:.1f} GB, {used / 1e9 / (time.monotonic() - at):.2f} cores, {len(containers)} containers"
+
+
+def stats_of(container: Container) -> dict[str, Any]:
+    """Return what the engine tells of a container now."""
+    stats: Any = container.stats(stream=False)
+    found: dict[str, Any] = stats
+    return found
 
 
 def own_memory(stats: dict[str, Any]) -> int:
@@ -162,7 +168,7 @@ def slot_memory(project: str, folder: Path) -> float:
         time.sleep(15)
         labels = [f"com.docker.compose.project={project}", "com.docker.compose.service=worker"]
         (worker,) = docker.from_env().containers.list(filters={"label": labels})
-        found.append(own_memory(worker.stats(stream=False)))
+        found.append(own_memory(stats_of(worker)))
     return (found[1] - found[0]) / 4
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_DETECTOR = """
@@ -79,7 +80,7 @@ def main() -> None:
     print(f"export and verification: {sum(row['seconds'] for row in rows[1:]):.1f} s")
 
 
-def measure(folder: Path, environment: str, job: str, arguments: list[str]) -> dict:
+def measure(folder: Path, environment: str, job: str, arguments: list[str]) -> dict[str, Any]:
     """Run a job; return its wall seconds, its peak and baseline (bytes), and its result."""
     baseline = int(python(environment, f"{LIBRARIES[job]}; {LAST}").split()[-1]) * 1024
     code = (

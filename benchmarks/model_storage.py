@@ -197,14 +197,16 @@ def measure_deployment() -> bool:
                     failures.append(str(error))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
-        [thread.start() for thread in threads]
+        for thread in threads:
+            thread.start()
         times = []
         for turn in range(20):
             started = time.perf_counter()
             running.client.post(f"/models/digits/versions/0.0.{2 - turn % 2}/promote").raise_for_status()
             times.append(time.perf_counter() - started)
         stop.set()
-        [thread.join() for thread in threads]
+        for thread in threads:
+            thread.join()
     wrong = [answer for answer in answers if answer not in (2.0, 3.0)]
     print(f"  {len(answers)} requests over 20 changes, {len(failures)} failed, {len(wrong)} answered wrongly; "
           f"a promotion takes {statistics.median(times):.2f} s")  # fmt: skip
@@ -230,7 +232,9 @@ def measure_catalog() -> bool:
                 (repository / model / str(v)).mkdir()
             (repository / model / "100" / "model.onnx").write_bytes(scaling_model(2.0))
         with psycopg2.connect(url) as connection, connection.cursor() as cursor:
-            rows = [(f"model{m}", "promote", f"0.0.{v}", v, "onnx") for v in range(1, 100) for m in range(1000)]
+            rows: list[tuple[object, ...]] = [
+                (f"model{m}", "promote", f"0.0.{v}", v, "onnx") for v in range(1, 100) for m in range(1000)
+            ]
             rows += [(f"model{m}", "unload", None, None, None) for m in range(1000)]
             execute_values(
                 cursor,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from conversion_jobs.triton.served_model import ServedModel
 from jobkit import job
-from jobkit.errors import ConfigurationError
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, parse_spec, prepare, resized
 from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.snapshot import read_snapshot
@@ -104,11 +104,14 @@ def objects(output: NDArray[np.float32], path: Path, spec: DetectorSpec) -> list
     """Return what one picture's output [4 + classes, anchors] or [K, 6] shows, in pixels of the picture at `path`."""
     import cv2
 
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise DataValidationError(f"{path} is no picture that can be read")
     threshold = spec.confidence_threshold
     if threshold is None:
         threshold = SCORE if spec.suppression is None else 0.0
     found, how = seen(output, threshold).boxes, spec.preprocessing
-    height, width = cv2.imread(str(path), cv2.IMREAD_COLOR).shape[:2]
+    height, width = picture.shape[:2]
     room = (how.height, how.width)
     corners = np.rint(in_picture(found[:, :4], (height, width), resized(height, width, how), room)).astype(int)
     return [

@@ -179,7 +179,8 @@ def source_outputs(path: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
 
 def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> Pictures:
     names = [v.worst_picture for v in verdicts if not v.passed and v.worst_picture]
-    return inputs[pictures.index(names[0]) if names else 0]
+    picture: Pictures = inputs[pictures.index(names[0]) if names else 0]
+    return picture
 
 
 def locate(bottle: Bottle, experiment: Experiment, spec: Spec, picture: Pictures, how: Arguments) -> str:

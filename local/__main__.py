@@ -14,6 +14,7 @@ from rich.table import Table
 from local import stack
 from local.airflow import ADMIN, run_url
 from local.components import triton_server
+from local.pipelines import served_model
 from local.run import Retraining, ask_served_model, retrain
 from local.settings import HOST, LocalStackError, Settings
 
@@ -73,12 +74,13 @@ def _show_status(settings: Settings) -> int:
 
 def _retrain(options: argparse.Namespace, settings: Settings) -> int:
     once = options.once or not sys.stdout.isatty()
+    model = served_model(options.pipeline)  # before anything is started
     served = False
     try:
         stack.up(settings, console.print)
         conf = {"force": True} if options.force else {}
         finished = retrain(settings, f"retrain_{options.pipeline}", conf, console)
-        served = _summarise(settings, finished)
+        served = _summarize(settings, finished, model)
         _show_addresses(settings)
         if not once:
             console.print("\nThe stack stays up until Ctrl-C.")
@@ -92,8 +94,8 @@ def _retrain(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if served else 1
 
 
-def _summarise(settings: Settings, finished: Retraining) -> bool:
-    """Print what the run came to; return whether the model is served."""
+def _summarize(settings: Settings, finished: Retraining, model: str) -> bool:
+    """Print what the run came to; return whether its model is served."""
     results = finished.results
     pulled, evaluated, gate = (results.get(task, {}) for task in ("pull_dataset", "evaluate", "gate"))
     published, deployed = results.get("publish_model", {}), results.get("deploy_model", {})
@@ -119,9 +121,7 @@ def _summarise(settings: Settings, finished: Retraining) -> bool:
         )
     answer = None
     if finished.state == "success" and pulled:
-        answer = ask_served_model(
-            settings, finished.dag_id.removeprefix("retrain_"), pulled["group"], pulled["snapshot_id"]
-        )
+        answer = ask_served_model(settings, model, pulled["group"], pulled["snapshot_id"])
         rows["Triton says"] = (
             f"{answer['picture']} is {answer['label']!r} with {answer['probability']:.1%}, truth: {answer['truth']!r}, "
             f"version {answer['version']}, {answer['milliseconds']:.1f} ms"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,7 +27,7 @@ def environment(settings: Settings) -> dict[str, str]:
         {"name": "dags-folder", "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": {}},
         {"name": "pipelines", "classpath": "nightshift.pipelines.bundle.PipelineBundle", "kwargs": {}},
     ]
-    sections = {
+    sections: dict[str, dict[str, object]] = {
         "CORE": {
             "EXECUTOR": "LocalExecutor",
             "PARALLELISM": 4,  # each idle worker holds about 130 MB
@@ -201,8 +200,3 @@ def make_pools(settings: Settings) -> None:
 def run_url(settings: Settings, dag_id: str, run_id: str) -> str:
     """Return the page of a run in the UI."""
     return f"{settings.url('airflow')}/dags/{dag_id}/runs/{run_id}"
-
-
-def log_folder(settings: Settings) -> Path:
-    """Return where Airflow keeps the logs of tasks."""
-    return settings.folder("airflow") / "logs"

@@ -80,7 +80,7 @@ def source_outputs(model: Any, spec: DetectorSpec, inputs: Array) -> list[Array]
 
     parts = []
     # Few calls: the executor that optimizes TorchScript as it runs takes longer than it saves.
-    with torch.inference_mode(), torch.jit.optimized_execution(False):
+    with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         for picture in inputs:
             found = model(torch.from_numpy(picture[None]))
             parts.append([output.float().numpy() for output in (found if isinstance(found, tuple) else (found,))])

@@ -13,17 +13,19 @@ import sys
 class _Finder(importlib.abc.MetaPathFinder):
     """Declares the operators when torchvision is first looked for, then steps aside."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name != "torchvision":
-            return None
+            return
         sys.meta_path.remove(self)
-        import torch
+        import torch  # type: ignore[import-not-found, unused-ignore]  # not in the environment of `local`
 
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        sys._nightshift_torchvision_library = library  # the declarations live as long as this object
-        return None
+        _declared.append(library)
+
+
+_declared: list[object] = []  # the declarations live as long as the objects in it
 
 
 sys.meta_path.insert(0, _Finder())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -62,7 +63,8 @@ class AugmentationSchedule(Section):
         """Return the probability in `epoch` (from 0) of `epochs`; 1.0 where there is only one epoch."""
         if epochs <= 1:
             return 1.0
-        return self.start_p + (self.end_p - self.start_p) * (epoch / (epochs - 1)) ** self.exponent_factor
+        passed = math.pow(epoch / (epochs - 1), self.exponent_factor)
+        return self.start_p + (self.end_p - self.start_p) * passed
 
 
 class Dataset(Section):

@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel
 
 from nightshift_common.yaml_file import Location, WrongValues
-from training_jobs.classifier.transforms import (
-    CoarseDropout,
-    LongestMaxSize,
-    Normalize,
-    PadIfNeeded,
-    PlanckianJitter,
-    Resize,
-    RgbShift,
-    ToTensor,
-)
+from training_jobs.classifier.transforms.color import CoarseDropout, PlanckianJitter, RgbShift
+from training_jobs.classifier.transforms.fixed import LongestMaxSize, Normalize, PadIfNeeded, Resize, ToTensor
 
 if TYPE_CHECKING:
     from training_jobs.classifier.config import Config, Dataset, Optimizer
@@ -35,7 +27,7 @@ def none(section: M, problems: Problems) -> M:
 
 def dataset(section: Dataset) -> Problems:
     """Yield what is wrong between the keys of `dataset`."""
-    steps = [("pre_transforms", i, step) for i, step in enumerate(section.pre_transforms)]
+    steps: list[tuple[str, int, BaseModel]] = [("pre_transforms", i, s) for i, s in enumerate(section.pre_transforms)]
     steps += [("post_transforms", i, step) for i, step in enumerate(section.post_transforms)]
     geometry = [step.type for _, _, step in steps if isinstance(step, LongestMaxSize | PadIfNeeded | Resize)]
     if geometry not in ([], ["resize"], ["longest_max_size", "pad_if_needed"]):

@@ -41,7 +41,7 @@ def finish(
     truth, probabilities = predict(model, spec, val)
     best = journal.best
     made = {"command": "training_jobs.train_classifier", "seed": config.seed, **provenance()}
-    content = {
+    content: dict[str, Any] = {
         "best_epoch": int(best["epoch"]),
         "epochs": len(journal.rows),
         "metrics": {

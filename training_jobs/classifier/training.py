@@ -15,9 +15,9 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader
 

@@ -74,7 +74,7 @@ class TrainingCallback(Callback):
         """Show progress; the score is that of the epoch before, which costs no wait for the device."""
         self.pictures += len(batch[0]) * trainer.world_size
         if self.progress is not None:
-            shown = {"val_macro_f1": f"{self.rows[-1]['val_macro_f1']:.4f}"} if self.rows else {}
+            shown: dict[str, Any] = {"val_macro_f1": f"{self.rows[-1]['val_macro_f1']:.4f}"} if self.rows else {}
             self.progress.advance(epoch=trainer.current_epoch + 1, **shown)
         self.step_ended = time.monotonic()
 

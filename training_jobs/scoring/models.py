@@ -51,7 +51,7 @@ def load_candidate(bottle: Bottle, experiment: str) -> Model:
     path = bottle.local(key)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+        module = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise DataValidationError(f"{bottle}/{key} does not load: {error}") from error
 

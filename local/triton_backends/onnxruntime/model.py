@@ -3,18 +3,26 @@
 A model with `platform: "onnxruntime_onnx"` is served by it as it is: the repository needs no change for the real one.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils  # Triton's stub puts it on the path
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
 
 class TritonPythonModel:
     """One instance of one version of a model."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Open the model's file and check its inputs and outputs against the configuration."""
         config = json.loads(args["model_config"])
         name = config.get("default_model_filename") or "model.onnx"
@@ -29,7 +37,7 @@ class TritonPythonModel:
         _check("input", config["input"], self.session.get_inputs(), self.batched)
         _check("output", config["output"], self.session.get_outputs(), self.batched)
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer `requests`; those that Triton's batcher put together go through the model together."""
         try:
             if not self.batched:
@@ -46,17 +54,18 @@ class TritonPythonModel:
             for request, size, end in zip(requests, sizes, ends, strict=True)
         ]
 
-    def _arrays(self, request):
+    def _arrays(self, request: Any) -> list[Array]:
         return [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
 
-    def _run(self, requests):
-        feeds = {}
+    def _run(self, requests: list[list[Array]]) -> list[Array]:
+        feeds: dict[str, Array] = {}
         for index, name in enumerate(self.inputs):
             parts = [arrays[index] for arrays in requests]
             feeds[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return self.session.run(self.outputs, feeds)
+        results: list[Array] = self.session.run(self.outputs, feeds)
+        return results
 
-    def _response(self, request, results):
+    def _response(self, request: Any, results: list[Array]) -> Any:
         wanted = set(request.requested_output_names())
         tensors = [
             pb_utils.Tensor(name, np.ascontiguousarray(result))
@@ -83,7 +92,7 @@ _TYPES = {
 }
 
 
-def _check(kind, configured, graph, batched):
+def _check(kind: str, configured: list[dict[str, Any]], graph: list[Any], batched: bool) -> None:
     """Raise where the configuration names a tensor that the graph has not, or gives it another type or shape."""
     known = {node.name: node for node in graph}
     for entry in configured:

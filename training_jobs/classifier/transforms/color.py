@@ -109,7 +109,8 @@ def black_body(kelvin: float) -> NDArray[np.float64]:
     to_srgb = np.array(
         [[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]]
     )  # IEC 61966-2-1
-    return np.maximum(to_srgb @ xyz, 0.01)
+    factors: NDArray[np.float64] = np.maximum(to_srgb @ xyz, 0.01)
+    return factors
 
 
 class CoarseDropout(Augmentation):

@@ -92,7 +92,7 @@ class ShiftScaleRotate(Augmentation):
         height, width = picture.shape[:2]
         angle, scale = rng.uniform(*span(self.rotate_limit)), 1 + rng.uniform(*span(self.scale_limit))
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
-        matrix[:, 2] += rng.uniform(*span(self.shift_limit), 2) * (width, height)
+        matrix[:, 2] += rng.uniform(*span(self.shift_limit), 2) * np.array([width, height])
         return warp(picture, matrix, self.fill_value)
 
 
@@ -153,7 +153,8 @@ class GridDistortion(Augmentation):
         cells = 1 + rng.uniform(*span(self.distort_limit), self.num_steps)
         edges = np.concatenate([[0], np.cumsum(cells) / cells.sum()])
         even = np.linspace(0, 1, self.num_steps + 1)
-        return np.interp(np.linspace(0, 1, size), even, edges).astype(np.float32) * np.float32(size - 1)
+        places: NDArray[np.float32] = np.interp(np.linspace(0, 1, size), even, edges).astype(np.float32)
+        return places * np.float32(size - 1)
 
 
 def warp(picture: Picture, matrix: NDArray[Any], fill_value: int = 0) -> Picture:
