@@ -140,7 +140,7 @@ def test_an_evaluation_that_is_not_there_or_damaged_is_refused(context: job.Cont
         gate.run(gate.Arguments(report="evaluations/torn.json"), context)
 
 
-@pytest.mark.parametrize("option", ["--floor=1.5", "--metric=loss", "--max_slice_loss=-1", "--min_support=0"])
+@pytest.mark.parametrize("option", ["--floor=1.5", "--max_slice_loss=-1", "--min_support=0"])
 def test_a_rule_out_of_bounds_is_a_configuration_error(option: str) -> None:
     with pytest.raises(ConfigurationError, match=option[2:].partition("=")[0]):
         job.parse(gate.Arguments, ["--report", "x", option])
