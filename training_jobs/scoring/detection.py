@@ -81,7 +81,7 @@ class WorstPicture(BaseModel):
 class DetectorEvaluation(Evaluation):
     """Two detectors on the golden pictures of one snapshot."""
 
-    gate_metrics: list[str] = ["f1", "precision", "recall", "ap50", "ap"]
+    gate_metrics: list[str] = Field(["f1", "precision", "recall", "ap50", "ap"])
     candidate: DetectorScores
     champion: DetectorScores | None
     iou_threshold: float
