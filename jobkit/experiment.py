@@ -48,6 +48,21 @@ class Experiment:
         return f"{self.folder}/checkpoints/last.ckpt"
 
     @property
+    def best_weights(self) -> str:
+        """Of a detector: the best epoch's checkpoint, as its library saves it, without what only training needs."""
+        return f"{self.folder}/checkpoints/best.pt"
+
+    @property
+    def last_weights(self) -> str:
+        """Of a detector: its library's checkpoint of the last finished epoch; training resumes from it."""
+        return f"{self.folder}/checkpoints/last.pt"
+
+    @property
+    def history(self) -> str:
+        """Of a detector: one JSON object a line, one line a finished epoch."""
+        return f"{self.folder}/history.jsonl"
+
+    @property
     def config(self) -> str:
         """The configuration as run."""
         return f"{self.folder}/config.yaml"

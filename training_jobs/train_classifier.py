@@ -12,6 +12,7 @@ from pydantic import Field
 from jobkit import job, settings
 from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError
+from jobkit.experiment_claim import finished, open_experiment
 from jobkit.paths import checked_name
 from nightshift_common.options.training import BatchSize, Epochs, Gpus
 
@@ -63,10 +64,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     mark = experiments.fingerprint(config, group, snapshot_id)
     bottle = _bottle(config, context)
     if arguments.resume:
-        experiment = experiments.open_experiment(bottle, arguments.resume, mark)
+        experiment = open_experiment(bottle, arguments.resume, mark)
     else:
         experiment = experiments.claim(bottle, config, group, context.task_instance, mark)
-    content = experiments.finished(bottle, experiment)
+    content = finished(bottle, experiment)
     if content is not None:
         logger.info("%s is finished already: nothing is trained again", experiment.folder)
     else:

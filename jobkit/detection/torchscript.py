@@ -20,13 +20,11 @@ class Detector:
     `module`: pictures float32 [N, 3, H, W] of values 0..1, RGB, letterboxed with gray 114, to
     `raw` [N, 4 + classes, anchors] (center x, center y, width, height in pixels of the input; scores in 0..1), and for
     `segment` also `coefficients` [N, 32, anchors] and `protos` [N, 32, H / 4, W / 4].
-    `epoch`: the epoch, from 0, that its checkpoint was written after, where the checkpoint tells it.
     """
 
     module: nn.Module
     task: Literal["detect", "segment"]
     labels: list[str]
-    epoch: int | None = None
 
 
 def preprocessing(img_size: tuple[int, int]) -> Preprocessing:

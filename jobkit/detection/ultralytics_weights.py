@@ -60,10 +60,22 @@ def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
     if head.end2end:
         raise DataValidationError(f"{weights} has a head without one-to-many outputs: only those convert")
     task: Literal["detect", "segment"] = "segment" if isinstance(head, Segment) else "detect"
-    epoch = checkpoint.get("epoch")
-    return Detector(
-        _raw_outputs(model, head.nc), task, labels, epoch if isinstance(epoch, int) and epoch >= 0 else None
-    )
+    return Detector(_raw_outputs(model, head.nc), task, labels)
+
+
+def checkpoint_epoch(weights: Path) -> int:
+    """Return the epoch, from 0, after which a checkpoint was written.
+
+    Raises:
+        DataValidationError: the checkpoint does not tell, or is none.
+    """
+    checkpoint = read_checkpoint(weights)
+    epoch = checkpoint.get("epoch") if isinstance(checkpoint, dict) else None
+    if not isinstance(epoch, int) or epoch < 0:
+        raise DataValidationError(
+            f"{weights} does not tell after which epoch it was written: no training goes on from it"
+        )
+    return epoch
 
 
 def _raw_outputs(model: nn.Module, classes: int) -> nn.Module:

@@ -17,11 +17,11 @@ from jobkit.bottle import Bottle
 from jobkit.classifier import Classifier, load_classifier
 from jobkit.experiment import Experiment
 from jobkit.model_spec import ModelSpec
+from jobkit.provenance import provenance
 from jobkit.tracking import Run
 from training_jobs.classifier import html_report, scores
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import Batch, Pictures
-from training_jobs.classifier.provenance import provenance
 from training_jobs.classifier.training_callback import TrainingCallback
 from training_jobs.scoring.metrics import calibration_error
 
@@ -40,7 +40,7 @@ def finish(
     _write_torchscript(model, spec, bottle, experiment)
     truth, probabilities = predict(model, spec, val)
     best = journal.best
-    made = {"command": "training_jobs.train_classifier", "seed": config.seed, **provenance()}
+    made = {"command": "training_jobs.train_classifier", "seed": config.seed, **provenance("jobs", "timm", "lightning")}
     content: dict[str, Any] = {
         "best_epoch": int(best["epoch"]),
         "epochs": len(journal.rows),

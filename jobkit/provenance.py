@@ -10,20 +10,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless")
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("torch", "torchvision", "numpy", "opencv-python-headless")
 
 
-def provenance() -> dict[str, Any]:
-    """Return commit (`NIGHTSHIFT_COMMIT` in an image without git), lock hash, library and CUDA versions, and device."""
-    lock = ROOT / "requirements" / "jobs.txt"
+def provenance(environment: str, *libraries: str) -> dict[str, Any]:
+    """Return commit (`NIGHTSHIFT_COMMIT` in an image without git), lock hash, library and CUDA versions, and device.
+
+    Args:
+        environment: whose lock in `requirements/` it is.
+        libraries: those to name beside torch and what pictures are read with.
+    """
+    import torch
+
+    lock = ROOT / "requirements" / f"{environment}.txt"
     return {
         "commit": os.environ.get("NIGHTSHIFT_COMMIT") or _commit(),
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: metadata.version(name) for name in (*LIBRARIES, *libraries)},
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()

@@ -1,0 +1,1 @@
+"""Training of detectors and segmenters, whatever library does it."""
