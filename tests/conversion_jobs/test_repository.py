@@ -18,7 +18,8 @@ from conversion_jobs import assemble_repository, fetch_weights
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.job import Context
 from jobkit.unpack import unpack
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
+from tests.support.servers import free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 CONTEXT = Context(Path(), None)
