@@ -1,6 +1,8 @@
 """Accuracy on real photographs (ants and bees), from scratch on the CPU: the trainer and a bare loop, three seeds each.
 
-    python -m benchmarks.classifier_hymenoptera [--folder ../shared/data/hymenoptera --epochs 30 --size 64]
+    python -m benchmarks.classifier_hymenoptera [--folder FOLDER --epochs 30 --size 64]
+
+FOLDER is `hymenoptera/` in `NIGHTSHIFT_TEST_DATA` by default.
 
 Both train the same model on the same 244 pictures with the same optimizer, schedule, batch and kinds of augmentation,
 and answer the 153 golden pictures; neither chooses an epoch by them. The trainer's best epoch is not used either: what
@@ -14,6 +16,7 @@ import csv
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,6 +34,7 @@ from jobkit import model_spec
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier
 from jobkit.experiment import Experiment
+from tests.support.sample_data import HYMENOPTERA, MISSING
 from training_jobs.classifier import training
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.examples import Example, Examples
@@ -121,11 +125,13 @@ def accuracy(model: Classifier, golden: Pictures, config: Config) -> float:
 def main() -> None:
     """Print one line a seed, then means and spreads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("../shared/data/hymenoptera"))
+    parser.add_argument("--folder", type=Path, default=HYMENOPTERA)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    if not (options.folder / "labels.csv").is_file():
+        sys.exit(MISSING if options.folder == HYMENOPTERA else f"there is no labels.csv in {options.folder}")
     cv2.setNumThreads(0)
     with (options.folder / "labels.csv").open() as table:
         rows = list(csv.DictReader(table))

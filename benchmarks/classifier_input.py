@@ -1,6 +1,8 @@
 """The input pipeline against torchvision's usual one: decode and augment, one process, the same pictures and sizes.
 
-    python -m benchmarks.classifier_input [--folder ../shared/data/hymenoptera/pictures --size 224]
+    python -m benchmarks.classifier_input [--folder FOLDER --size 224]
+
+FOLDER is `hymenoptera/pictures/` in `NIGHTSHIFT_TEST_DATA` by default.
 
 Both read the same files, resize them to `size`, crop at random, flip, and change brightness and contrast. What is
 compared is the process's CPU time, which a busy machine distorts less than the wall clock; rounds alternate.
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from tests.support.sample_data import HYMENOPTERA, MISSING
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import Pictures
 from training_jobs.classifier.examples import Example, pictures_below
@@ -63,11 +67,13 @@ def usual(paths: list[Path], size: int) -> Callable[[int], object]:
 def main() -> None:
     """Print pictures a CPU second of both, and the median of the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("../shared/data/hymenoptera/pictures"))
+    parser.add_argument("--folder", type=Path, default=HYMENOPTERA / "pictures")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    if not options.folder.is_dir():
+        sys.exit(MISSING if HYMENOPTERA in options.folder.parents else f"there is no folder {options.folder}")
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     paths = pictures_below(options.folder)

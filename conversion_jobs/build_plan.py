@@ -18,7 +18,7 @@ from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
 from conversion_jobs.tensorrt.half_precision import fp32_layers, to_half
 from conversion_jobs.tensorrt.plan import Attempt, Plan, PlanPaths, plan_paths, timing_cache_key
 from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
-from conversion_jobs.tensorrt.trtexec_command import Batches, Precision, build_command, check_supported, profile_shapes
+from conversion_jobs.tensorrt.trtexec_command import Batches, build_command, check_supported, profile_shapes
 from conversion_jobs.tensorrt.trtexec_log import skipped_tactics
 from conversion_jobs.tensorrt.version import parse_version
 from conversion_jobs.triton.served_model import Reference, served_checks
@@ -29,24 +29,18 @@ from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError, JobError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
+from nightshift_common.options.conversion import PlanOptions, Precision
 
 logger = logging.getLogger("conversion_jobs.build_plan")
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, PlanOptions):
     """Build a TensorRT plan from a verified graph, on the GPU and with the TensorRT that will serve it."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     compute_capability: str = Field("7.5", pattern=r"^\d+\.\d$", description="of the GPU that serves; 7.5: T4")
-    serving_tensorrt: str = Field(description="version of TensorRT in the serving Triton, say 11.1.0.106")
-    precision: Precision = Field("fp16", description="what to try first; less accurate ones are not tried")
-    min_batch: int = Field(1, ge=1)
+    min_batch: int = Field(1, ge=1, description="the smallest batch")
     opt_batch: int = Field(1, ge=1, description="the batch size to be fastest at")
-    max_batch: int = Field(8, ge=1)
-    workspace: int = Field(4096, ge=16, description="memory that TensorRT may use while it builds, MiB")
-    timeout: float = Field(3600, gt=0, description="seconds that one run of trtexec may take")
-    trtexec: str = Field("trtexec", description="the program")
-    nvidia_smi: str = Field("nvidia-smi", description="the program")
 
 
 class Result(job.Result):

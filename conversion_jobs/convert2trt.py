@@ -20,32 +20,27 @@ from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.tensorrt.gpu import probe_gpu
 from conversion_jobs.tensorrt.half_precision import fp32_layers, to_half
 from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
-from conversion_jobs.tensorrt.trtexec_command import Batches, Precision, build_command, load_command, profile_shapes
+from conversion_jobs.tensorrt.trtexec_command import Batches, build_command, load_command, profile_shapes
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from conversion_jobs.test_onnx import read_inputs
-from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.torch2onnx import legacy_command_line
 from conversion_jobs.triton.served_model import Array, served_checks
 from conversion_jobs.verification.checks import Verdict, judge_all
 from conversion_jobs.verify_onnx import fp16_risks
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_file, sha256_of
+from nightshift_common.options.conversion import BuildOptions
 
 logger = logging.getLogger("conversion_jobs.convert2trt")
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, BuildOptions):
     """Build a plan on this machine's GPU, and compare it with the ONNX file on real inputs where some are given."""
 
     onnx: CliPositionalArg[Path] = Field(description="the ONNX file")
     plan: CliPositionalArg[Path] = Field(description="the plan to write; trtexec's log goes beside it")
-    precision: Precision = Field("fp16", description="mixed: what half precision is not enough for stays in FP32")
     inputs: Path | None = Field(None, description="folder of pictures, or .npy of inputs, to compare with")
-    max_batch: int = Field(8, ge=1)
-    workspace: int = Field(4096, ge=16, description="memory that TensorRT may use while it builds, MiB")
-    timeout: float = Field(3600, gt=0, description="seconds that one run of trtexec may take")
-    trtexec: str = Field("trtexec", description="the program")
-    nvidia_smi: str = Field("nvidia-smi", description="the program")
 
 
 class Result(job.Result):
@@ -140,5 +135,5 @@ def compare(
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = seed_line(sys.argv[1:])
+    sys.argv[1:] = legacy_command_line(sys.argv[1:])
     job.main(Arguments, run)

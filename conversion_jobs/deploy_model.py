@@ -13,19 +13,19 @@ from jobkit import job
 from jobkit.errors import DataValidationError, JobError
 from jobkit.model_storage import ModelStorage, Published
 from jobkit.paths import checked_name
+from nightshift_common.options.conversion import MaxLatency, ModelOptions
 
 logger = logging.getLogger("conversion_jobs.deploy_model")
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, ModelOptions):
     """Bring a version of the model storage into production, if what Triton serves is what was verified."""
 
-    model_name: str = Field(description="name in the model storage and in Triton")
     version: str = Field(description="semantic version in the model storage")
     reference: str = Field(description="npz in the bottle: inputs and the outputs that verify_onnx has compared")
     experiment: str | None = Field(None, description="what was packaged; written to the run")
     snapshot_id: str | None = Field(None, description="what it was trained on; written to the history")
-    max_latency_ms: float | None = Field(None, gt=0, description="median of one picture over HTTP, at most")
+    max_latency_ms: MaxLatency | None = Field(None, description="median of one picture over HTTP, at most")
 
 
 class Result(job.Result):

@@ -21,6 +21,7 @@ from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
 from jobkit.model_spec import DetectorSpec, ModelSpec, Spec, described_input, input_shape
+from nightshift_common.options.conversion import ExportOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,11 +30,10 @@ logger = logging.getLogger("conversion_jobs.export_onnx")
 INPUT = "input"
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, ExportOptions):
     """Export the model of an experiment to one ONNX file with a free batch dimension."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
-    opset: int = Field(17, ge=13, le=20, description="ONNX opset; 17 has layer norm as one node, which FP16 needs")
 
 
 class Result(job.Result):

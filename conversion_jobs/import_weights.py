@@ -12,57 +12,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pydantic import Field, model_validator
-
 from conversion_jobs.detection.import_detector import write_detector
-from conversion_jobs.families.sources import Source, SourceArguments, load_source
+from conversion_jobs.families.sources import Source, load_source
 from conversion_jobs.onnx.graph import compact_json
 from jobkit import job
 from jobkit.bottle import Bottle, open_bottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
-from jobkit.model_spec import HeadSpec, ModelSpec, Preprocessing, Spec
+from jobkit.model_spec import HeadSpec, ModelSpec, NonMaxSuppression, Preprocessing, Spec
 from jobkit.paths import checked_name, experiments, picture
 from jobkit.snapshot import Refused, Sample, write_snapshot
+from nightshift_common.options.weights import ImportOptions
 
 logger = logging.getLogger("conversion_jobs.import_weights")
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-class Arguments(SourceArguments):
+class Arguments(job.Arguments, ImportOptions):
     """Make an experiment of a file of weights: its model, its classes, and real inputs to verify it with."""
-
-    weights: str = Field(description="a file, a key in the bottle, or s3://bucket/key")
-    group: str = Field(description="the group that the model is for")
-    labels: str = Field("", description="class names in the order of the outputs, with commas; none for a vit")
-    pictures: Path | None = Field(None, description="folder of real pictures to verify with; they become a snapshot")
-    snapshot_id: str | None = Field(None, description="or: a snapshot of the group, whose golden part verifies")
-    embeddings: str | None = Field(
-        None, description="for a head: .npy of real embeddings, float32 [n, features], to verify with; where as weights"
-    )
-    resize: str = Field("letterbox", pattern="^(letterbox|stretch)$", description="how a picture gets to --img_size")
-    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
-    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
-
-    @model_validator(mode="after")
-    def _has_real_inputs_and_classes(self) -> Arguments:
-        if self.family == "head":
-            if self.embeddings is None or self.pictures is not None or self.snapshot_id is not None:
-                raise ValueError(
-                    "--family head takes embeddings: give --embeddings, no --pictures and no --snapshot_id"
-                )
-        elif self.embeddings is not None or (self.pictures is None) == (self.snapshot_id is None):
-            raise ValueError("give --pictures or --snapshot_id: a model of pictures is verified with real ones")
-        named = self.family != "vit" if self.family != "ultralytics" else bool(self.class_names)
-        if bool(self.class_names) != named:
-            raise ValueError("give --labels, the names of the classes; --family vit has none: it gives an embedding")
-        return self
-
-    @property
-    def class_names(self) -> list[str]:
-        """The names in `labels`."""
-        return [label.strip() for label in self.labels.split(",") if label.strip()]
 
 
 class Result(job.Result):
@@ -89,7 +57,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         experiment = Experiment(f"{experiments(group)}/imported_{arguments.family}_{mark}")
         if arguments.family == "ultralytics" and not bottle.exists(experiment.spec):
             write_detector(
-                bottle, experiment, weights, arguments.img_size, arguments.class_names, arguments.suppression
+                bottle, experiment, weights, arguments.img_size, arguments.class_names, NonMaxSuppression.of(arguments)
             )
         elif not bottle.exists(experiment.spec):
             write_experiment(bottle, experiment, weights, embeddings, arguments)

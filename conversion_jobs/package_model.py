@@ -1,4 +1,4 @@
-"""Package a verified graph or plan for Triton: seed_003's `inference_model/` folder with its archives."""
+"""Package a verified graph or plan for Triton: the folder `inference_model/` with its archives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -23,18 +23,16 @@ from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, Spec, described_input
 from jobkit.paths import checked_name, inference_model
+from nightshift_common.options.conversion import PackageOptions
 
 logger = logging.getLogger("conversion_jobs.package_model")
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, PackageOptions):
     """Put a verified graph or plan, its configuration for Triton and its description into one archive."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
-    model_name: str = Field(description="name in the model storage and in Triton")
-    target: Literal["onnx", "tensorrt"] = Field("onnx", description="what is served: the graph, or a plan of it")
     record: str | None = Field(None, description="for tensorrt: the plan's record in the bottle, from build_plan")
-    max_batch_size: int = Field(8, ge=1, le=1024, description="largest batch that Triton puts together")
     device: Device = Field("auto", description="where instances run; auto: on a GPU where Triton has one")
 
     @model_validator(mode="after")

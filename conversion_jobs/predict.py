@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
-from conversion_jobs.detection.boxes import SCORE, in_picture, seen
 from conversion_jobs.triton.served_model import ServedModel
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
-from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, parse_spec, prepare
+from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, parse_spec, prepare, resized
 from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.snapshot import read_snapshot
 from jobkit.unpack import open_archive
+from nightshift_common.boxes import SCORE, in_picture, seen
 
 logger = logging.getLogger(__name__)
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -55,7 +55,7 @@ class Result(job.Result):
     """What the model said: the likeliest class, or of a detector the objects, the surest first."""
 
     picture: str
-    truth: str | None = Field(description="the picture's label in the snapshot; None for a file")
+    truth: str | None = Field(description="the picture's classes in the snapshot; None for a file")
     label: str | None = Field(description="the likeliest class; of a detector that of the surest object, if any")
     probability: float | None
     boxes: list[Box] | None = Field(description="of a detector; None for a classifier")
@@ -71,7 +71,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     else:
         snapshot = read_snapshot(context.bottle, str(arguments.group), str(arguments.snapshot_id))
         sample = snapshot.split("golden")[0]
-        path, name, truth = context.bottle.local(sample.path), sample.source, sample.label
+        path, name, truth = context.bottle.local(sample.path), sample.source, ", ".join(sample.labels)
     with closing(ServedModel(arguments.model_name)) as served:
         prepared = prepare(path, spec.preprocessing)[None]
         started = time.perf_counter()
@@ -104,12 +104,16 @@ def objects(output: NDArray[np.float32], path: Path, spec: DetectorSpec) -> list
     """Return what one picture's output [4 + classes, anchors] or [K, 6] shows, in pixels of the picture at `path`."""
     import cv2
 
-    found = seen(output, SCORE if spec.suppression is None else 0.0).boxes
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
         raise DataValidationError(f"{path} is no picture that can be read")
+    threshold = spec.confidence_threshold
+    if threshold is None:
+        threshold = SCORE if spec.suppression is None else 0.0
+    found, how = seen(output, threshold).boxes, spec.preprocessing
     height, width = picture.shape[:2]
-    corners = in_picture(found[:, :4], height, width, spec.preprocessing)
+    room = (how.height, how.width)
+    corners = np.rint(in_picture(found[:, :4], (height, width), resized(height, width, how), room)).astype(int)
     return [
         Box(label=spec.labels[int(row[5])], score=float(row[4]), **dict(zip(CORNERS, map(int, place), strict=True)))
         for row, place in zip(found, corners, strict=True)

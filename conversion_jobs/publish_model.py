@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
-from typing import Literal
 from zipfile import ZipFile
 
 from pydantic import Field
@@ -18,17 +17,17 @@ from jobkit.files import sha256_of
 from jobkit.model_storage import ModelStorage, Published
 from jobkit.paths import checked_name
 from jobkit.tracking import server_errors
+from nightshift_common.options.conversion import ModelOptions, Target
 
 logger = logging.getLogger("conversion_jobs.publish_model")
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, ModelOptions):
     """Upload a package to the model storage, which gives it the next semantic version."""
 
-    model_name: str = Field(description="name in the model storage, in Triton and in MLflow's registry")
     archive: str = Field(description="the package's key in the bottle")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the package")
-    target: Literal["onnx", "tensorrt"] = Field("onnx", description="what the package holds")
+    target: Target = Field("onnx", description="what the package holds")
     experiment: str = Field(description="what was packaged: models/<group>/<experiment>")
     snapshot_id: str | None = Field(None, description="what it was trained on or verified with; none for a head")
 

@@ -1,6 +1,6 @@
 """Compare an ONNX file of `torch2onnx` with its weights on real inputs: `python -m conversion_jobs.test_onnx --onnx M`.
 
-seed_000's check compared outputs of different random inputs; this one gives both models the same real ones.
+The earlier script compared outputs of different random inputs; this one gives both models the same real ones.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from conversion_jobs.families.sources import SourceArguments, load_source
+from conversion_jobs.families.sources import load_source
 from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
 from conversion_jobs.onnx.session import OnnxModel, measure_latency
-from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.torch2onnx import legacy_command_line
 from conversion_jobs.verification.checks import (
     Check,
     Close,
@@ -31,24 +31,22 @@ from conversion_jobs.verification.checks import (
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import sha256_of
-from jobkit.model_spec import Preprocessing, prepare
+from jobkit.model_spec import Preprocessing, prepare, renamed
+from nightshift_common.options.conversion import VerifyOptions
+from nightshift_common.options.weights import SourceOptions
 
-__test__ = False  # a command, not a test: its name is that of the users' documents
+__test__ = False  # a command, not a test: its name is that of the earlier script
 logger = logging.getLogger("conversion_jobs.test_onnx")
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 Inputs = NDArray[np.float32]
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, VerifyOptions):
     """Check an ONNX file; with --weights and --inputs, compare it with the model that it was exported from."""
 
     onnx: Path = Field(description="the ONNX file, as torch2onnx wrote it")
     weights: Path | None = Field(None, description="the weights that it was exported from")
     inputs: Path | None = Field(None, description="folder of pictures; for a head, .npy of embeddings [n, features]")
-    samples: int = Field(32, ge=1, description="inputs to compare")
-    atol: float = Field(1e-4, gt=0)
-    rtol: float = Field(1e-3, ge=0)
-    top1_agreement: float = Field(0.99, ge=0, le=1)
 
 
 class Result(job.Result):
@@ -118,7 +116,7 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
 
     options = source_options(weights, found)
     module = load_source(weights, options).module
-    if found.metadata["normalized"] == "true":
+    if found.metadata.get("normalized", found.metadata.get("normalised")) == "true":
         how = Preprocessing.model_validate_json(found.metadata["inside"])
         module = normalized(module, how)
     with torch.inference_mode():
@@ -126,13 +124,13 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
     return np.asarray(torch.cat(parts).numpy(), np.float32)
 
 
-def source_options(weights: Path, found: GraphInterface) -> SourceArguments:
+def source_options(weights: Path, found: GraphInterface) -> SourceOptions:
     """Return the options with which the file was exported, if it was from `weights`; errors as `source_outputs`."""
     if "source" not in found.metadata:
         raise ConfigurationError("the ONNX file does not say what it was exported from: export it with torch2onnx")
     if (actual := sha256_of(weights)) != found.metadata["weights"]:
         raise DataValidationError(f"{weights} is {actual}, the file was exported from {found.metadata['weights']}")
-    return SourceArguments(**json.loads(found.metadata["source"]))
+    return SourceOptions.model_validate(renamed(json.loads(found.metadata["source"])))
 
 
 def read_inputs(path: Path, found: GraphInterface, count: int) -> tuple[Inputs, list[str]]:
@@ -166,5 +164,5 @@ def _sizes(found: GraphInterface) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = seed_line(sys.argv[1:])
+    sys.argv[1:] = legacy_command_line(sys.argv[1:])
     job.main(Arguments, run)

@@ -14,22 +14,23 @@ from pathlib import Path
 from pydantic import Field
 
 from conversion_jobs.export_onnx import export_module
-from conversion_jobs.families.sources import SourceArguments, load_source
+from conversion_jobs.families.sources import load_source
 from conversion_jobs.onnx.graph import compact_json
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_file, sha256_of
 from jobkit.model_spec import Preprocessing
+from nightshift_common.options.conversion import ExportOptions
+from nightshift_common.options.weights import SourceOptions
 
 logger = logging.getLogger("conversion_jobs.torch2onnx")
 
 
-class Arguments(SourceArguments):
+class Arguments(job.Arguments, SourceOptions, ExportOptions):
     """Export weights of any family to one ONNX file with a free batch, which says what it was made from."""
 
     weights: Path = Field(description="the file of weights")
     output: Path = Field(description="the ONNX file to write")
-    opset: int = Field(17, ge=13, le=20)
     labels: Path | None = Field(None, description="text file with one class name a line")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
@@ -62,7 +63,7 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         module, inside = normalized(module, how), how
         how = how.model_copy(update={"mean": (0.0,) * how.channels, "std": (1 / 255,) * how.channels})
     metadata = {
-        "source": arguments.model_dump_json(include=set(SourceArguments.model_fields)),
+        "source": arguments.model_dump_json(include=set(SourceOptions.model_fields)),
         "weights": sha256_of(arguments.weights),
         "normalized": str(arguments.normalize).lower(),
         "labels": compact_json(read_labels(arguments.labels)),
@@ -101,8 +102,8 @@ def read_labels(path: Path | None) -> list[str]:
     return [] if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
-def seed_line(argv: list[str]) -> list[str]:
-    """Return a command line as the users' documents write it in the form that pydantic reads.
+def legacy_command_line(argv: list[str]) -> list[str]:
+    """Return a command line of the earlier scripts in the form that pydantic reads.
 
     `--img-size 224 224` becomes `--img_size=[224,224]`; a `-` in a name may stand for `_`.
     """
@@ -120,5 +121,5 @@ def seed_line(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = seed_line(sys.argv[1:])
+    sys.argv[1:] = legacy_command_line(sys.argv[1:])
     job.main(Arguments, run)

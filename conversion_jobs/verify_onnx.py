@@ -45,6 +45,7 @@ from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
 from jobkit.model_spec import DetectorSpec, Spec, described_input
+from nightshift_common.options.conversion import VerifyOptions
 
 logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
@@ -54,15 +55,11 @@ FP16_HEADROOM = 4  # other pictures reach further than those that were looked at
 Pictures = NDArray[np.float32]
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, VerifyOptions):
     """Compare an exported graph with its source model on golden pictures; write the outputs for later smoke tests."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     snapshot_id: str | None = Field(None, description="snapshot of the group, whose golden part verifies pictures")
-    samples: int = Field(32, ge=1, le=4096, description="golden pictures, taken from all classes in turn")
-    atol: float = Field(1e-4, gt=0, description="absolute difference that is allowed")
-    rtol: float = Field(1e-3, ge=0, description="difference that is allowed, relative to the source's output")
-    top1_agreement: float = Field(0.99, ge=0, le=1, description="share of pictures with the same first class, at least")
 
 
 class Result(job.Result):

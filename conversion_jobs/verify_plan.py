@@ -25,24 +25,21 @@ from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
+from nightshift_common.options.conversion import LatencyOptions, PlanSamples, TrtexecOptions
 
 logger = logging.getLogger("conversion_jobs.verify_plan")
 RUNS = 4  # of trtexec for one batch size: each is a start of several seconds
 TIMED_SECONDS = 3.0
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, LatencyOptions, TrtexecOptions):
     """Compare a plan with its graph on golden pictures at its smallest, best and largest batch, and time it."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     record: str = Field(description="the plan's record in the bottle, as build_plan gives it")
     snapshot_id: str | None = Field(None, description="snapshot of the group, whose golden part verifies pictures")
-    samples: int = Field(32, ge=1, le=1024, description="golden pictures")
-    goal_ms: float = Field(1000, gt=0, description="99th percentile of one picture; a slower plan gets a warning")
-    limit_ms: float = Field(10_000, gt=0, description="99th percentile of one picture; a slower plan is refused")
+    samples: PlanSamples = Field(32, description="golden pictures")
     timeout: float = Field(600, gt=0, description="seconds that one run of trtexec may take")
-    trtexec: str = Field("trtexec", description="the program")
-    nvidia_smi: str = Field("nvidia-smi", description="the program")
 
 
 class Result(job.Result):

@@ -1,10 +1,12 @@
 """
-## Retrain a classifier, from collected pictures to a served model
+## Retrain a model every night, from pictures to what Triton serves
 
-`pull_dataset → train_classifier → evaluate → gate → export_onnx → verify_onnx (→ build_plan → verify_plan)`
+`pull_dataset (→ prepare) → train → evaluate → gate → export_onnx → verify_onnx (→ build_plan → verify_plan)`
 `→ package_model → publish_model → deploy_model → report`
 
-Made from `configs/pipelines/<name>.yaml`; change that file, not this one. `docs/pipelines.md` describes its keys.
+Made from `configs/pipelines/<name>.yaml`; change that file, not this one. `docs/pipelines.md` describes its keys. The
+pipeline's *kind* (classification, detection, segmentation) says which jobs pull, train and evaluate; the chain and its
+task ids are the same for all.
 
 **A success that ends early.** *Nothing new*: no picture, label or setting changed since the last finished run; trigger
 with **force** to train all the same. *Rejected*: the gate kept the champion; its task says why.
@@ -21,32 +23,36 @@ content is never published twice, and a bad candidate never replaces the champio
 its job.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, CronTriggerTimetable, Param, chain
+from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, chain
 
 from nightshift.errors import RunFailed
+from nightshift.fingerprint import Fingerprint
 from nightshift.job_operator import JobOperator
+from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Pipeline
 from nightshift.pipelines.bundle import pipeline_file
-from nightshift.pipelines.pipeline_file import Pipeline, load_pipeline
-from nightshift.task_templates import TASK_STATES, output_of, stopped_by
+from nightshift.pipelines.files import load_pipeline
+from nightshift.steps import Step, task
+from nightshift.task_templates import TASK_STATES, output_if_any, output_of, stopped_by
+from nightshift_common.options.conversion import MAX_PLAN_SAMPLES, Target
 
-BATCH_LIMIT, EPOCH_LIMIT = 4096, 1000
-PLAN_SAMPLES = 1024  # the most that verify_plan takes
+FINGERPRINT = "{{ fingerprint(params) }}"
+STAGES = {
+    "data": "the night's snapshot",
+    "train": "a candidate",
+    "judge": "candidate against champion",
+    "convert": "the graph, and the plan where one is served",
+    "release": "a version, in production",
+}
 
 
 def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
     """Return the fields of the form that starts a run by hand; their defaults are what the schedule uses."""
     return {
-        "epochs": Param(
-            pipeline.train.epochs, type="integer", minimum=1, maximum=EPOCH_LIMIT, title="Epochs",
-            description="Passes over the training pictures.",
-        ),
-        "batch": Param(
-            pipeline.train.batch, type="integer", minimum=1, maximum=BATCH_LIMIT, title="Batch size",
-            description="Pictures a training step. Halve it if the GPU runs out of memory.",
-        ),
+        **pipeline.form(),
         "force": Param(
             False, type="boolean", title="Train even if nothing is new",
             description="Without it a run on data that a finished run has seen already ends early.",
@@ -68,69 +74,149 @@ def fail_with_the_run(_context: Any, result: Any) -> None:
         raise RunFailed(result["reason"])
 
 
-def plan_tasks(pipeline: Pipeline, experiment: str, snapshot: str) -> list[JobOperator]:
+def stage(name: str) -> TaskGroup:
+    """Return a part of the night, as the UI groups it; task ids do not depend on it."""
+    return TaskGroup(f"{name}_stage", prefix_group_id=False, group_display_name=name, tooltip=STAGES[name])
+
+
+def pulling(name: str, pipeline: Pipeline) -> Step:
+    """Return the kind's pulling with what it is told in every pipeline."""
+    step = pipeline.pull_step()
+    return Step(
+        module=step.module,
+        options={"pipeline": name, "fingerprint": FINGERPRINT, **step.options},
+        params={**step.params, "force": "force", "snapshot_id": "snapshot_id"},
+        connections=step.connections,
+        runtime=step.runtime,
+        files=step.files,
+        not_in_fingerprint=step.not_in_fingerprint | {"pipeline", "fingerprint", "force", "snapshot_id"},
+        timeout=step.timeout,
+    )
+
+
+def judging(pipeline: Pipeline) -> Step:
+    """Return the gate: one job, whatever the kind."""
+    return Step(
+        module="training_jobs.gate",
+        options={"report": output_of("evaluate", "report"), **pipeline.gate.model_dump()},
+    )
+
+
+def plan_tasks(pipeline: Pipeline) -> list[JobOperator]:
     """Return the tasks that build and verify a TensorRT plan, on the queue of its GPU."""
     convert, batch = pipeline.convert, pipeline.publish.max_batch_size
-    on_the_gpu = {"queue": convert.queue, "pool": convert.pool, "connections": ["bottle", "mlflow"]}
-    built = JobOperator(
-        task_id="build_plan",
+    on_the_gpu = {"queue": convert.gpu_queue, "pool": convert.gpu_pool}
+    build = Step(
         module="conversion_jobs.build_plan",
         options={
-            "experiment": experiment, "compute_capability": convert.compute_capability, "max_batch": batch,
+            "experiment": EXPERIMENT, "compute_capability": convert.compute_capability, "max_batch": batch,
             "serving_tensorrt": convert.serving_tensorrt, "precision": convert.precision,
         },
-        execution_timeout=timedelta(hours=3),
-        **on_the_gpu,
+        timeout=timedelta(hours=3),
     )  # fmt: skip
-    checked = JobOperator(
-        task_id="verify_plan",
+    verify = Step(
         module="conversion_jobs.verify_plan",
         options={
-            "experiment": experiment, "record": output_of("build_plan", "record"), "snapshot_id": snapshot,
-            "samples": min(pipeline.verify.samples, PLAN_SAMPLES), "goal_ms": convert.goal_ms,
+            "experiment": EXPERIMENT, "record": output_of("build_plan", "record"), "snapshot_id": SNAPSHOT,
+            "samples": min(pipeline.verify.samples, MAX_PLAN_SAMPLES), "goal_ms": convert.goal_ms,
             "limit_ms": convert.limit_ms,
         },
-        execution_timeout=timedelta(hours=1),
-        **on_the_gpu,
+        timeout=timedelta(hours=1),
     )  # fmt: skip
-    return [built, checked]
+    return [task("build_plan", build, **on_the_gpu), task("verify_plan", verify, **on_the_gpu)]
 
 
-def publishing_tasks(
-    pipeline: Pipeline, target: str, experiment: str, snapshot: str
-) -> tuple[JobOperator, JobOperator]:
+def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, JobOperator]:
     """Return the tasks that package and publish one target; what is served has the plain names."""
     publish = pipeline.publish
     suffix = "" if target == pipeline.convert.served else f"_{target}"
-    packaged = JobOperator(
-        task_id=f"package_model{suffix}",
+    package = Step(
         module="conversion_jobs.package_model",
         options={
-            "experiment": experiment, "model_name": publish.model_name, "max_batch_size": publish.max_batch_size,
+            "experiment": EXPERIMENT, "model_name": publish.model_name, "max_batch_size": publish.max_batch_size,
             "target": target, "record": output_of("build_plan", "record") if target == "tensorrt" else None,
         },
-        connections=["bottle", "mlflow"],
     )  # fmt: skip
-    published = JobOperator(
-        task_id=f"publish_model{suffix}",
+    packaged = task(f"package_model{suffix}", package)
+    upload = Step(
         module="conversion_jobs.publish_model",
         options={
             "model_name": publish.model_name, "archive": output_of(packaged.task_id, "archive"),
             "sha256": output_of(packaged.task_id, "sha256"), "target": target,
-            "experiment": experiment, "snapshot_id": snapshot,
+            "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
         },
-        only_if_param="publish",
-        connections=["bottle", "mlflow", "storage"],
+        connections=("bottle", "mlflow", "storage"),
     )  # fmt: skip
-    return packaged, published
+    return packaged, task(f"publish_model{suffix}", upload, only_if_param="publish")
+
+
+def deployment(pipeline: Pipeline) -> Step:
+    """Return the switch to the new version."""
+    return Step(
+        module="conversion_jobs.deploy_model",
+        options={
+            "model_name": pipeline.publish.model_name, "version": output_of("publish_model", "version"),
+            "reference": output_of("verify_onnx", "reference"), "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
+            "max_latency_ms": pipeline.publish.max_latency_ms,
+        },
+        connections=("bottle", "mlflow", "storage", "triton"),
+    )  # fmt: skip
+
+
+def closing(name: str) -> Step:
+    """Return the record of what the run came to."""
+    return Step(
+        module="training_jobs.report",
+        options={
+            "pipeline": name,
+            "fingerprint": FINGERPRINT,
+            "snapshot_id": output_if_any("pull_dataset", "snapshot_id"),
+            "outcome": "{{ stopped_by(ti, dag).get('outcome', '') }}",
+            "reason": "{{ stopped_by(ti, dag).get('reason', '') }}",
+            "version": output_if_any("deploy_model", "version"),
+            "report": output_if_any("evaluate", "report"),
+            "states": TASK_STATES,
+            "started_at": "{{ dag_run.start_date.isoformat() }}",
+        },
+        connections=("bottle", "database", "mlflow"),
+    )
+
+
+def in_stages(name: str, pipeline: Pipeline, steps: dict[str, Step]) -> Sequence[JobOperator]:
+    """Return the tasks of a night in the order in which they run, each in the part of the night that it belongs to."""
+    prepare = pipeline.prepare_steps()
+    on_the_gpu = {"pool": pipeline.train_pool, "queue": pipeline.train_queue}
+    with stage("data"):
+        pulled = task("pull_dataset", steps["pull_dataset"], skips=[next(iter(prepare), "train")])
+        prepared = [task(task_id, steps[task_id]) for task_id in prepare]
+    with stage("train"):
+        trained = task("train", steps["train"], **on_the_gpu)
+    with stage("judge"):
+        evaluated = task("evaluate", steps["evaluate"])
+        gated = task("gate", steps["gate"], skips=["export_onnx"])
+    with stage("convert"):
+        opset, verify = {"opset": pipeline.publish.opset}, pipeline.verify.model_dump()
+        exported = task("export_onnx", Step("conversion_jobs.export_onnx", {"experiment": EXPERIMENT, **opset}))
+        compared = {"experiment": EXPERIMENT, "snapshot_id": SNAPSHOT, **verify}
+        verified = task("verify_onnx", Step("conversion_jobs.verify_onnx", compared))
+        planned = plan_tasks(pipeline) if pipeline.convert.served == "tensorrt" else []
+    with stage("release"):
+        # The graph before the plan: what is published last is deployed.
+        pairs = [publishing_tasks(pipeline, target) for target in sorted(pipeline.convert.targets)]
+        released = [one for step in zip(*pairs, strict=True) for one in step]
+        deployed = task("deploy_model", deployment(pipeline))
+    return [pulled, *prepared, trained, evaluated, gated, exported, verified, *planned, *released, deployed]
 
 
 def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
     """Return the DAG of one pipeline."""
-    # What a run by hand trains otherwise must not pass for what the schedule would have trained.
-    fingerprint = pipeline.fingerprint + "-{{ params.epochs }}x{{ params.batch }}"
-    data, train, gate, verify, publish = pipeline.data, pipeline.train, pipeline.gate, pipeline.verify, pipeline.publish
-    convert = pipeline.convert
+    steps = {
+        "pull_dataset": pulling(name, pipeline),
+        **pipeline.prepare_steps(),
+        "train": pipeline.train_step(),
+        "evaluate": pipeline.evaluate_step(),
+        "gate": judging(pipeline),
+    }
     with DAG(
         dag_id=f"retrain_{name}",
         description=pipeline.description,
@@ -140,9 +226,10 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
         and CronTriggerTimetable(pipeline.schedule, timezone="UTC", run_immediately=timedelta()),
         catchup=False,
         max_active_runs=1,  # two nights of one pipeline would train on the same GPU and race for the next version
-        tags=["retrain", *pipeline.tags],
+        tags=["retrain", pipeline.kind, *(tag for tag in pipeline.tags if tag != pipeline.kind)],
         params=trigger_form(pipeline),
-        user_defined_macros={"stopped_by": stopped_by},
+        # What a run by hand trains otherwise must not pass for what the schedule would have trained.
+        user_defined_macros={"stopped_by": stopped_by, "fingerprint": Fingerprint(list(steps.values()))},
         default_args={
             "owner": pipeline.owner,
             "retries": pipeline.retries.attempts,
@@ -151,94 +238,9 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             "max_retry_delay": pipeline.retries.max_delay,
         },
     ) as dag:
-        pulled = JobOperator(
-            task_id="pull_dataset",
-            module="training_jobs.pull_dataset",
-            options={
-                "pipeline": name, "fingerprint": fingerprint,
-                **data.model_dump(exclude={"table"}), "table": data.table,
-            },
-            options_from_params={"force": "force", "snapshot_id": "snapshot_id"},
-            connections=["bottle", "database", "mlflow", *(["collect"] if data.source == "collect" else [])],
-            skips=["train_classifier"],
-        )  # fmt: skip
-        snapshot = output_of("pull_dataset", "snapshot_id")
-        trained = JobOperator(
-            task_id="train_classifier",
-            module="training_jobs.train_classifier",
-            options={
-                "config_filename": train.config, "cat": data.group, "snapshot_id": snapshot, "gpus": train.gpus
-            },
-            options_from_params={"epochs": "epochs", "batch": "batch"},
-            connections=["bottle", "database", "mlflow"],
-            execution_timeout=train.timeout,
-            gpus=train.gpus,
-            pool=pipeline.train_pool,
-            queue=pipeline.train_queue,
-        )  # fmt: skip
-        experiment = output_of("train_classifier", "experiment")
-        evaluated = JobOperator(
-            task_id="evaluate",
-            module="training_jobs.evaluate",
-            options={
-                "group": data.group,
-                "snapshot_id": snapshot,
-                "experiment": experiment,
-                "model_name": publish.model_name,
-            },
-            connections=["bottle", "mlflow", "storage"],
-        )
-        gated = JobOperator(
-            task_id="gate",
-            module="training_jobs.gate",
-            options={"report": output_of("evaluate", "report"), **gate.model_dump()},
-            connections=["bottle", "mlflow"],
-            skips=["export_onnx"],
-        )
-        exported = JobOperator(
-            task_id="export_onnx",
-            module="conversion_jobs.export_onnx",
-            options={"experiment": experiment, "opset": publish.opset},
-            connections=["bottle", "mlflow"],
-        )
-        verified = JobOperator(
-            task_id="verify_onnx",
-            module="conversion_jobs.verify_onnx",
-            options={"experiment": experiment, "snapshot_id": snapshot, **verify.model_dump()},
-            connections=["bottle", "mlflow"],
-        )
-        planned = plan_tasks(pipeline, experiment, snapshot) if convert.served == "tensorrt" else []
-        # The graph before the plan: what is published last is deployed.
-        pairs = [publishing_tasks(pipeline, target, experiment, snapshot) for target in sorted(convert.targets)]
-        published = [task for step in zip(*pairs, strict=True) for task in step]
-        deployed = JobOperator(
-            task_id="deploy_model",
-            module="conversion_jobs.deploy_model",
-            options={
-                "model_name": publish.model_name, "version": output_of("publish_model", "version"),
-                "reference": output_of("verify_onnx", "reference"), "experiment": experiment, "snapshot_id": snapshot,
-                "max_latency_ms": publish.max_latency_ms,
-            },
-            connections=["bottle", "mlflow", "storage", "triton"],
-        )  # fmt: skip
-        reported = JobOperator(
-            task_id="report",
-            module="training_jobs.report",
-            options={
-                "pipeline": name,
-                "fingerprint": fingerprint,
-                "snapshot_id": "{{ (ti.xcom_pull('pull_dataset') or {}).get('snapshot_id', '') }}",
-                "outcome": "{{ stopped_by(ti).get('outcome', '') }}",
-                "reason": "{{ stopped_by(ti).get('reason', '') }}",
-                "version": "{{ (ti.xcom_pull('deploy_model') or {}).get('version', '') }}",
-                "report": "{{ (ti.xcom_pull('evaluate') or {}).get('report', '') }}",
-                "states": TASK_STATES,
-                "started_at": "{{ dag_run.start_date.isoformat() }}",
-            },
-            post_execute=fail_with_the_run,
-            connections=["bottle", "database", "mlflow"],
-        )
-        chain(pulled, trained, evaluated, gated, exported, verified, *planned, *published, deployed, reported)
+        tasks = in_stages(name, pipeline, steps)
+        reported = task("report", closing(name), post_execute=fail_with_the_run)
+        chain(*tasks, reported)
         # A teardown runs whatever happened before it, also in a run that a person has marked as failed.
         reported.as_teardown(on_failure_fail_dagrun=True)
     return dag

@@ -13,7 +13,8 @@ FROM ${PYTHON_IMAGE}
 ARG AIRFLOW_VERSION
 LABEL org.opencontainers.image.title="nightshift-airflow" \
       nightshift.airflow="${AIRFLOW_VERSION}" \
-      org.opencontainers.image.description="Nightshift's Airflow with its DAGs and plugins"
+      org.opencontainers.image.description="Nightshift's Airflow with its DAGs and plugins" \
+      org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /var/lib/nightshift /var/lib/nightshift/airflow /var/lib/nightshift/logs /bottle /cache \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
@@ -25,6 +26,7 @@ ENV PATH=/opt/nightshift/.venv/airflow/bin:$PATH PYTHONPATH=/opt/nightshift PYTH
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY LICENSE NOTICE ./
 COPY configs configs
 COPY plugins plugins
 COPY dags dags

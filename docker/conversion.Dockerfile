@@ -7,7 +7,8 @@ ARG TENSORRT_TAG
 
 FROM ${TRAINING_IMAGE} AS cpu
 LABEL org.opencontainers.image.title="nightshift-conversion" \
-      org.opencontainers.image.description="Nightshift's conversion jobs: python -m conversion_jobs.<name>"
+      org.opencontainers.image.description="Nightshift's conversion jobs: python -m conversion_jobs.<name>" \
+      org.opencontainers.image.licenses="Apache-2.0"
 USER root
 COPY conversion_jobs conversion_jobs
 RUN python -m compileall -q conversion_jobs
@@ -16,7 +17,8 @@ USER nightshift
 FROM ${TENSORRT_IMAGE}:${TENSORRT_TAG} AS tensorrt
 ARG TORCH_BACKEND
 LABEL org.opencontainers.image.title="nightshift-tensorrt" \
-      org.opencontainers.image.description="Nightshift's TensorRT jobs: build_plan and verify_plan, with trtexec"
+      org.opencontainers.image.description="Nightshift's TensorRT jobs: build_plan and verify_plan, with trtexec" \
+      org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-NVIDIA-Deep-Learning-Container"
 RUN useradd --uid 10001 --no-create-home --home-dir /job/home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
@@ -33,6 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wh
 ENV PATH=/opt/nightshift/.venv/jobs/bin:/opt/tensorrt/bin:/usr/src/tensorrt/bin:$PATH HOME=/job/home \
     TMPDIR=/job/tmp NIGHTSHIFT_CACHE=/cache PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MLFLOW_DISABLE_TELEMETRY=true NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs

@@ -25,6 +25,7 @@ ENV PATH=/opt/nightshift/.venv/detection/bin:$PATH HOME=/job/home TMPDIR=/job/tm
     YOLO_OFFLINE=1 YOLO_AUTOINSTALL=false YOLO_CONFIG_DIR=/job/tmp/ultralytics
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs

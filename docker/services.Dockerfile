@@ -11,7 +11,8 @@ RUN rm -f .venv/*/.lock # anyone could write to it
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-services" \
-      org.opencontainers.image.description="Nightshift's services: python -m services.model_storage, services.collect; mlflow"
+      org.opencontainers.image.description="Nightshift's services: python -m services.model_storage, services.collect; mlflow" \
+      org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /models /artifacts /collect /bottle \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
@@ -20,6 +21,7 @@ ENV PATH=/opt/nightshift/.venv/services/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTW
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common
 COPY services services
 RUN python -m compileall -q nightshift_common services

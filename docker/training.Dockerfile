@@ -15,7 +15,8 @@ RUN rm -f .venv/*/.lock # anyone could write to it
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-training" \
-      org.opencontainers.image.description="Nightshift's training jobs: python -m training_jobs.<name>"
+      org.opencontainers.image.description="Nightshift's training jobs: python -m training_jobs.<name>" \
+      org.opencontainers.image.licenses="Apache-2.0"
 # /job is where a job leaves its result; Docker gives a new volume there this owner.
 RUN useradd --uid 10001 --no-create-home --home-dir /job/home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /job /job/home /job/tmp /bottle /cache \
@@ -25,6 +26,7 @@ ENV PATH=/opt/nightshift/.venv/jobs/bin:$PATH HOME=/job/home TMPDIR=/job/tmp NIG
     MPLCONFIGDIR=/job/tmp/matplotlib NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs

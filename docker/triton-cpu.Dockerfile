@@ -4,7 +4,8 @@ ARG PYTHON_IMAGE
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-triton-cpu" \
-      org.opencontainers.image.description="Triton with ONNX Runtime on the CPU, for development"
+      org.opencontainers.image.description="Triton with ONNX Runtime on the CPU, for development" \
+      org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /opt/nightshift
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /models /var/lib/triton \
@@ -17,6 +18,7 @@ COPY requirements/triton.txt requirements/triton.txt
 RUN --mount=type=cache,target=/root/.cache/uv UV_LINK_MODE=copy python3 -m local.bootstrap triton && rm -rf .venv/tools
 RUN rm -f .venv/*/.lock # anyone could write to it
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
+COPY LICENSE NOTICE ./
 COPY local local
 COPY docker/triton_cpu.py docker/triton_cpu.py
 USER nightshift

@@ -18,7 +18,7 @@ from jobkit.model_spec import ModelSpec
 class Classifier(nn.Module):
     """`backbone` (timm, `num_classes=0`) and `fc` (linear): float32 [N, C, H, W] -> logits, float32 [N, classes].
 
-    Its state_dict is what seed_004's checkpoints hold.
+    Its state_dict is what the older trainer's checkpoints hold.
 
     Raises:
         ConfigurationError: timm has no architecture of that name.

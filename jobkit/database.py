@@ -1,7 +1,7 @@
 """Nightshift's own tables in PostgreSQL: the schema `nightshift`, made when a job first needs it.
 
 `pipeline_runs` says what each run of a pipeline came to. `pictures` holds what segmentation found in each picture, in
-seed_003's form, with the unique index that its table lacked.
+the form of the older segmentation's table, with the unique index that it lacked.
 """
 
 from __future__ import annotations

@@ -187,8 +187,13 @@ def parse(arguments_type: type[A], argv: list[str]) -> A:
     except SettingsError as error:
         raise ConfigurationError(f"the command line is not valid: {error}; see --help") from error
     except ValidationError as error:
-        problems = [f"--{'.'.join(map(str, item['loc'])) or 'arguments'}: {item['msg']}" for item in error.errors()]
+        problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
         raise ConfigurationError("the command line is not valid: " + "; ".join(problems) + "; see --help") from error
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    return f"--{'.'.join(map(str, location))}: {text}" if location else text
 
 
 def _job_directory() -> Path:

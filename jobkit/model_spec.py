@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from jobkit.errors import DataValidationError
+from nightshift_common.options.weights import SuppressionOptions, SuppressionThresholds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,26 +53,26 @@ class ModelSpec(BaseModel):
     snapshot_id: str | None = Field(None, description="what it was trained on; None outside a snapshot")
 
 
-class NonMaxSuppression(BaseModel):
+class NonMaxSuppression(SuppressionThresholds):
     """How a detector's graph suppresses boxes that better ones cover."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True)
 
-    confidence_threshold: float = Field(
-        0.25,
-        ge=0,
-        lt=1,
-        validation_alias=AliasChoices("confidence_threshold", "score"),  # `score`: files of earlier versions
-        description="boxes with a lower confidence are left out",
-    )
-    iou_threshold: float = Field(
-        0.7,
-        gt=0,
-        le=1,
-        validation_alias=AliasChoices("iou_threshold", "iou"),
-        description="a box that overlaps a better one of its class by more (intersection over union) goes",
-    )
-    max_detections: int = Field(300, ge=1, le=3840, description="boxes a picture; 3840 is TensorRT's limit of TopK")
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_earlier_versions(cls, values: Any) -> Any:
+        return renamed(values) if isinstance(values, dict) else values
+
+    @classmethod
+    def of(cls, options: SuppressionOptions) -> NonMaxSuppression | None:
+        """Return what the options ask for; None: no suppression inside the graph."""
+        return cls(**options.model_dump(include=set(cls.model_fields))) if options.nms else None
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values with thresholds that earlier versions called otherwise under their names."""
+    names = {"score": "confidence_threshold", "iou": "iou_threshold"}
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 class HeadSpec(BaseModel):
@@ -99,6 +100,9 @@ class DetectorSpec(BaseModel):
     preprocessing: Preprocessing
     suppression: NonMaxSuppression | None = Field(
         None, description="non-maximum suppression inside the graph; none: raw"
+    )
+    confidence_threshold: float | None = Field(
+        None, ge=0, le=1, description="objects with a lower confidence do not count: best F1 on the validation pictures"
     )
     snapshot_id: str | None = None
 
@@ -128,6 +132,8 @@ def described_input(spec: Spec) -> dict[str, Any]:
     if isinstance(spec, DetectorSpec):
         how = spec.suppression
         described |= {"task": spec.task, "suppression": None if how is None else how.model_dump()}
+        if spec.confidence_threshold is not None:
+            described["confidence_threshold"] = spec.confidence_threshold
     return described
 
 

@@ -1,4 +1,7 @@
-"""Where things lie in the bottle: seed_003's layout, with snapshots beside it. All functions return keys."""
+"""Where things lie in the bottle, in the layout of the older scripts, with snapshots beside it.
+
+All functions return keys.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def picset_meta(group: str, picset: str, name: str) -> str:
 
 
 def dataset(group: str) -> str:
-    """Return the key of seed_003's summary of a group."""
+    """Return the key of a group's summary, which the older scripts read."""
     return f"datasets/{checked_name(group, 'group')}.json"
 
 

@@ -1,4 +1,7 @@
-"""A snapshot: the immutable, content-addressed set of labeled pictures that a model is trained and scored on."""
+"""A snapshot: the immutable, content-addressed set of labeled pictures that a model is trained and scored on.
+
+A picture has one label, or objects with a label each, or neither: then it shows none of the classes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +21,24 @@ Split = Literal["train", "val", "golden"]
 SPLITS: tuple[Split, ...] = ("train", "val", "golden")
 
 
+class AnnotatedObject(BaseModel):
+    """One object in a picture, in pixels of the picture as it is decoded (turned as its EXIF orientation says)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    label: str = Field(min_length=1)
+    box: tuple[float, float, float, float] = Field(description="x_min, y_min, width, height")
+    polygons: tuple[tuple[float, ...], ...] = Field(
+        (), description="its outline: x, y, x, y, ... of each part; none where only the box is known"
+    )
+    ignore: bool = Field(False, description="a crowd: what is found in it is neither right nor wrong")
+
+    @property
+    def identity(self) -> list[Any]:
+        """What makes it another object, in an order that sorts."""
+        return [self.label, list(self.box), [list(polygon) for polygon in self.polygons], self.ignore]
+
+
 class Sample(BaseModel):
     """One picture of a snapshot."""
 
@@ -25,21 +46,35 @@ class Sample(BaseModel):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file's bytes")
     path: str = Field(description="key in the bottle")
-    label: str
+    label: str = Field(description="its class; empty for a picture with objects")
     split: Split
     width: int = Field(gt=0, description="pixels")
     height: int = Field(gt=0, description="pixels")
     split_group: str = Field(description="what is kept on one side of the split: the picset, else the picture itself")
-    source: str = Field(description="where it came from: collect's filepath, a table's row")
+    source: str = Field(description="where it came from: collect's filepath, a table's row, a file's name")
+    objects: tuple[AnnotatedObject, ...] | None = Field(
+        None, description="what is in it: empty for a background; None for a picture with one label"
+    )
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes that it shows, sorted; those of objects that are to be ignored are left out."""
+        if self.objects is None:
+            return [self.label]
+        return sorted({found.label for found in self.objects if not found.ignore})
 
 
 class Refused(BaseModel):
-    """One picture that was not taken."""
+    """One picture, or one object of a picture, that was not taken."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
-    reason: Literal["corrupt", "too_small", "too_large", "duplicate", "near_duplicate", "conflicting_labels", "missing"]
+    reason: Literal[
+        "corrupt", "too_small", "too_large", "duplicate", "near_duplicate", "conflicting_labels", "missing",
+        "duplicate_id", "unknown_category", "unknown_picture", "malformed", "zero_area",
+        "other_size", "no_usable_object",
+    ]  # fmt: skip
     detail: str
     sha256: str | None = None
 
@@ -53,17 +88,25 @@ class Summary(BaseModel):
     group: str
     labels: list[str] = Field(description="class names; their order is the order of a model's outputs")
     pictures: int
-    counts: dict[str, dict[str, int]] = Field(description="split -> label -> pictures")
+    counts: dict[str, dict[str, int]] = Field(description="split -> label -> pictures, or objects where they have any")
     refused: dict[str, int] = Field(description="reason -> pictures")
 
 
 def snapshot_id(samples: Iterable[Sample]) -> str:
     """Return the id of a set of samples: 16 hex digits of the SHA-256 of its content.
 
-    The order of the samples, their file names and where they came from do not count; pictures, labels and splits do.
+    The order of the samples and of their objects, their file names and where they came from do not count; pictures,
+    labels, objects and splits do.
     """
-    rows = sorted((s.sha256, s.label, s.split) for s in samples)
+    rows: list[tuple[Any, ...]] = sorted(map(_identity, samples))
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def _identity(sample: Sample) -> tuple[Any, ...]:
+    row = (sample.sha256, sample.label, sample.split)
+    if sample.objects is None:
+        return row  # as ids were made before there were objects
+    return (*row, sorted(found.identity for found in sample.objects))
 
 
 class Snapshot(BaseModel):
@@ -86,20 +129,31 @@ def write_snapshot(bottle: Bottle, group: str, samples: list[Sample], refused: l
     ordered = sorted(samples, key=lambda s: (s.sha256, s.label))
     identifier = snapshot_id(ordered)
     paths = SnapshotPaths(group, identifier)
-    counts = {split: dict(sorted(Counter(s.label for s in ordered if s.split == split).items())) for split in SPLITS}
+    counts = {split: dict(sorted(_counted(s for s in ordered if s.split == split).items())) for split in SPLITS}
     summary = Summary(
         snapshot_id=identifier,
         group=group,
-        labels=sorted({s.label for s in ordered}),
+        labels=sorted(_counted(ordered)),
         pictures=len(ordered),
         counts=counts,
         refused=dict(sorted(Counter(r.reason for r in refused).items())),
     )
     if not bottle.exists(paths.summary):
-        bottle.write(paths.manifest, "".join(s.model_dump_json() + "\n" for s in ordered))
+        bottle.write(paths.manifest, "".join(s.model_dump_json(exclude_defaults=True) + "\n" for s in ordered))
         bottle.write(paths.refused, "".join(r.model_dump_json() + "\n" for r in refused))
         bottle.write(paths.summary, summary.model_dump_json(indent=2) + "\n")  # last: it makes the snapshot exist
     return summary
+
+
+def _counted(samples: Iterable[Sample]) -> Counter[str]:
+    """Return how many pictures, or objects where they have any, each class has."""
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        if sample.objects is None:
+            counts[sample.label] += 1
+        else:
+            counts.update(found.label for found in sample.objects if not found.ignore)
+    return counts
 
 
 def read_summary(bottle: Bottle, group: str, identifier: str) -> Summary:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from local.settings import HOST, ROOT, LocalStackError, Settings
+from nightshift_common.pools import pools
 
 HEARTBEAT_SECONDS = 5
 ADMIN = "admin"
@@ -76,7 +77,7 @@ def environment(settings: Settings) -> dict[str, str]:
         **connections(settings),
         "AIRFLOW_HOME": str(home),
         "NIGHTSHIFT_HOME": str(ROOT),
-        "PYTHONPATH": str(ROOT),  # the model storage's client
+        "PYTHONPATH": str(ROOT),  # nightshift_common
         "NIGHTSHIFT_STATE": str(settings.state),
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
     }
@@ -158,6 +159,13 @@ class AirflowApi:
         instances: list[dict[str, Any]] = found["task_instances"]
         return instances
 
+    def make_pools(self) -> None:
+        """Make the pools that tasks may ask for; those that are there keep their slots."""
+        there = {pool["name"] for pool in self._call("GET", "/pools", params={"limit": 100})["pools"]}
+        for name, pool in pools().items():
+            if name not in there:
+                self._call("POST", "/pools", json={"name": name, **pool})
+
     def task_order(self, dag_id: str) -> list[str]:
         """Return the DAG's tasks, each after the ones that it waits for."""
         tasks = {
@@ -182,6 +190,11 @@ class AirflowApi:
         value = answer.json()["value"]
         found: dict[str, Any] = json.loads(value) if isinstance(value, str) else value
         return found or {}
+
+
+def make_pools(settings: Settings) -> None:
+    """Make the pools of GPUs: a task whose pool does not exist would wait for ever."""
+    AirflowApi(settings).make_pools()
 
 
 def run_url(settings: Settings, dag_id: str, run_id: str) -> str:

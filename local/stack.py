@@ -13,7 +13,7 @@ from threading import Event
 
 import psutil
 
-from local import components, postgres, processes
+from local import airflow, components, postgres, processes
 from local.components import Component
 from local.settings import HOST, LocalStackError, Settings, port_variable
 
@@ -52,6 +52,7 @@ def up(settings: Settings, say: Callable[[str], None]) -> None:
             except BaseException:  # Ctrl-C, or one part failed: there is nothing to wait for any more
                 interrupted.set()
                 raise
+        airflow.make_pools(settings)
         say(f"everything is healthy after {time.monotonic() - started:.0f} s")
 
 

@@ -38,7 +38,7 @@ class Totals:
 
 
 PARTS = (
-    Part("jobs", "jobs", ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs")),
+    Part("jobs", "jobs", ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs", "tests/compatibility")),
     Part("detection", "detection", ("tests/detection",)),
     Part("airflow", "airflow", ("tests/plugins", "tests/dags")),
     Part("services", "services", ("tests/nightshift_common", "tests/services", "tests/local")),

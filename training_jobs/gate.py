@@ -47,9 +47,11 @@ def decide(evaluation: Evaluation, rules: GateOptions) -> Decision:
     Raises:
         ConfigurationError: the evaluation has no such metric.
     """
-    if rules.metric not in evaluation.candidate.metrics:
-        known = ", ".join(sorted(evaluation.candidate.metrics))
-        raise ConfigurationError(f"the evaluation has no metric {rules.metric!r} (gate.metric); it has {known}")
+    if rules.metric not in evaluation.gate_metrics or rules.metric not in evaluation.candidate.metrics:
+        valid = ", ".join(evaluation.gate_metrics)
+        raise ConfigurationError(
+            f"gate.metric is {rules.metric!r}; the evaluation has, of which more is better: {valid}"
+        )
     verdicts = [_floor(evaluation, rules)]
     if evaluation.champion is None:
         verdicts.append((True, "there is no champion to compare with: the floor alone decides"))

@@ -13,6 +13,7 @@ from jobkit import job, settings
 from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError
 from jobkit.paths import checked_name
+from nightshift_common.options.training import BatchSize, Epochs, Gpus
 
 if TYPE_CHECKING:
     from training_jobs.classifier.config import Config
@@ -34,9 +35,9 @@ class Arguments(job.Arguments):
     )
     cat: str | None = Field(None, description="group of the snapshot; default: the file's experiment_name")
     snapshot_id: str | None = Field(None, description="the snapshot to train on")
-    epochs: int | None = Field(None, ge=1, description="overrides training.epochs")
-    batch: int | None = Field(None, ge=1, description="overrides dataset.data_loaders.train_batch_size")
-    gpus: int = Field(1, ge=1, le=16, description="GPUs of this host that train together; they share each batch")
+    epochs: Epochs | None = Field(None, description="overrides training.epochs")
+    batch: BatchSize | None = Field(None, description="overrides dataset.data_loaders.train_batch_size")
+    gpus: Gpus = Field(1, description="GPUs of this host that train together; they share each batch")
     resume: str | None = Field(None, description="experiment to go on with: its folder in the bottle")
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_jobs.detection.boxes import BoxAgreement, detections, mask_agreement, suppressed
+from conversion_jobs.detection.agreement import BoxAgreement, mask_agreement
 from conversion_jobs.onnx.graph import append_metadata, interface, read_graph
 from conversion_jobs.onnx.non_max_suppression import suppress
 from conversion_jobs.verification.checks import Check, Close, Cosine, Finite, Verdict
 from jobkit.errors import DataValidationError
 from jobkit.model_spec import DetectorSpec
+from nightshift_common.boxes import detections, suppressed
 
 if TYPE_CHECKING:
     from torch import nn

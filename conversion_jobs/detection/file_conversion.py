@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_jobs.detection.export import detector_checks, export_detector, mask_verdicts, source_outputs
-from conversion_jobs.detection.import_detector import detector_spec, traced
-from conversion_jobs.detection.ultralytics_weights import Detector, load_detector
-from conversion_jobs.families.sources import SourceArguments
 from conversion_jobs.onnx.graph import compact_json
 from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.verification.checks import Verdict, judge_all
+from jobkit.detection.torchscript import Detector, detector_spec, traced
+from jobkit.detection.ultralytics_weights import load_detector
 from jobkit.files import atomic_file, sha256_of
-from jobkit.model_spec import DetectorSpec, described_input
+from jobkit.model_spec import DetectorSpec, NonMaxSuppression, described_input
+from nightshift_common.options.weights import SourceOptions
 
 Array = NDArray[np.float32]
 
 
-def write_detector_file(weights: Path, source: SourceArguments, output: Path, opset: int) -> None:
+def write_detector_file(weights: Path, source: SourceOptions, output: Path, opset: int) -> None:
     """Write the detector in `weights` to `output` as ONNX, which says what it was made from.
 
     Raises:
@@ -33,7 +33,7 @@ def write_detector_file(weights: Path, source: SourceArguments, output: Path, op
     """
     detector, spec = _detector(weights, source)
     metadata = {
-        "source": source.model_dump_json(include=set(SourceArguments.model_fields)),
+        "source": source.model_dump_json(include=set(SourceOptions.model_fields)),
         "weights": sha256_of(weights),
         "normalized": "false",
         "labels": compact_json(spec.labels),
@@ -46,7 +46,7 @@ def write_detector_file(weights: Path, source: SourceArguments, output: Path, op
 
 
 def compare_detector_file(
-    weights: Path, source: SourceArguments, model: OnnxModel, inputs: Array, names: list[str], atol: float, rtol: float
+    weights: Path, source: SourceOptions, model: OnnxModel, inputs: Array, names: list[str], atol: float, rtol: float
 ) -> list[Verdict]:
     """Return how far the ONNX model is from the detector in `weights`, for the same `inputs` [n, 3, H, W]."""
     detector, spec = _detector(weights, source)
@@ -55,6 +55,6 @@ def compare_detector_file(
     return verdicts + mask_verdicts(spec, wanted, found, names)
 
 
-def _detector(weights: Path, source: SourceArguments) -> tuple[Detector, DetectorSpec]:
+def _detector(weights: Path, source: SourceOptions) -> tuple[Detector, DetectorSpec]:
     detector = load_detector(weights, source.img_size)
-    return detector, detector_spec(detector, "", source.img_size, source.suppression)
+    return detector, detector_spec(detector, "", source.img_size, NonMaxSuppression.of(source))

@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from conversion_jobs.detection.ultralytics_weights import Detector, load_detector
 from jobkit.bottle import Bottle
+from jobkit.detection.torchscript import detector_spec, traced
+from jobkit.detection.ultralytics_weights import load_detector
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
-from jobkit.model_spec import DetectorSpec, NonMaxSuppression, Preprocessing
-
-GRAY = 114  # what Ultralytics pads a letterboxed picture with
-
-
-def preprocessing(img_size: tuple[int, int]) -> Preprocessing:
-    """Return how Ultralytics prepares a picture: letterboxed, RGB, values 0..1."""
-    height, width = img_size
-    return Preprocessing(
-        height=height, width=width, channels=3, resize="letterbox", pad_value=GRAY, mean=(0, 0, 0), std=(1, 1, 1)
-    )
+from jobkit.model_spec import DetectorSpec, NonMaxSuppression
 
 
 def write_detector(
@@ -54,21 +44,3 @@ def write_detector(
     spec = spec.model_copy(update={"labels": labels or detector.labels})
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     return spec
-
-
-def detector_spec(
-    detector: Detector, group: str, img_size: tuple[int, int], suppression: NonMaxSuppression | None
-) -> DetectorSpec:
-    """Return the interface of a detector for pictures of `img_size`."""
-    return DetectorSpec(
-        group=group, architecture=f"ultralytics {detector.task}", labels=detector.labels, task=detector.task,
-        preprocessing=preprocessing(img_size), suppression=suppression,
-    )  # fmt: skip
-
-
-def traced(detector: Detector, img_size: tuple[int, int]) -> Any:
-    """Return the detector as TorchScript; the batch is free, the size of the pictures is not."""
-    import torch
-
-    with torch.no_grad():
-        return torch.jit.trace(detector.module, torch.zeros(2, 3, *img_size), check_trace=False)

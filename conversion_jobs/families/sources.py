@@ -2,12 +2,12 @@
 
 | family | weights | also needed |
 |---|---|---|
-| `classifier` | checkpoint of `{backbone, fc}` (ours, seed_004's) | `architecture` (timm) |
+| `classifier` | checkpoint of `{backbone, fc}` (ours, and the older trainer's) | `architecture` (timm) |
 | `vit` | state_dict of a timm encoder; gives the embedding [N, features] | `architecture` (timm) |
 | `head` | state_dict of linear layers over an embedding; gives logits or probabilities | |
 | `torchscript` | TorchScript archive | |
 | `factory` | state_dict of what `module:function` builds | `factory` |
-| `ultralytics` | a detector or segmenter: not here but in conversion_jobs/detection/ultralytics_weights.py | |
+| `ultralytics` | a detector or segmenter: not here but in jobkit/detection/ultralytics_weights.py | |
 
 A state_dict is read with `weights_only`: a file with code in it is refused. A factory is code of one's own.
 """
@@ -20,61 +20,14 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BeforeValidator, Field, model_validator
-
-from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
-from jobkit.model_spec import ModelSpec, NonMaxSuppression, Output, input_shape
+from jobkit.model_spec import ModelSpec, Output, input_shape
+from nightshift_common.options.weights import Activation, SourceOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-Family = Literal["classifier", "vit", "head", "torchscript", "factory", "ultralytics"]
-Activation = Literal["none", "sigmoid", "softmax"]
-
-
-def _number(text: object) -> object:
-    """Return a command line's digits as a number: pydantic does not read them so where only some numbers are valid."""
-    return int(text) if isinstance(text, str) and text.isdecimal() else text
-
-
-class SourceArguments(job.Arguments):
-    """Which model a file of weights belongs to."""
-
-    family: Family = Field(
-        description="classifier, vit, head, torchscript or factory: see conversion_jobs/families/sources.py; or "
-        "ultralytics, a detector or segmenter (in the environment detection)"
-    )
-    architecture: str | None = Field(None, description="timm model name, for classifier and vit")
-    factory: str | None = Field(None, description="module:function that builds the model, for factory")
-    img_size: tuple[int, int] = Field((224, 224), description="height and width of the input picture, pixels")
-    channels: Annotated[Literal[1, 3], BeforeValidator(_number)] = Field(3, description="3: RGB; 1: gray")
-    activation: Activation = Field("none", description="put behind a head: its outputs are then probabilities")
-    nms: bool = Field(False, description="for ultralytics: non-maximum suppression inside the graph")
-    confidence_threshold: float = Field(0.25, ge=0, lt=1, description="with --nms: boxes below it are left out")
-    iou_threshold: float = Field(0.7, gt=0, le=1, description="with --nms: a box that overlaps a better one more goes")
-    max_detections: int = Field(300, ge=1, le=3840, description="with --nms: boxes a picture, at most")
-
-    @model_validator(mode="after")
-    def _family_has_what_it_needs(self) -> SourceArguments:
-        needs = {"classifier": "architecture", "vit": "architecture", "factory": "factory"}
-        if (name := needs.get(self.family)) and getattr(self, name) is None:
-            raise ValueError(f"--family {self.family} needs --{name}")
-        if min(self.img_size) < 1:
-            raise ValueError("--img_size is height and width in pixels, at least 1 each")
-        return self
-
-    @property
-    def suppression(self) -> NonMaxSuppression | None:
-        """Non-maximum suppression inside the graph, where `nms` asks for it."""
-        how = NonMaxSuppression(
-            confidence_threshold=self.confidence_threshold,
-            iou_threshold=self.iou_threshold,
-            max_detections=self.max_detections,
-        )
-        return how if self.nms else None
 
 
 @dataclass(frozen=True)
@@ -86,7 +39,7 @@ class Source:
     output: Output
 
 
-def load_source(weights: Path, options: SourceArguments) -> Source:
+def load_source(weights: Path, options: SourceOptions) -> Source:
     """Return the model that `weights` and `options` describe, in evaluation mode on the CPU.
 
     Raises:

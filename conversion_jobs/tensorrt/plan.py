@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from conversion_jobs.tensorrt.gpu import Gpu
-from conversion_jobs.tensorrt.trtexec_command import Precision
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from conversion_jobs.verification.checks import Verdict
+from nightshift_common.options.conversion import Precision
 
 
 class Attempt(BaseModel):

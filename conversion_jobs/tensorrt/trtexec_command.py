@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from conversion_jobs.onnx.graph import GraphInterface, TensorInterface
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from jobkit.errors import ConfigurationError
-
-Precision = Literal["fp16", "mixed", "fp32"]
+from nightshift_common.options.conversion import Precision
 
 
 @dataclass(frozen=True)

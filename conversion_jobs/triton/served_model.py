@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_jobs.detection.boxes import BoxAgreement
+from conversion_jobs.detection.agreement import BoxAgreement
 from conversion_jobs.onnx.session import Latency
 from conversion_jobs.verification.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all
 from jobkit import settings

@@ -32,11 +32,13 @@ def golden_inputs(
         raise ConfigurationError(f"{experiment.folder} takes pictures: --snapshot_id says which ones verify it")
     samples = choose(read_snapshot(bottle, experiment.group, snapshot_id).split("golden"), count)
     inputs = np.stack([prepare(bottle.local(sample.path), spec.preprocessing) for sample in samples])
-    return inputs, [f"{sample.source} ({sample.label})" for sample in samples]
+    return inputs, [f"{sample.source} ({', '.join(sample.labels)})" for sample in samples]
 
 
 def choose(golden: list[Sample], count: int) -> list[Sample]:
     """Return `count` pictures (all, where there are fewer), from all classes in turn; the same ones every time.
+
+    Of pictures with objects the first class counts; those that show none come last.
 
     Raises:
         DataValidationError: there is none.
@@ -45,7 +47,8 @@ def choose(golden: list[Sample], count: int) -> list[Sample]:
         raise DataValidationError("the snapshot has no golden pictures to verify with")
     by_label: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(golden, key=lambda s: s.sha256):
-        by_label[sample.label].append(sample)
-    longest = max(map(len, by_label.values()))
+        by_label[next(iter(sample.labels), "")].append(sample)
+    empty = by_label.pop("", [])
+    longest = max(map(len, by_label.values()), default=0)
     turns = [by_label[label][i] for i in range(longest) for label in sorted(by_label) if i < len(by_label[label])]
-    return turns[:count]
+    return [*turns, *empty][:count]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
-class Options(BaseModel):
+# Not by `model_config`: a job's arguments inherit options beside settings, whose configuration has more keys.
+class Options(BaseModel, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True):
     """Unknown names are errors, infinity and NaN are no numbers; a field's docstring is its description."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

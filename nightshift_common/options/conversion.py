@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from nightshift_common.names import ModelName
 from nightshift_common.options.base import Options
 
 Precision = Literal["fp16", "mixed", "fp32"]
@@ -54,12 +55,53 @@ class LatencyOptions(Options):
         return self
 
 
-class TrtexecOptions(Options):
-    """The programs of a GPU worker."""
+class ExportOptions(Options):
+    """How a model becomes a graph."""
 
-    workspace: int = Field(4096, ge=16)
-    """memory that TensorRT may use while it builds, MiB"""
+    opset: Opset = OPSET
+    """ONNX opset; 17 has layer norm as one node, which FP16 needs"""
+
+
+class TrtexecOptions(Options):
+    """How trtexec is run on a GPU worker."""
+
+    timeout: float = Field(3600, gt=0)
+    """seconds that one run of trtexec may take"""
     trtexec: str = "trtexec"
     """the program"""
     nvidia_smi: str = "nvidia-smi"
     """the program"""
+
+
+class BuildOptions(TrtexecOptions):
+    """How a plan is built."""
+
+    precision: Precision = "fp16"
+    """what is tried first; where its answers are too far off: fp16, then named layers in FP32, then fp32"""
+    max_batch: int = Field(MAX_BATCH_SIZE, ge=1)
+    """the largest batch"""
+    workspace: int = Field(4096, ge=16)
+    """memory that TensorRT may use while it builds, MiB"""
+
+
+class PlanOptions(BuildOptions):
+    """How a plan is built for a server."""
+
+    serving_tensorrt: TensorRTVersion
+    """version of TensorRT in the serving Triton: a plan loads only into the very build that made it"""
+
+
+class ModelOptions(Options):
+    """Which model of the model storage."""
+
+    model_name: ModelName = Field(title="Model name")
+    """name in the model storage, in Triton and in MLflow's registry"""
+
+
+class PackageOptions(ModelOptions):
+    """What is packaged for Triton."""
+
+    target: Target = "onnx"
+    """what is served: the graph, or a plan of it"""
+    max_batch_size: MaxBatchSize = MAX_BATCH_SIZE
+    """the largest batch that Triton puts together"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -16,6 +17,8 @@ Resize = Literal["letterbox", "stretch"]
 RUNTIMES: dict[Family, str] = {"ultralytics": "detection"}
 """Family -> the runtime that its weights need; the others need `jobs`. Ultralytics is AGPL, so it has its own."""
 _TEXT = r"\S"
+Side = Annotated[int, Field(ge=8, le=4096)]
+"""Of an input picture, pixels."""
 
 
 def _number(text: object) -> object:
@@ -23,17 +26,22 @@ def _number(text: object) -> object:
     return int(text) if isinstance(text, str) and text.isdecimal() else text
 
 
-class SuppressionOptions(Options):
-    """Non-maximum suppression inside the graph of a detector."""
+class SuppressionThresholds(Options):
+    """Which boxes of a detector are left."""
 
-    nms: bool = Field(False, title="NMS in the graph")
-    """for ultralytics: non-maximum suppression inside the graph; without it the raw outputs are served"""
     confidence_threshold: float = Field(0.25, ge=0, lt=1, title="Confidence threshold")
     """with NMS: boxes below it are left out"""
     iou_threshold: float = Field(0.7, gt=0, le=1, title="IoU threshold")
     """with NMS: a box that overlaps a better one of its class by more (intersection over union) goes"""
     max_detections: int = Field(300, ge=1, le=3840, title="Max detections")
     """with NMS: boxes a picture, at most; 3840 is the limit of TensorRT's TopK"""
+
+
+class SuppressionOptions(SuppressionThresholds):
+    """Non-maximum suppression inside the graph of a detector."""
+
+    nms: bool = Field(False, title="NMS in the graph")
+    """for ultralytics: non-maximum suppression inside the graph; without it the raw outputs are served"""
 
 
 class SourceOptions(SuppressionOptions):
@@ -47,7 +55,7 @@ class SourceOptions(SuppressionOptions):
     """for a classifier or vit: timm's name, say efficientnet_b0.ra_in1k or vit_base_patch16_224"""
     factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$", title="Factory")
     """for a factory: module:function that builds the model"""
-    img_size: tuple[int, int] = Field((224, 224), title="Input size")
+    img_size: tuple[Side, Side] = Field((224, 224), title="Input size")
     """height and width of the input picture, pixels"""
     channels: Annotated[Literal[1, 3], BeforeValidator(_number)] = Field(3, title="Channels")
     """3: RGB; 1: gray"""
@@ -59,8 +67,6 @@ class SourceOptions(SuppressionOptions):
         needs = {"classifier": "architecture", "vit": "architecture", "factory": "factory"}
         if (name := needs.get(self.family)) and getattr(self, name) is None:
             raise ValueError(f"family {self.family} needs {name}")
-        if min(self.img_size) < 1:
-            raise ValueError("img_size is height and width in pixels, at least 1 each")
         return self
 
 
@@ -71,10 +77,10 @@ class ImportOptions(SourceOptions):
     """a file (/mnt/weights/best.pth), a key in the bottle (incoming/best.pth), or s3://bucket/best.pth"""
     group: GroupName = Field("converted", title="Group")
     """the group that the model is for"""
-    labels: str = Field("", title="Classes")
+    labels: str = Field("", pattern=r"^$|\S", title="Classes")
     """their names in the order of the outputs, separated by commas; none for a vit; for ultralytics: empty takes those
     of the file"""
-    pictures: str | None = Field(None, pattern="^/", title="Folder of pictures")
+    pictures: Path | None = Field(None, title="Folder of pictures")
     """real pictures to verify with, on the worker; they become a snapshot"""
     snapshot_id: str | None = Field(None, pattern="^[0-9a-f]{16}$", title="Snapshot")
     """or: a snapshot of the group, whose golden pictures verify (16 hex digits)"""
@@ -86,3 +92,29 @@ class ImportOptions(SourceOptions):
     """per channel, of values in 0..1, as the model was trained; here ImageNet's"""
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.229, 0.224, 0.225), title="Deviation")
     """per channel, of values in 0..1, as the model was trained; here ImageNet's"""
+
+    @model_validator(mode="after")
+    def _has_real_inputs_and_classes(self) -> Self:
+        if self.family == "head":
+            if self.embeddings is None or self.pictures is not None or self.snapshot_id is not None:
+                raise ValueError("family head takes embeddings: give embeddings, no pictures and no snapshot_id")
+        elif self.embeddings is not None or (self.pictures is None) == (self.snapshot_id is None):
+            raise ValueError("give pictures or snapshot_id: a model of pictures is verified with real ones")
+        named = self.family != "vit" if self.family != "ultralytics" else bool(self.class_names)
+        if bool(self.class_names) != named:
+            raise ValueError("give labels, the names of the classes; family vit has none: it gives an embedding")
+        return self
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names in `labels`."""
+        return [label.strip() for label in self.labels.split(",") if label.strip()]
+
+
+class InputSizeOptions(Options):
+    """`img_size` as a form asks it."""
+
+    height: Side = Field(224, title="Height")
+    """of the input, pixels"""
+    width: Side = Field(224, title="Width")
+    """of the input, pixels"""

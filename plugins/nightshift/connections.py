@@ -24,7 +24,7 @@ class JobEnvironment:
 
 
 # connection -> (variable, where its value stands in the connection, whether it is a secret)
-_VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
+VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
     "bottle": [
         ("NIGHTSHIFT_BOTTLE", "extra.root", False),
         ("AWS_ENDPOINT_URL", "extra.endpoint_url?", False),
@@ -63,7 +63,7 @@ def resolve(names: list[str]) -> JobEnvironment:
     for name in names:
         connection = _connection(f"nightshift_{name}")
         extra = connection.extra_dejson
-        for variable, place, secret in _VARIABLES[name]:
+        for variable, place, secret in VARIABLES[name]:
             key = place.removesuffix("?")
             value = extra.get(key.removeprefix("extra.")) if key.startswith("extra.") else getattr(connection, key)
             if value:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ResumableJobMixin
@@ -15,9 +13,9 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from airflow.sdk.log import mask_secret
 
 from nightshift.connections import JobEnvironment, resolve
-from nightshift.errors import JobConfigurationError, JobFailed, failure
-from nightshift.launchers.base import JobSpec, Launcher, Status, command_options
-from nightshift.launchers.process import ProcessLauncher
+from nightshift.errors import JobFailed, failure
+from nightshift.launchers.base import JobSpec, Status, command_options
+from nightshift.launchers.registry import launcher
 from nightshift_common.task_instance import TaskInstanceKey
 
 if TYPE_CHECKING:
@@ -40,26 +38,6 @@ class MlflowLink(BaseOperatorLink):
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """Return nothing new: the running operator has pushed the link already."""
         return getattr(operator, "_mlflow_url", "")
-
-
-def launcher() -> Launcher:
-    """Return what runs jobs here, by `NIGHTSHIFT_LAUNCHER`: `process` (the default), `docker` or `kubernetes`.
-
-    Processes run from the checkout `NIGHTSHIFT_HOME`, with their state in `NIGHTSHIFT_STATE`.
-    """
-    kind = os.environ.get("NIGHTSHIFT_LAUNCHER") or "process"
-    if kind == "docker":
-        from nightshift.launchers.docker.launcher import docker_launcher
-
-        return docker_launcher()
-    if kind == "kubernetes":
-        from nightshift.launchers.kubernetes import kubernetes_launcher
-
-        return kubernetes_launcher()
-    if kind != "process":
-        raise JobConfigurationError(f"NIGHTSHIFT_LAUNCHER is {kind!r}; there is: process, docker, kubernetes")
-    home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[2])
-    return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
 
 
 class JobOperator(ResumableJobMixin, BaseOperator):

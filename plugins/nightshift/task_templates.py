@@ -16,10 +16,16 @@ def output_of(task_id: str, field: str) -> str:
     return f"{{{{ ti.xcom_pull('{task_id}')['{field}'] }}}}"
 
 
-def stopped_by(ti: Any) -> dict[str, str]:
-    """Return `outcome` and `reason` of the task that stopped the run early; empty where none did."""
-    for task_id in ("deploy_model", "gate", "pull_dataset"):
-        found: dict[str, str] | None = (ti.xcom_pull(task_id) or {}).get("stop_here")
+def output_if_any(task_id: str, field: str) -> str:
+    """Return a template of one field, a string, of what a task returned; empty where the task did not run."""
+    return f"{{{{ (ti.xcom_pull('{task_id}') or {{}}).get('{field}') or '' }}}}"
+
+
+def stopped_by(ti: Any, dag: Any) -> dict[str, str]:
+    """Return `outcome` and `reason` of the task that stopped the run early, whichever it was; empty where none did."""
+    for task in reversed(list(dag.topological_sort())):
+        result = ti.xcom_pull(task.task_id) if task.task_id != ti.task_id else None
+        found: dict[str, str] | None = result.get("stop_here") if isinstance(result, dict) else None
         if found:
             return found
     return {}

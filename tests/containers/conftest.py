@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins"))  # as Airflow does
 
+pytest.register_assert_rewrite("tests.plugins.launcher_conformance")
+
 from nightshift.launchers.base import JobSpec, command_options  # noqa: E402
 from nightshift.launchers.docker.launcher import DockerLauncher  # noqa: E402
 from nightshift.launchers.docker.settings import DockerSettings  # noqa: E402

@@ -53,19 +53,19 @@ def running_jobs(cluster: Cluster) -> list[str]:
 def test_training_survives_its_worker_and_resumes_after_its_container(cluster: Cluster) -> None:
     airflow = cluster.airflow
     run = airflow.trigger("retrain_digits", epochs=30)
-    first = cluster.job("train_classifier")
+    first = cluster.job("train")
     wait_for(lambda: re.search(rb"epoch (?:[3-9]|[12]\d)\b", first.logs()), "the third epoch", 120)
     first.pause()  # so that it does not end before its worker has died and its own kill comes
     cluster.compose("kill", "--signal", "KILL", "worker")
     cluster.compose("start", "worker")
-    wait_for(lambda: airflow.task("retrain_digits", run, "train_classifier")["try_number"] == 2, "the second try", 120)
-    wait_for(lambda: airflow.task("retrain_digits", run, "train_classifier")["state"] == "running", "it to run", 60)
-    assert cluster.job("train_classifier").id == first.id  # adopted, not started again
-    wait_for(lambda: "epoch" in airflow.log("retrain_digits", run, "train_classifier", 2), "its lines", 60)
+    wait_for(lambda: airflow.task("retrain_digits", run, "train")["try_number"] == 2, "the second try", 120)
+    wait_for(lambda: airflow.task("retrain_digits", run, "train")["state"] == "running", "it to run", 60)
+    assert cluster.job("train").id == first.id  # adopted, not started again
+    wait_for(lambda: "epoch" in airflow.log("retrain_digits", run, "train", 2), "its lines", 60)
     first.unpause()
     first.kill("SIGKILL")
     second = wait_for(
-        lambda: next((c for c in [cluster.job("train_classifier")] if c.id != first.id), None), "a new container", 120
+        lambda: next((c for c in [cluster.job("train")] if c.id != first.id), None), "a new container", 120
     )
     state, tasks = airflow.finished("retrain_digits", run, 300)
     assert (state, set(tasks.values())) == ("success", {"success"}), tasks

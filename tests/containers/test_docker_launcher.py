@@ -1,14 +1,8 @@
-"""Jobs as containers that outlive the worker, on a real engine."""
+"""What is special to jobs as containers, on a real engine; test_docker_conformance.py has what every launcher does."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +16,6 @@ from nightshift.launchers.docker.settings import DockerSettings
 from nightshift_common.task_instance import TaskInstanceKey
 from tests.containers.conftest import ROOT, Bench
 from tests.containers.own_engine import own_engine
-from tests.support.proxy import proxy
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.container
@@ -34,29 +27,6 @@ def container(bench: Bench, job: str) -> Any:
 
 def ran(bench: Bench) -> None:
     wait_for((bench.marks / "ran").exists, "the job")
-
-
-def test_a_job_ends_with_its_lines_its_exit_code_and_its_result(bench: Bench) -> None:
-    job = bench.launcher.start(bench.spec())
-    lines = list(bench.launcher.follow_logs(job))
-    assert bench.launcher.status(job) is Status.SUCCEEDED
-    assert bench.launcher.ended(job).succeeded
-    result = bench.launcher.result(job)
-    assert result is not None and result["result"]["runs"] == 1
-    assert json.loads(lines[-1])["event"] == "done"
-
-
-@pytest.mark.parametrize(
-    ("how", "code", "words"),
-    [("configuration", 2, "exit code 2"), ("later", 75, "exit code 75"), ("segfault", 139, "SIGSEGV")],
-)
-def test_each_end_has_its_exit_code(bench: Bench, how: str, code: int, words: str) -> None:
-    job = bench.launcher.start(bench.spec(how))
-    list(bench.launcher.follow_logs(job))
-    assert bench.launcher.status(job) is Status.FAILED
-    assert bench.launcher.ended(job).exit_code == code
-    assert words in bench.launcher.ended(job).describe()
-    assert bench.launcher.result(job) is None
 
 
 def test_a_job_without_enough_memory_says_so_and_names_the_setting(bench: Bench) -> None:
@@ -75,42 +45,6 @@ def _image(bench: Bench) -> str:
     return bench.launcher.settings.images["jobs_for_tests"]
 
 
-def test_another_worker_finds_and_follows_the_job_of_one_that_was_killed(bench: Bench) -> None:
-    starter = (
-        "import sys, docker; sys.path[:0] = sys.argv[1].split(':');"
-        "from nightshift_common.task_instance import TaskInstanceKey;"
-        "from nightshift.launchers.base import JobSpec;"
-        "from nightshift.launchers.docker.launcher import DockerLauncher;"
-        "from nightshift.launchers.docker.settings import DockerSettings;"
-        "settings = DockerSettings.model_validate_json(sys.argv[2]);"
-        "launcher = DockerLauncher(docker.from_env(), settings, lambda task_instance: None);"
-        "job = launcher.start(JobSpec('jobs_for_tests.example', ['--how', 'wait', '--marks', '/marks'], 'jobs',"
-        " TaskInstanceKey(*sys.argv[3:6], -1, 1)));"
-        "list(launcher.follow_logs(job))"
-    )
-    settings = bench.launcher.settings.model_dump_json()
-    arguments = [f"{ROOT / 'plugins'}:{ROOT}", settings, *list(bench.task_instance.to_dict().values())[:3]]
-    worker = subprocess.Popen([sys.executable, "-c", starter, *arguments], start_new_session=True, cwd="/")
-    ran(bench)
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-    job = bench.launcher.find(TaskInstanceKey(**{**bench.task_instance.to_dict(), "try_number": 2}))
-    assert job is not None and bench.launcher.status(job) is Status.RUNNING
-    (bench.marks / "go").touch()
-    assert json.loads(list(bench.launcher.follow_logs(job))[-1])["event"] == "done"
-    assert bench.launcher.status(job) is Status.SUCCEEDED
-    assert len((bench.marks / "ran").read_text().split()) == 1
-
-
-def test_a_job_is_found_by_its_own_labels_and_from_its_own_tries_only(bench: Bench) -> None:
-    job = bench.launcher.start(bench.spec())
-    list(bench.launcher.follow_logs(job))
-    assert bench.launcher.find(bench.task_instance) == job
-    assert bench.launcher.find(bench.task_instance, since_try=2) is None  # the task was cleared: it runs again
-    for name, value in [("dag_id", "other"), ("run_id", "manual__x"), ("task_id", "x"), ("map_index", 0)]:
-        assert bench.launcher.find(TaskInstanceKey(**{**bench.task_instance.to_dict(), name: value})) is None, name
-
-
 def test_a_container_that_was_never_started_is_not_taken_for_a_job(bench: Bench) -> None:
     job = bench.launcher.start(bench.spec())
     list(bench.launcher.follow_logs(job))
@@ -118,39 +52,6 @@ def test_a_container_that_was_never_started_is_not_taken_for_a_job(bench: Bench)
     made_again = bench.launcher.client.containers.create(_image(bench), labels=made.labels)
     assert bench.launcher.find(bench.task_instance) == job
     assert bench.launcher.status(f"{bench.launcher.host}/{made_again.name}") is Status.FAILED
-
-
-def test_lines_come_once_and_in_order_though_the_connection_drops(bench: Bench) -> None:
-    (bench.marks / "talks.py").write_text(
-        "import time\nfor n in range(3000):\n  print(n, 'ä' * 3, flush=True)\n  time.sleep(0.0005)\n"
-        "print('x' * 40000)\nprint('no end of line', end='')"
-    )
-    with proxy("unix:///var/run/docker.sock") as line:
-        client = docker.DockerClient(base_url=line.url.replace("http", "tcp"))
-        launcher = bench.with_settings(
-            client, volumes=(f"{bench.marks}:/opt/nightshift/talks",), images={"talks": _image(bench)}
-        )
-        job = launcher.start(bench.spec(module="talks.talks", options=[]))
-        lines = []
-        for number, text in enumerate(launcher.follow_logs(job)):
-            lines.append(text)
-            if number in (100, 101, 1500):
-                line.cut()
-                line.mend()
-        assert lines == [f"{n} äää" for n in range(3000)] + ["x" * 40000, "no end of line"]
-        assert launcher.ended(job).succeeded
-
-
-def test_stop_ends_the_container_and_all_in_it_within_five_seconds(bench: Bench) -> None:
-    job = bench.launcher.start(bench.spec("breed"))
-    lines = bench.launcher.follow_logs(job)
-    assert "all of them are up" in next(lines)
-    started = time.monotonic()
-    bench.launcher.stop(job)
-    assert time.monotonic() - started < 5
-    assert bench.launcher.status(job) is Status.FAILED
-    assert list(lines) is not None
-    bench.launcher.stop(job)  # again: nothing happens
 
 
 def test_a_job_that_ends_on_sigterm_is_not_waited_for_longer(bench: Bench) -> None:
@@ -171,22 +72,6 @@ def test_a_container_that_was_removed_has_failed(bench: Bench) -> None:
     assert bench.launcher.result(job) is None
     assert list(bench.launcher.follow_logs(job)) == []
     bench.launcher.stop(job)
-
-
-def test_secrets_are_in_the_environment_and_nowhere_else(bench: Bench) -> None:
-    (bench.marks / "tells.py").write_text(
-        "import hashlib, os\nprint(hashlib.sha256(os.environ['TOKEN'].encode()).hexdigest(), os.environ['PLAIN'])"
-    )
-    secret = "kuchen-9f3a"
-    launcher = bench.with_settings(volumes=(f"{bench.marks}:/opt/nightshift/tells",), images={"tells": _image(bench)})
-    job = launcher.start(
-        bench.spec(module="tells.tells", options=[], variables={"PLAIN": "shown"}, secrets={"TOKEN": secret})
-    )
-    assert list(launcher.follow_logs(job)) == [f"{hashlib.sha256(secret.encode()).hexdigest()} shown"]
-    inspected = container(bench, job).attrs
-    environment = inspected["Config"].pop("Env")
-    assert f"TOKEN={secret}" in environment
-    assert secret not in json.dumps(inspected)
 
 
 def test_a_job_can_do_little_to_its_host(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""The command lines of the users' documents, as they stand there; trtexec is a double, since none can be had here."""
+"""The earlier scripts' command lines, as their users write them; trtexec is a double, since none can be had here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shell(folder: Path, *command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_the_documents_lines_for_the_encoder_work_in_their_folder(tmp_path: Path, pictures: Path) -> None:
+def test_the_lines_for_the_encoder_work_in_their_folder(tmp_path: Path, pictures: Path) -> None:
     encoder = timm.create_model("test_vit", num_classes=0, img_size=(64, 64))
     torch.save(encoder.state_dict(), tmp_path / "best.pth")
     weights, graph = ("--weights", tmp_path / "best.pth"), tmp_path / "model.onnx"
@@ -44,7 +44,7 @@ def test_the_documents_lines_for_the_encoder_work_in_their_folder(tmp_path: Path
     assert '"compared": 5' in said
 
 
-def test_the_documents_lines_for_a_head_work_down_to_the_plan(tmp_path: Path) -> None:
+def test_the_lines_for_a_head_work_down_to_the_plan(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict(), tmp_path / "model_binary.pth")
     np.save(tmp_path / "embeddings.npy", np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32))
     graph, plan = tmp_path / "model.onnx", tmp_path / "model.plan"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from conversion_jobs import export_onnx, predict
-from conversion_jobs.detection.boxes import BoxAgreement, detections, in_picture, overlaps, suppressed
+from conversion_jobs.detection.agreement import BoxAgreement
 from conversion_jobs.families.sources import load_torchscript
 from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.triton.model_config import parse
@@ -27,7 +27,8 @@ from jobkit.bottle import FolderBottle
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.job import Context
-from jobkit.model_spec import Preprocessing
+from jobkit.model_spec import Preprocessing, resized
+from nightshift_common.boxes import detections, in_picture, overlaps, suppressed
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
 from tests.conversion_jobs.test_build_plan import build
@@ -111,13 +112,17 @@ def test_a_detector_is_exported_verified_packaged_and_served_as_it_was_verified(
     assert all(0 <= box.x_min <= box.x_max <= 160 and 0 <= box.y_min <= box.y_max <= 110 for box in said.boxes)
 
 
+def undone(corners: np.ndarray, size: tuple[int, int], how: Preprocessing) -> list[list[float]]:
+    return in_picture(corners, size, resized(*size, how), (how.height, how.width)).tolist()
+
+
 def test_boxes_are_told_in_pixels_of_the_picture() -> None:
     how = Preprocessing(height=100, width=200, pad_value=114, mean=(0, 0, 0), std=(1, 1, 1))
     # 400 x 400 pixels become 100 x 100, with 50 pixels of padding on the left and on the right
     corners = np.array([[50, 0, 150, 100], [60, 10, 70, 20], [0, -5, 500, 500]], np.float32)
-    assert in_picture(corners, 400, 400, how).tolist() == [[0, 0, 400, 400], [40, 40, 80, 80], [0, 0, 400, 400]]
+    assert undone(corners, (400, 400), how) == [[0, 0, 400, 400], [40, 40, 80, 80], [0, 0, 400, 400]]
     stretched = how.model_copy(update={"resize": "stretch"})
-    assert in_picture(corners[:1], 50, 400, stretched).tolist() == [[100, 0, 300, 50]]
+    assert undone(corners[:1], (50, 400), stretched) == [[100, 0, 300, 50]]
 
 
 class Changed(nn.Module):

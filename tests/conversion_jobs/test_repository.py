@@ -46,7 +46,7 @@ class TritonPythonModel:
 
 
 def make_repository(folder: Path) -> Path:
-    """Write seed_001's layout: ONNX models and a Python-backend model with its weights."""
+    """Write the users' layout: ONNX models and a Python-backend model with its weights."""
     for name, factor in (("binary_onnx", 2.0), ("vit_onnx", 3.0)):
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.onnx").write_bytes(scaling_model(factor))
@@ -203,7 +203,7 @@ def test_links_and_damaged_archives_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[Path, Path]:
-    """An archive of weights in seed_001's layout, and its checksums as sha256sum writes them."""
+    """An archive of weights in the users' layout, and its checksums as sha256sum writes them."""
     folder = tmp_path / "weights"
     lines = []
     for name in ("CT-RATE/model_binary.pth", "bpr/model.pt", "bpr/config.json"):

@@ -18,7 +18,7 @@ from torch import nn
 
 from conversion_jobs import test_onnx, torch2onnx
 from conversion_jobs.onnx.graph import interface, read_graph
-from conversion_jobs.torch2onnx import seed_line
+from conversion_jobs.torch2onnx import legacy_command_line
 from jobkit.classifier import Classifier
 from jobkit.errors import ConfigurationError, DataValidationError, JobError
 from jobkit.job import Context, parse
@@ -153,16 +153,16 @@ def test_a_file_is_checked_without_weights_too_and_the_result_says_that_nothing_
     assert [verdict.name for verdict in result.verdicts] == ["finite"]
 
 
-def test_the_command_lines_of_the_users_documents_are_understood(tmp_path: Path) -> None:
+def test_the_earlier_command_lines_are_understood(tmp_path: Path) -> None:
     line = ["--weights", "/abs/best.pth", "--output", "/abs/model.onnx", "--img-size", "224", "320", "--family", "vit"]
-    arguments = parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit"]))
+    arguments = parse(torch2onnx.Arguments, legacy_command_line([*line, "--architecture", "test_vit"]))
     assert arguments.img_size == (224, 320)
-    gray = parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit", "--channels", "1"]))
+    gray = parse(torch2onnx.Arguments, legacy_command_line([*line, "--architecture", "test_vit", "--channels", "1"]))
     assert gray.channels == 1
     with pytest.raises(ConfigurationError, match="--channels: Input should be 1 or 3"):
-        parse(torch2onnx.Arguments, seed_line([*line, "--architecture", "test_vit", "--channels", "2"]))
-    with pytest.raises(ConfigurationError, match="--family vit needs --architecture"):
-        parse(torch2onnx.Arguments, seed_line(line))
+        parse(torch2onnx.Arguments, legacy_command_line([*line, "--architecture", "test_vit", "--channels", "2"]))
+    with pytest.raises(ConfigurationError, match="family vit needs architecture"):
+        parse(torch2onnx.Arguments, legacy_command_line(line))
 
 
 def test_both_commands_run_from_a_shell(tmp_path: Path, pictures: Path) -> None:

@@ -29,7 +29,7 @@ def test_without_tensorrt_the_graph_is_packaged_and_published(dag: Any) -> None:
     assert packaging.trigger_rule == TriggerRule.NONE_FAILED, "else the skipped plan would skip it too"
 
     class NoPlan:
-        def xcom_pull(self, task: str, key: str) -> None:
+        def xcom_pull(self, task: str) -> None:
             return None
 
     def rendered(option: str, *, tensorrt: bool) -> str:

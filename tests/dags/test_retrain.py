@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jinja2
 import pytest
+from airflow.sdk import TaskGroup
 from airflow.sdk.exceptions import AirflowFailException
+
+from nightshift.kinds.classification import ClassificationPipeline
 
 
 def test_under_its_own_name_the_file_defines_no_dag(retrain: Any) -> None:
@@ -20,8 +24,8 @@ def test_a_run_that_came_to_something_succeeds(retrain: Any, outcome: str) -> No
 
 
 def test_the_last_task_fails_where_an_earlier_one_did_and_says_which(retrain: Any) -> None:
-    with pytest.raises(AirflowFailException, match="failed: train_classifier"):
-        retrain.fail_with_the_run({}, {"outcome": "failed", "reason": "failed: train_classifier"})
+    with pytest.raises(AirflowFailException, match="failed: train"):
+        retrain.fail_with_the_run({}, {"outcome": "failed", "reason": "failed: train"})
 
 
 def test_a_training_takes_a_slot_and_a_gpu_for_each_that_its_pipeline_asks_for(retrain: Any) -> None:
@@ -29,9 +33,9 @@ def test_a_training_takes_a_slot_and_a_gpu_for_each_that_its_pipeline_asks_for(r
         "description": "Two GPUs", "owner": "me", "data": {"group": "digits"}, "publish": {"model_name": "digits"},
         "train": {"config": "configs/classifier/digits.yaml", "gpus": 2}, "train_pool": "gpu", "train_queue": "gpu",
     }  # fmt: skip
-    dag = retrain.retrain_dag("two", retrain.Pipeline.model_validate(content))
+    dag = retrain.retrain_dag("two", ClassificationPipeline.model_validate(content))
     for task in dag.tasks:
-        training = task.task_id == "train_classifier"
+        training = task.task_id == "train"
         assert (task.gpus, task.pool_slots, task.options.get("gpus")) == ((2, 2, 2) if training else (1, 1, None))
 
 
@@ -42,18 +46,30 @@ def test_the_report_closes_the_run(dags: dict[str, Any], retrain: Any) -> None:
         assert report._post_execute_hook.__name__ == retrain.fail_with_the_run.__name__
 
 
-def test_a_run_with_other_epochs_is_recorded_under_another_fingerprint(dags: dict[str, Any]) -> None:
-    for dag in (dag for name, dag in dags.items() if name.startswith("retrain_")):
-        recorded = {dag.get_task(task).options["fingerprint"] for task in ("pull_dataset", "report")}
-        assert len(recorded) == 1
-        (template,) = recorded
+def test_pulling_and_the_record_of_a_run_have_one_fingerprint(of_kinds: dict[str, Any]) -> None:
+    for dag in of_kinds.values():
+        (template,) = {dag.get_task(task).options["fingerprint"] for task in ("pull_dataset", "report")}
 
-        def rendered(text: str = template, **params: int) -> str:
-            for name, value in params.items():
-                text = text.replace(f"{{{{ params.{name} }}}}", str(value))
-            return text
+        def rendered(text: str = template, macros: dict[str, Any] = dag.user_defined_macros, **params: int) -> str:
+            return jinja2.Template(text).render(params=params, **macros)
 
-        assert rendered(epochs=15, batch=64) != rendered(epochs=1, batch=64) != rendered(epochs=1, batch=32)
+        assert rendered(epochs=15, batch=64) == rendered(epochs=15, batch=64)
+        assert len({rendered(epochs=15, batch=64), rendered(epochs=1, batch=64), rendered(epochs=1, batch=32)}) == 3
+
+
+def test_a_kind_changes_no_task_id_and_no_part_of_the_night(of_kinds: dict[str, Any]) -> None:
+    orders = {kind: [task.task_id for task in dag.topological_sort()] for kind, dag in of_kinds.items()}
+    assert set(map(tuple, orders.values())) == {tuple(orders["classification"])}
+    for dag in of_kinds.values():
+        groups = {
+            group.group_display_name: list(group.children)
+            for group in dag.task_group.children.values()
+            if isinstance(group, TaskGroup)
+        }
+        assert groups == {
+            "data": ["pull_dataset"], "train": ["train"], "judge": ["evaluate", "gate"],
+            "convert": ["export_onnx", "verify_onnx"], "release": ["package_model", "publish_model", "deploy_model"],
+        }  # fmt: skip
 
 
 def test_with_the_target_tensorrt_the_plan_is_built_on_its_gpu_and_served_and_the_graph_published_beside_it(

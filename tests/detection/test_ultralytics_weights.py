@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conversion_jobs import import_weights
-from conversion_jobs.detection.import_detector import preprocessing
-from conversion_jobs.detection.ultralytics_weights import load_detector
 from jobkit.bottle import FolderBottle
+from jobkit.detection.torchscript import preprocessing
+from jobkit.detection.ultralytics_weights import load_detector
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.job import Context
@@ -65,7 +65,7 @@ def test_of_the_packages_that_are_known_only_modules_are_read(tmp_path: Path, fu
 
     if name == "torch":
         pytest.importorskip(module)
-        from conversion_jobs.detection.ultralytics_weights import _module_class
+        from jobkit.detection.ultralytics_weights import _module_class
 
         assert _module_class(function) is None
         return

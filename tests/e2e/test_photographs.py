@@ -11,8 +11,8 @@ from local.components import python
 from local.run import ask_served_model, retrain
 from local.settings import ROOT, Settings
 from tests.e2e.support import versions
+from tests.support.sample_data import HYMENOPTERA, MISSING
 
-PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "hymenoptera"
 PIPELINE = """\
 description: Ants and bees, photographs
 owner: ml-team
@@ -23,10 +23,10 @@ publish: {model_name: insects, max_latency_ms: 1000}
 """
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"there are no photographs in {PHOTOGRAPHS}")
+@pytest.mark.skipif(not HYMENOPTERA.is_dir(), reason=MISSING)
 def test_photographs_of_ants_and_bees_become_a_served_classifier(settings: Settings, console: Console) -> None:
     collect = str(settings.folder("collect"))
-    table = str(PHOTOGRAPHS / "labels.csv")
+    table = str(HYMENOPTERA / "labels.csv")
     importer = [python("services"), "-m", "services.collect.importers", table, "--group", "insects"]
     subprocess.run([*importer, "--directory", collect], cwd=ROOT, check=True)
     Path(os.environ["NIGHTSHIFT_PIPELINES"], "insects.yaml").write_text(PIPELINE)

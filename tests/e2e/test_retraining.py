@@ -44,7 +44,7 @@ def wait_for_end(api: AirflowApi, run_id: str, seconds: float = 240) -> str:
 
 def wait_for_first_epoch(settings: Settings, run_id: str) -> None:
     second = re.compile(r"· epoch (?:[2-9]|\d\d)")  # the first one's checkpoint is written then
-    wait_for(lambda: second.search(job_logs(settings, run_id, "train_classifier")), "the second epoch")
+    wait_for(lambda: second.search(job_logs(settings, run_id, "train")), "the second epoch")
 
 
 def mlflow_children(settings: Settings, run_id: str) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def test_every_job_of_the_night_is_a_child_of_one_mlflow_run(settings: Settings,
     runs = mlflow_children(settings, first_night.run_id)
     names = {run["info"]["run_name"]: run for run in runs}
     parent = names.pop(first_night.run_id)
-    assert {"train_classifier", "evaluate", "gate", "export_onnx", "verify_onnx"} <= set(names)
+    assert {"train", "evaluate", "gate", "export_onnx", "verify_onnx"} <= set(names)
     tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in names.values()]
     assert {found["mlflow.parentRunId"] for found in tags} == {parent["info"]["run_id"]}
     assert {run["info"]["status"] for run in runs} == {"FINISHED"}
@@ -91,7 +91,7 @@ def test_a_second_night_without_new_pictures_ends_as_nothing_new_and_trains_noth
     second = retrain(settings, DAG, {}, console)
     assert second.state == "success"
     assert second.results["pull_dataset"]["stop_here"]["outcome"] == "nothing_new"
-    assert not job_logs(settings, second.run_id, "train_classifier")
+    assert not job_logs(settings, second.run_id, "train")
     assert versions(settings) == ["0.0.1"]
 
 
@@ -101,12 +101,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint_in_the_same_experiment(
     published = versions(settings)
     run_id = api.trigger(DAG, {"force": True, "epochs": 8})
     wait_for_first_epoch(settings, run_id)
-    for process in jobs(settings, "train_classifier"):
+    for process in jobs(settings, "train"):
         if process.name() != "sh":
             process.kill()
     assert wait_for_end(api, run_id) == "success"
-    assert "resuming after epoch" in job_logs(settings, run_id, "train_classifier")
-    runs = [run for run in mlflow_children(settings, run_id) if run["info"]["run_name"] == "train_classifier"]
+    assert "resuming after epoch" in job_logs(settings, run_id, "train")
+    runs = [run for run in mlflow_children(settings, run_id) if run["info"]["run_name"] == "train"]
     assert len(runs) == 1, "the retry has to go on in the first try's MLflow run"
     assert len(versions(settings)) <= len(published) + 1
 
@@ -116,11 +116,11 @@ def test_a_killed_worker_does_not_end_the_job_and_the_retry_adopts_it(
 ) -> None:
     run_id = api.trigger(DAG, {"force": True, "epochs": 25})
     wait_for_first_epoch(settings, run_id)
-    (job,) = [process for process in jobs(settings, "train_classifier") if process.name() == "sh"]
+    (job,) = [process for process in jobs(settings, "train") if process.name() == "sh"]
     for worker in _workers_of(settings, run_id):
         worker.kill()
     assert wait_for_end(api, run_id) == "success"
-    folders = list((settings.state / "jobs").rglob("train_classifier/*/process.json"))
+    folders = list((settings.state / "jobs").rglob("train/*/process.json"))
     of_run = [path for path in folders if run_id in (path.parent / "job.json").read_text()]
     assert len(of_run) == 1, "the job ran once"
     assert f'"pid": {job.pid},' in of_run[0].read_text()
@@ -140,10 +140,10 @@ def test_a_task_marked_as_failed_ends_its_job_within_five_seconds(
 ) -> None:
     run_id = api.trigger(DAG, {"force": True, "epochs": 500})
     wait_for_first_epoch(settings, run_id)
-    path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/train_classifier"
+    path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances/train"
     api._call("PATCH", path, json={"new_state": "failed"})
     started = time.monotonic()
-    wait_for(lambda: not jobs(settings, "train_classifier"), "the job's processes to end", seconds=15)
+    wait_for(lambda: not jobs(settings, "train"), "the job's processes to end", seconds=15)
     # Airflow tells the worker with its next heartbeat, up to five seconds later; then the job has five seconds.
     assert time.monotonic() - started < 12
     assert wait_for_end(api, run_id) == "failed"
@@ -153,12 +153,12 @@ def test_mlflow_down_in_the_middle_is_waited_for_and_no_metric_is_lost(
     settings: Settings, first_night: Retraining, api: AirflowApi
 ) -> None:
     run_id = api.trigger(DAG, QUICK)
-    wait_for(lambda: jobs(settings, "train_classifier"), "the training to start")
+    wait_for(lambda: jobs(settings, "train"), "the training to start")
     processes.stop(lambda: processes.of_stack(settings.state, "mlflow"))
-    wait_for(lambda: _state(api, run_id, "train_classifier") == "up_for_retry", "the task to wait for its retry")
+    wait_for(lambda: _state(api, run_id, "train") == "up_for_retry", "the task to wait for its retry")
     stack.up(settings, print)
     assert wait_for_end(api, run_id) == "success"
-    (run,) = [run for run in mlflow_children(settings, run_id) if run["info"]["run_name"] == "train_classifier"]
+    (run,) = [run for run in mlflow_children(settings, run_id) if run["info"]["run_name"] == "train"]
     assert run["data"]["metrics"]
 
 
@@ -175,7 +175,7 @@ def test_airflow_killed_with_all_its_processes_is_started_again_and_the_run_goes
         process.kill()
     stack.up(settings, print)
     assert wait_for_end(AirflowApi(settings), run_id) == "success"
-    attempts = list((settings.state / "jobs").rglob("train_classifier/*/job.json"))
+    attempts = list((settings.state / "jobs").rglob("train/*/job.json"))
     assert len([path for path in attempts if run_id in path.read_text()]) == 1, "the job ran once and was adopted"
 
 

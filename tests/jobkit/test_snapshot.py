@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobkit.bottle import FolderBottle
 from jobkit.errors import DataValidationError
-from jobkit.snapshot import Refused, Sample, read_snapshot, read_summary, snapshot_id, write_snapshot
+from jobkit.snapshot import AnnotatedObject, Refused, Sample, read_snapshot, read_summary, snapshot_id, write_snapshot
 
 
 def sample(number: int, label: str = "ant", split: str = "train", **other: object) -> Sample:
@@ -48,6 +48,47 @@ def test_the_id_does_not_depend_on_order_names_or_sources(shuffle: random.Random
     shuffled = [s.model_copy(update={"source": f"other-{i}", "path": "pictures/x"}) for i, s in enumerate(SAMPLES)]
     shuffle.shuffle(shuffled)
     assert snapshot_id(shuffled) == snapshot_id(SAMPLES)
+
+
+def test_the_id_of_labeled_pictures_is_what_it_was_before_there_were_objects() -> None:
+    assert snapshot_id(SAMPLES) == "0fa9870b511e18b1"  # made by the code of that time
+
+
+BOXES = [
+    AnnotatedObject(label="ant", box=(1, 2, 3, 4)),
+    AnnotatedObject(label="bee", box=(5.5, 6, 7, 8), polygons=((5.5, 6, 12.5, 6, 12.5, 14),)),
+    AnnotatedObject(label="ant", box=(0, 0, 30, 30), ignore=True),
+]
+ANNOTATED = [
+    sample(n, "", ("train", "val", "golden")[n % 3], objects=BOXES[: 1 + n % 3] if n < 9 else []) for n in range(12)
+]
+
+
+def test_a_snapshot_with_objects_reads_back_and_counts_them(bottle: FolderBottle) -> None:
+    summary = write_snapshot(bottle, "insects", ANNOTATED, [])
+    snapshot = read_snapshot(bottle, "insects", summary.snapshot_id)
+    assert sorted(snapshot.samples, key=lambda s: s.source) == sorted(ANNOTATED, key=lambda s: s.source)
+    assert summary.labels == ["ant", "bee"]
+    assert summary.counts == {"train": {"ant": 3}, "val": {"ant": 3, "bee": 3}, "golden": {"ant": 3, "bee": 3}}
+    assert [s.labels for s in ANNOTATED[:3]] == [["ant"], ["ant", "bee"], ["ant", "bee"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": "bee"},
+        {"box": (1, 2, 3, 4.01)},
+        {"ignore": True},
+        {"polygons": ((1, 2, 4, 2, 4, 6),)},
+        None,
+    ],
+)
+def test_the_id_changes_with_every_object_but_not_with_their_order(change: dict[str, object] | None) -> None:
+    first, second, *rest = ANNOTATED
+    turned = second.model_copy(update={"objects": tuple(BOXES[1::-1])})
+    assert snapshot_id([first, turned, *rest]) == snapshot_id(ANNOTATED)
+    objects = [] if change is None else [first.objects[0].model_copy(update=change)]
+    assert snapshot_id([first.model_copy(update={"objects": tuple(objects)}), second, *rest]) != snapshot_id(ANNOTATED)
 
 
 @pytest.mark.parametrize("change", [{"label": "wasp"}, {"split": "golden"}, {"sha256": "0" * 64}])

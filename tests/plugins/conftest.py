@@ -13,13 +13,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins"))  # as Airflow does
+pytest.register_assert_rewrite("tests.plugins.launcher_conformance")
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")  # importing Airflow writes its configuration
 
 from tests.plugins.homes import make_home  # noqa: E402
 from tests.support.airflow import Airflow  # noqa: E402
 from tests.support.airflow import airflow as run_airflow  # noqa: E402
+from tests.support.kubernetes_api import Cluster, Image, kubernetes_api, role_rules  # noqa: E402
 
 PASSWORD = "kuchen-und-tee-5551"
+JOB_IMAGE = "registry/jobs:1"
 
 
 @pytest.fixture
@@ -37,6 +40,23 @@ def marks(tmp_path: Path) -> Path:
     folder = tmp_path / "marks"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def cluster(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A double of a Kubernetes cluster, in which this process is a worker with the Role of docs/scaling.md."""
+    from nightshift.launchers import kubernetes
+
+    images = {JOB_IMAGE: Image(ROOT / ".venv" / "jobs" / "bin", home)}
+    rules = role_rules((ROOT / "docs" / "scaling.md").read_text())
+    with kubernetes_api(tmp_path / "cluster", images, rules) as running:
+        monkeypatch.setattr(kubernetes, "ACCOUNT", running.account)
+        monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.05)
+        monkeypatch.setenv("NIGHTSHIFT_LAUNCHER", "kubernetes")
+        monkeypatch.setenv("NIGHTSHIFT_KUBERNETES", json.dumps({"images": {"jobs_for_tests": JOB_IMAGE}}))
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(running.port))
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -133,4 +133,4 @@ def test_lines_of_one_nanosecond_and_parts_of_long_lines_survive_a_cut() -> None
     for cut in range(len(frames)):
         log = Log(frames, [cut])
         assert list(follow(log, "job", lambda: False)) == ["a", "b", "c", "x" * 10 + "y" * 10, "no end"], cut
-        assert log.asked == [None, 1795233600 if cut else None]
+        assert log.asked == [None, 1795233599 if cut else None]

@@ -78,7 +78,7 @@ def test_a_broken_pipeline_shows_its_error_and_the_others_stay(airflow: Airflow)
     (error,) = wait_for(lambda: import_errors(airflow), "the import error", 60)
     assert error["filename"].endswith("retrain_broken.py")
     for line in ("broken.yaml:1: owner: the key is missing", "broken.yaml:2: ownr: there is no such key",
-                 "broken.yaml:3: data.group: input should be a valid string, not 5"):  # fmt: skip
+                 "broken.yaml:3: data.group: input should be a valid string (it is 5)"):  # fmt: skip
         assert f"configs/pipelines/{line}" in error["stack_trace"]
     assert dag(airflow, "season")
 

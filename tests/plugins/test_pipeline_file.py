@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from nightshift.pipelines.pipeline_file import Pipeline, load_pipeline
+from nightshift.fingerprint import Fingerprint
+from nightshift.kinds import KINDS, AnyPipeline
+from nightshift.kinds.classification import ClassificationPipeline as Pipeline
+from nightshift.pipelines.files import load_pipeline
+from nightshift.steps import Step
+from nightshift_common.gpus import GPUS, GpuName
+from nightshift_common.pools import pools
 from nightshift_common.yaml_file import ConfigFileError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +39,9 @@ def pipelines(home: Path) -> Path:
 def load(pipelines: Path, text: str | bytes, name: str = "footwear.yaml") -> Pipeline:
     path = pipelines / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load_pipeline(path)
+    pipeline = load_pipeline(path)
+    assert isinstance(pipeline, Pipeline)
+    return pipeline
 
 
 def errors(pipelines: Path, text: str | bytes, name: str = "footwear.yaml") -> list[str]:
@@ -151,18 +159,66 @@ def test_numbers_and_words_are_those_of_yaml_1_2(pipelines: Path) -> None:
     assert (pipeline.gate.floor, pipeline.verify.atol, pipeline.owner) == (0.9, 0.001, "no")
 
 
+def fingerprint(pipeline: Pipeline, **params: object) -> str:
+    """Return the fingerprint of a night of the pipeline, or of a run by hand with other parameters."""
+    steps = [
+        pipeline.pull_step(),
+        pipeline.train_step(),
+        pipeline.evaluate_step(),
+        Step("gate", pipeline.gate.model_dump()),
+    ]
+    return Fingerprint(steps)({"epochs": pipeline.train.epochs, "batch": pipeline.train.batch, **params})
+
+
 def test_gpus_that_train_together_share_a_batch_and_change_nothing_else(pipelines: Path) -> None:
     two = load(pipelines, with_line("footwear.yaml\n", "footwear.yaml\n  gpus: 2\n"))
     assert two.train.gpus == 2
-    assert two.fingerprint == load(pipelines, GOOD).fingerprint  # the same model comes out
+    assert fingerprint(two) == fingerprint(load(pipelines, GOOD))  # the same model comes out
     (error,) = errors(pipelines, with_line("footwear.yaml\n", "footwear.yaml\n  gpus: 3\n"))
     assert error.startswith("6: train: ") and "a batch of 64 pictures has no equal shares for gpus: 3" in error
 
 
 def test_the_fingerprint_changes_with_what_makes_the_model_and_with_nothing_else(pipelines: Path) -> None:
-    before = load(pipelines, GOOD).fingerprint
-    assert load(pipelines, GOOD.replace("Shoes and bags", "Shoes") + "retries:\n  attempts: 1\n").fingerprint == before
-    assert load(pipelines, GOOD + "gate:\n  floor: 0.5\n").fingerprint != before
-    assert load(pipelines, with_line("group: footwear", "group: season")).fingerprint != before
+    before = fingerprint(load(pipelines, GOOD))
+    other_words = GOOD.replace("Shoes and bags", "Shoes") + "retries:\n  attempts: 1\n"
+    assert fingerprint(load(pipelines, other_words)) == before
+    assert fingerprint(load(pipelines, GOOD.replace("model_name: footwear", "model_name: shoes"))) == before
+    assert fingerprint(load(pipelines, GOOD + "gate:\n  floor: 0.5\n")) != before
+    assert fingerprint(load(pipelines, with_line("group: footwear", "group: season"))) != before
+    assert fingerprint(load(pipelines, GOOD), epochs=3) != before
     (pipelines.parent / "classifier" / "footwear.yaml").write_text("a: 2\n")
-    assert load(pipelines, GOOD).fingerprint != before
+    assert fingerprint(load(pipelines, GOOD)) != before
+
+
+def test_a_kind_that_there_is_not_is_named_with_those_that_there_are(pipelines: Path) -> None:
+    (error,) = errors(pipelines, "kind: detecton\n" + GOOD)
+    assert error == "1: kind: there is no kind 'detecton'; did you mean 'detection'? valid: " + ", ".join(KINDS)
+
+
+@pytest.mark.parametrize("kind", ["detection", "segmentation"])
+def test_a_pipeline_of_another_kind_has_the_sections_of_that_kind(pipelines: Path, kind: str) -> None:
+    annotated = f"kind: {kind}\n" + GOOD.replace("  group: footwear", "  group: footwear\n  annotations: in/a.json")
+    text = annotated.replace("train:\n  config: configs/classifier/footwear.yaml\n", "")
+    assert load_pipeline_of(pipelines, text).kind == kind
+    (error,) = errors(pipelines, annotated)
+    assert "train.config: there is no such key" in error and "epochs" in error
+
+
+def load_pipeline_of(pipelines: Path, text: str) -> AnyPipeline:
+    (pipelines / "footwear.yaml").write_text(text)
+    return load_pipeline(pipelines / "footwear.yaml")
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_a_plan_is_built_on_the_queue_and_in_the_pool_of_its_gpu(pipelines: Path, gpu: GpuName) -> None:
+    convert = load(pipelines, GOOD + f"convert: {{targets: [tensorrt], gpu: {gpu}}}\n").convert
+    assert (convert.gpu_queue, convert.gpu_pool) == (gpu.lower(), gpu.lower())
+    own = load(pipelines, GOOD + f"convert: {{gpu: {gpu}, queue: mine, pool: ours}}\n").convert
+    assert (own.gpu_queue, own.gpu_pool) == ("mine", "ours")
+    assert gpu.lower() in pools(), "a task whose pool does not exist waits for ever"
+
+
+def test_a_small_file_cannot_become_as_large_as_the_memory(pipelines: Path) -> None:
+    levels = "".join(f"  - &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    (error,) = errors(pipelines, GOOD + "tags:\n  - &l0 x\n" + levels)
+    assert "more than 20,000 values" in error

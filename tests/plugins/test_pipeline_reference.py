@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
+from pydantic import TypeAdapter
 
-from nightshift.pipelines.pipeline_file import Pipeline
+from nightshift.kinds import KINDS, AnyPipeline
 from nightshift.pipelines.reference import reference
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pipelines.md"
@@ -14,9 +16,16 @@ def test_the_page_is_the_one_that_the_model_makes() -> None:
     assert PAGE.read_text() == reference(), "make it anew: cd plugins && python -m nightshift.pipelines.reference"
 
 
-def test_the_example_on_the_page_is_a_valid_pipeline() -> None:
-    example = PAGE.read_text().partition("```yaml\n")[2].partition("```")[0]
-    assert Pipeline.model_validate(yaml.safe_load(example)).data.group == "footwear"
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_example_on_the_page_is_a_valid_pipeline(number: int) -> None:
+    example = PAGE.read_text().split("```yaml\n")[number + 1].partition("```")[0]
+    found = TypeAdapter(AnyPipeline).validate_python({"kind": "classification", **yaml.safe_load(example)})
+    assert (found.kind, found.data.group) == [("classification", "footwear"), ("detection", "logos")][number]
+
+
+def test_every_kind_has_its_sections_on_the_page() -> None:
+    headings = [line for line in reference().splitlines() if line.startswith("## `kind: ")]
+    assert headings == [f"## `kind: {kind}`" for kind in KINDS]
 
 
 def test_every_key_says_what_it_means() -> None:

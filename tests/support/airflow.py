@@ -18,6 +18,7 @@ import psycopg2
 from local import airflow as stack
 from local import processes
 from local.settings import Settings
+from nightshift_common.pools import pools
 from tests.support import servers
 from tests.support.waiting import wait_for
 
@@ -106,8 +107,11 @@ def airflow(home: Path, state: Path, postgres_url: str, **environment: str) -> I
         credentials = {"username": stack.ADMIN, "password": settings.secrets["airflow_admin"]}
         token = httpx.post(f"{url}/auth/token", json=credentials, timeout=30).json()["access_token"]
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
+            running = Airflow(url, home, state, f"{base}/nightshift_{port}", client)
+            for name, pool in pools().items():
+                running.call("POST", "/pools", json={"name": name, **pool})
             try:
-                yield Airflow(url, home, state, f"{base}/nightshift_{port}", client)
+                yield running
             finally:  # also the jobs that a test has left
                 processes.stop(lambda: processes.of_stack(state), signal.SIGKILL)
 

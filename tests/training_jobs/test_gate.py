@@ -15,7 +15,7 @@ from jobkit.errors import ConfigurationError, DataValidationError
 from nightshift_common.options.gate import GateOptions
 from training_jobs import gate
 from training_jobs.gate import Decision, decide
-from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice
+from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice, read_evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,10 +140,50 @@ def test_an_evaluation_that_is_not_there_or_damaged_is_refused(context: job.Cont
         gate.run(gate.Arguments(report="evaluations/torn.json"), context)
 
 
-@pytest.mark.parametrize("option", ["--floor=1.5", "--metric=loss", "--max_slice_loss=-1", "--min_support=0"])
+@pytest.mark.parametrize("option", ["--floor=1.5", "--max_slice_loss=-1", "--min_support=0"])
 def test_a_rule_out_of_bounds_is_a_configuration_error(option: str) -> None:
     with pytest.raises(ConfigurationError, match=option[2:].partition("=")[0]):
         job.parse(gate.Arguments, ["--report", "x", option])
+
+
+@pytest.mark.parametrize("metric", ["loss", "log_loss", "ece"])
+def test_a_metric_that_is_not_there_or_of_which_less_is_better_decides_nothing(metric: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"gate.metric is '{metric}'; .*more is better: accuracy, macro_f1"):
+        judge(scores("new", 0.9), None, metric=metric)
+
+
+def test_an_evaluation_of_another_kind_is_judged_by_its_own_metric_and_slices() -> None:
+    def of(version: str, f1: float, small: float) -> Scores:
+        slices = {"size/small": Slice(support=50, score=small), "size/large": Slice(support=50, score=0.9)}
+        return Scores(version=version, metrics={"f1": f1, "ap": 0.4}, slices=slices, slice_metric="recall")
+
+    found = evaluation(of("new", 0.8, 0.5), None).model_copy(
+        update={
+            "champion": of("old", 0.7, 0.7),
+            "gate_metrics": ["f1"],
+            "comparison": Comparison(
+                pictures=100, only_candidate_right=9, only_champion_right=2, p_value=0.06,
+                gains={"f1": Gain(value=0.1, standard_error=0.02)},
+            ),
+        }
+    )  # fmt: skip
+    decision = decide(found, GateOptions(metric="f1", max_slice_loss=0.1))
+    assert not decision.promote
+    assert decision.failed == [
+        "size/small loses 0.2000 of recall (0.7000 to 0.5000, 50 golden pictures): more than the 0.1 that is allowed"
+    ]
+
+
+def test_an_evaluation_of_before_there_were_other_kinds_is_still_read(bottle: FolderBottle) -> None:
+    old = json.loads(evaluation(scores("new", 0.96), scores("old", 0.9)).model_dump_json())
+    for name in ("kind", "gate_metrics"):
+        del old[name]
+    for side in ("candidate", "champion"):
+        del old[side]["slice_metric"]
+        for part in old[side]["slices"].values():
+            assert part.pop("score") == part["f1"]
+    bottle.write("old.json", json.dumps(old))
+    assert decide(read_evaluation(bottle, "old.json"), GateOptions(metric="accuracy")).promote
 
 
 def test_the_gate_as_a_process_needs_no_heavy_library(bottle: FolderBottle, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from services.collect.load_digits import digits
+from tests.support.sample_data import HYMENOPTERA, MISSING
 from training_jobs.data.near_duplicates import CONTRAST_SHARE, LIMIT, near_copies
 from training_jobs.data.picture_inspection import inspect
 
-PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hymenoptera" / "pictures"
+PHOTOGRAPHS = HYMENOPTERA / "pictures"
 
 
 def thumbnail(content: bytes) -> NDArray[np.uint8]:
@@ -63,7 +63,7 @@ def test_no_two_of_the_digits_are_near_copies() -> None:
     assert near_copies(np.stack([thumbnail(item.content) for item in digits()])) == {}
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the shared photographs are not here")
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=MISSING)
 def test_photographs_saved_again_are_found_and_different_ones_are_not() -> None:
     originals, copies = [], []
     for path in sorted(PHOTOGRAPHS.iterdir())[::6]:

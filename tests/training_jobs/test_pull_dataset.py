@@ -359,5 +359,5 @@ def test_mlflow_gets_the_snapshot_and_its_counts(
 
 
 def test_a_table_goes_with_postgres_only() -> None:
-    with pytest.raises(ConfigurationError, match="--table goes with --source postgres"):
+    with pytest.raises(ConfigurationError, match="table goes with source postgres"):
         job.parse(pull_dataset.Arguments, ["--pipeline", "p", "--group", "g", "--source", "postgres"])

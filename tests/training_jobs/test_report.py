@@ -19,7 +19,7 @@ from tests.support.proxy import proxy
 from tests.training_jobs.test_gate import evaluation, scores
 from training_jobs import report
 
-DONE = {"pull_dataset": "success", "train_classifier": "success", "deploy_model": "success", "report": "running"}
+DONE = {"pull_dataset": "success", "train": "success", "deploy_model": "success", "report": "running"}
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def parent_of(url: str, task_instance: TaskInstanceKey) -> object:
         ({"version": "0.0.4", "states": DONE}, "promoted", "FINISHED"),
         ({"outcome": "rejected", "reason": "too bad", "states": {"export_onnx": "skipped"}}, "rejected", "FINISHED"),
         ({"states": {"publish_model": "skipped", "deploy_model": None}}, "not_published", "FINISHED"),
-        ({"states": {"train_classifier": "failed", "evaluate": "upstream_failed"}}, "failed", "FAILED"),
+        ({"states": {"train": "failed", "evaluate": "upstream_failed"}}, "failed", "FAILED"),
         ({"version": "0.0.4", "states": {**DONE, "deploy_model": "failed"}}, "failed", "FAILED"),
         ({"outcome": "rejected", "states": {"gate": "failed"}}, "failed", "FAILED"),
     ],
@@ -97,11 +97,11 @@ def test_what_a_run_came_to(
 
 
 def test_a_failure_names_the_tasks_that_failed(close: Closer) -> None:
-    assert close(states={"train_classifier": "failed", "gate": "upstream_failed"}).reason == "failed: train_classifier"
+    assert close(states={"train": "failed", "gate": "upstream_failed"}).reason == "failed: train"
 
 
 def test_a_promotion_makes_the_next_night_end_early_and_a_failure_does_not(close: Closer) -> None:
-    close(snapshot_id="s", states={"train_classifier": "failed"})
+    close(snapshot_id="s", states={"train": "failed"})
     assert database.completed_run("digits", "s", "f") is None
     close(snapshot_id="s", version="0.0.4", states=DONE)
     found = database.completed_run("digits", "s", "f")
@@ -141,7 +141,7 @@ def test_the_summary_is_for_people_and_for_programs(
         "digits: promoted",
         "version: 0.0.4",
         "| accuracy | 0.9800 | 0.9500 |",
-        "| train_classifier | success |",
+        "| train | success |",
     ):
         assert expected in text
     summary = json.loads(Path(api.download_artifacts(parent.info.run_id, "summary.json", str(tmp_path))).read_text())

@@ -27,7 +27,7 @@ HEAD = """# The classifier's configuration file
 override two of its keys. Every key has a default; an unknown or repeated key is an error that names its line. This page
 is made from the code that checks the files: `python -m training_jobs.classifier.config_reference`.
 
-Without `--config_filename` the file is `configs/classifier/GROUP.yaml`, or `default.yaml` where there is none of that
+Without `--config_filename` the file is `configs/classifier/<group>.yaml`, or `default.yaml` where there is none of that
 name.
 
 Labels come from a snapshot (`--cat GROUP --snapshot_id ID`; the id may be left out where the group has one snapshot),

@@ -1,4 +1,7 @@
-"""seed_003's experiment folder: claimed by a task instance, found again by its retry, finished by `metrics.json`."""
+"""An experiment's folder: claimed by a task instance, found again by its retry, finished by `metrics.json`.
+
+Its name and layout are those of the older scripts (docs/compatibility.md).
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from nightshift_common.http_errors import detail_of
 from training_jobs.data import http_client
 from training_jobs.data.listing import Listed
 
-# What seed_003's loader asks for: a group is everything that was collected for it, checked by a person or not.
+# What the older loader asks for: a group is everything that was collected for it, checked by a person or not.
 MODES = ["PREPARING", "CHECKING", "VALIDATED"]
 PICSETS_A_REQUEST = 200
 

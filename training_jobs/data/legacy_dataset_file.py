@@ -1,4 +1,4 @@
-"""The summary of a group in the form that seed_003's scripts read: `datasets/<group>.json`."""
+"""The summary of a group in the form that the older scripts read: `datasets/<group>.json`."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ def inspect(source: str, content: bytes, max_side: int) -> Inspected:
             if image.format not in SUFFIX:
                 detail = f"the format {image.format} is not one of {', '.join(SUFFIX)}"
                 return Inspected(source=source, sha256=digest, fault="corrupt", detail=detail)
-            if max(image.size) <= max_side and not _training_decodes(content):
+            width, height = image.size if max(image.size) > max_side else _decoded_size(content)
+            if not width:
                 detail = (
                     f"OpenCV, which reads pictures for training, does not decode this {image.format} ({image.mode})"
                 )
@@ -73,8 +74,8 @@ def inspect(source: str, content: bytes, max_side: int) -> Inspected:
                 source=source,
                 sha256=digest,
                 suffix=SUFFIX[image.format],
-                width=image.width,
-                height=image.height,
+                width=width,
+                height=height,
                 thumbnail="" if max(image.size) > max_side else _thumbnail(image),
             )
     except Exception as error:  # noqa: BLE001 - decoders of damaged files raise anything, from OSError to struct.error
@@ -82,13 +83,16 @@ def inspect(source: str, content: bytes, max_side: int) -> Inspected:
         return Inspected(source=source, sha256=digest, fault="corrupt", detail=detail)
 
 
-def _training_decodes(content: bytes) -> bool:
-    """Whether `jobkit.model_spec.prepare` can read the picture: it takes torn files that Pillow does not, and the
-    other way round, say TIFF with 32 bits a value."""
+def _decoded_size(content: bytes) -> tuple[int, int]:
+    """Return width and height as `jobkit.model_spec.prepare` reads the picture, turned as its EXIF orientation says.
+
+    0 where it cannot: it takes torn files that Pillow does not, and the other way round, say TIFF with 32 bits a value.
+    """
     import cv2
     import numpy as np
 
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is not None
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return (0, 0) if decoded is None else (decoded.shape[1], decoded.shape[0])
 
 
 def _thumbnail(image: Image) -> str:

@@ -75,8 +75,8 @@ def select(listed: Iterable[Listed], inspected: dict[str, Inspected], rules: Rul
     candidates: list[_Candidate] = []
     for entry in sorted(set(listed), key=lambda e: (e.source, e.label or "", e.split_group or "")):
         picture = inspected[entry.source]
-        if fault := _fault(picture, rules):
-            refused.append(fault)
+        if problem := fault(picture, rules):
+            refused.append(problem)
             continue
         split_group = entry.split_group or picture.sha256
         candidates.append(_Candidate(entry, picture, rules.side(split_group), split_group))
@@ -116,7 +116,8 @@ def check_classes(samples: list[Sample], group: str) -> None:
         )
 
 
-def _fault(picture: Inspected, rules: Rules) -> Refused | None:
+def fault(picture: Inspected, rules: Rules) -> Refused | None:
+    """Return what is wrong with a picture by itself, if anything is."""
     size = f"{picture.width}x{picture.height} pixels"
     known = {"source": picture.source, "sha256": picture.sha256 or None}
     if picture.fault:

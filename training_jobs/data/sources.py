@@ -51,8 +51,8 @@ def table_source(table: str, bottle: Bottle) -> Iterator[Source]:
             if parts.scheme in ("http", "https"):
                 return _download(client, path)
             if parts.scheme == "file" or path.startswith("/"):
-                return _read_local(Path(unquote(parts.path) if parts.scheme == "file" else path))
-            return _read_from_bottle(bottle, path)
+                return read_local(Path(unquote(parts.path) if parts.scheme == "file" else path))
+            return read_from_bottle(bottle, path)
 
         yield Source(listed_in_table(table), fetch)
 
@@ -66,7 +66,8 @@ def _download(client: httpx.Client, url: str) -> bytes:
     return response.content
 
 
-def _read_local(path: Path) -> bytes:
+def read_local(path: Path) -> bytes:
+    """Return a file of this host; NotThere where there is none that may be read."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -75,7 +76,8 @@ def _read_local(path: Path) -> bytes:
         raise NotThere(f"{path} may not be read") from error
 
 
-def _read_from_bottle(bottle: Bottle, key: str) -> bytes:
+def read_from_bottle(bottle: Bottle, key: str) -> bytes:
+    """Return the content of a key; NotThere where there is none, or it is no key."""
     try:
         checked_key(key)
     except ConfigurationError as error:

@@ -74,6 +74,10 @@ class Evaluation(BaseModel):
     model_name: str
     labels: list[str]
     pictures: int = Field(description="golden pictures")
+    gate_metrics: list[str] = Field(
+        ["accuracy", "macro_f1"],  # what evaluations say that are older than the other kinds
+        description="the metrics that a gate may decide by: more is better",
+    )
     candidate: Scores
     champion: Scores | None
     comparison: Comparison | None

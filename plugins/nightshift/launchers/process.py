@@ -8,6 +8,7 @@ everything that the job started.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -26,22 +27,30 @@ from nightshift_common.task_instance import VARIABLE, TaskInstanceKey
 
 # $$ is the shell, the session's leader. Its start time (field 22 of /proc/PID/stat) tells it from a later process with
 # the same number. The exit code is written by the shell, so that a worker that comes later can read it. The shell
-# outlives a request to end, which reaches the job as usual: a child does not inherit a trap.
+# outlives a request to end, which reaches the job as usual: a child does not inherit a trap. What the shell says,
+# for instance "Killed", is no line of the job.
 WRAPPER = """
 set -u
 trap : TERM INT HUP
 job=$NIGHTSHIFT_JOB_DIR
 start=$(sed 's/.*) //' /proc/$$/stat | cut -d' ' -f20)
 echo "{\\"pid\\": $$, \\"start\\": $start}" > "$job/process.json.new" && mv "$job/process.json.new" "$job/process.json"
-"$@" > "$job/log" 2>&1
+(exec "$@" > "$job/log" 2>&1)
 code=$?
 echo $code > "$job/exit_code.new" && mv "$job/exit_code.new" "$job/exit_code"
 """
 POLL_SECONDS = 0.1
 CHUNK_BYTES = 1 << 20
+NAME_CHARACTERS = 200  # a file system takes 255 bytes
 GRACE_SECONDS = 3.0  # between SIGTERM and SIGKILL; Airflow allows five in all
 KILL_SECONDS = 1.0
 START_SECONDS = 30.0  # a machine that is busy to its limit; usually 10 ms
+
+
+def process_launcher() -> ProcessLauncher:
+    """Return the launcher of the checkout `NIGHTSHIFT_HOME`, by default this one; state in `NIGHTSHIFT_STATE`."""
+    home = Path(os.environ.get("NIGHTSHIFT_HOME") or Path(__file__).resolve().parents[3])
+    return ProcessLauncher(home, Path(os.environ.get("NIGHTSHIFT_STATE") or home / ".nightshift"))
 
 
 class ProcessLauncher:
@@ -101,9 +110,10 @@ class ProcessLauncher:
         return {**inherited, **spec.variables, **spec.secrets, **job}
 
     def _task_folder(self, task_instance: TaskInstanceKey) -> Path:
-        index = "" if task_instance.map_index < 0 else f".{task_instance.map_index}"
-        parts = (task_instance.dag_id, task_instance.run_id, task_instance.task_id + index)
-        return self.jobs.joinpath(*(_folder_name(part) for part in parts))
+        parts = (task_instance.dag_id, task_instance.run_id, task_instance.task_id)
+        dag, run, task = (_folder_name(part) for part in parts)
+        index = "" if task_instance.map_index < 0 else f"@{task_instance.map_index}"  # no name has a bare @
+        return self.jobs / dag / run / f"{task}{index}"
 
     def _new_attempt(self, task_instance: TaskInstanceKey) -> Path:
         folder = self._task_folder(task_instance)
@@ -172,7 +182,7 @@ class ProcessLauncher:
                 yield from (line.decode(errors="replace").rstrip("\r") for line in lines)
             if not running:
                 if rest:
-                    yield rest.decode(errors="replace")
+                    yield rest.decode(errors="replace").rstrip("\r")
                 return
             if len(chunk) < CHUNK_BYTES:
                 time.sleep(POLL_SECONDS)
@@ -209,6 +219,8 @@ class ProcessLauncher:
 def _folder_name(part: str) -> str:
     """Return a name that no other part of a key has and that stays in its folder, whatever characters it has."""
     name = quote(part, safe="+~")
+    if len(name) > NAME_CHARACTERS:
+        return f"{name[:NAME_CHARACTERS]}={hashlib.sha256(part.encode()).hexdigest()[:32]}"
     return name.replace(".", "%2E") if set(name) == {"."} else name
 
 

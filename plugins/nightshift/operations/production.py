@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nightshift.model_storage_hook import ModelStorageHook
-from nightshift.pipelines.pipeline_file import load_pipeline, pipelines_folder
+from nightshift.pipelines.files import load_pipeline
+from nightshift.pipelines.folders import pipelines_folder
 from nightshift_common.model_storage_client import ModelStorageClient, StorageRefused
 from nightshift_common.yaml_file import ConfigFileError
 

@@ -16,7 +16,7 @@ from typing import Any
 from airflow.configuration import conf
 from airflow.dag_processing.bundles.base import BaseDagBundle
 
-from nightshift.pipelines.pipeline_file import home, pipelines_folder
+from nightshift.pipelines.folders import home, pipelines_folder
 
 PREFIX = "retrain_"
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from nightshift.pipelines.pipeline_file import Pipeline
+from nightshift.kinds import DEFAULT, KINDS
+from nightshift.kinds.base import Pipeline
 
 HEAD = """# Pipeline files
 
@@ -39,8 +40,20 @@ brings them into the collect server of `make up`. Files in another folder than `
 `NIGHTSHIFT_PIPELINES` names it.
 
 Epochs and batch size of the file are the defaults of the form that starts a run by hand. What makes a run's model, but
-for its data, has a *fingerprint*: the sections `data`, `train` and `gate`, the training configuration, the epochs and
-the batch size. A run ends early as "nothing new" if a finished run had the same snapshot and the same fingerprint.
+for its data, has a *fingerprint*: all that reaches pulling, preparing, training, evaluation and the gate, from the file
+or from the form, and the content of the training configuration; not what only says how (`train.gpus`, pools, queues,
+limits of time). A run ends early as "nothing new" if a finished run had the same snapshot and the same fingerprint.
+
+A pipeline has a *kind*: `classification` where the file does not say it, `detection` or `segmentation`. The chain of
+tasks and their names are the same for all; the kind decides what pulls, trains and evaluates, and which keys there are.
+
+```yaml
+kind: detection
+description: Logos in photographs, from a COCO file in the bottle
+owner: ml-team
+data: {group: logos, annotations: incoming/logos/annotations.json}
+publish: {model_name: logos}
+```
 
 This page is made by `python -m nightshift.pipelines.reference` (in `plugins/`, with `.venv/airflow`).
 """
@@ -49,16 +62,29 @@ TABLE = ["| key | value | default | meaning |", "|---|---|---|---|"]
 
 def reference() -> str:
     """Return the page."""
-    sections = [(name, field) for name, field in Pipeline.model_fields.items() if _section(field)]
-    plain = [(name, field) for name, field in Pipeline.model_fields.items() if not _section(field)]
-    lines = [HEAD, "## Top level", "", *TABLE, *(_row(name, field) for name, field in plain)]
-    for name, field in sections:
-        model = _section(field)
-        assert model is not None  # noqa: S101 - selected above
-        need = "required" if field.is_required() else "may be left out"
-        lines += ["", f"## `{name}` ({need})", "", cleandoc(model.__doc__ or ""), "", *TABLE]
-        lines += [_row(key, value) for key, value in model.model_fields.items()]
+    lines = [HEAD, "## Top level", "", *TABLE]
+    first = KINDS[DEFAULT]
+    kinds = " or ".join(f"`{kind}`" for kind in KINDS)
+    lines.append(f"| `kind` | {kinds} | `{DEFAULT}` | what is trained: it decides the sections below |")
+    lines += [_row(name, field) for name, field in first.model_fields.items() if not _section(field) and name != "kind"]
+    shared = [name for name, field in Pipeline.model_fields.items() if _section(field)]
+    for kind, pipeline in KINDS.items():
+        lines += ["", f"## `kind: {kind}`", "", cleandoc(pipeline.__doc__ or "")]
+        for name, field in pipeline.model_fields.items():
+            if name not in shared and _section(field):
+                lines += _table(name, field, 3)
+    lines += ["", "## Sections of every kind"]
+    for name in shared:
+        lines += _table(name, first.model_fields[name], 3)
     return "\n".join(lines) + "\n"
+
+
+def _table(name: str, field: FieldInfo, level: int) -> list[str]:
+    model = _section(field)
+    assert model is not None  # noqa: S101 - selected by the caller
+    need = "required" if field.is_required() else "may be left out"
+    head = ["", f"{'#' * level} `{name}` ({need})", "", cleandoc(model.__doc__ or ""), "", *TABLE]
+    return head + [_row(key, value) for key, value in model.model_fields.items()]
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""The HTTP API. The calls that seed_003's clients know are in `seed_calls`."""
+"""The HTTP API. The calls of the older model storage are in `legacy_calls`."""
 
 from __future__ import annotations
 

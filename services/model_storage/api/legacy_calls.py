@@ -1,4 +1,4 @@
-"""Publishing, and the calls of the model storage that seed_003's clients already use: same inputs, same replies."""
+"""Publishing, and the calls of the older model storage service, which its clients go on using."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def client(url: str) -> Iterator[httpx.Client]:
         yield found
 
 
-# what seed_003's loader sends
+# what the older loader sends
 ALL_MODES = ["PREPARING", "CHECKING", "VALIDATED"]
 
 

@@ -18,9 +18,10 @@ from sklearn.datasets import load_digits
 from services.collect.importers import ImportRefused, add_items, items_of_folder, items_of_table
 from services.collect.store import Picset, Picture, Store
 from tests.support import servers
+from tests.support.sample_data import HYMENOPTERA, MISSING
 
 ROOT = Path(__file__).resolve().parents[3]
-HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera" / "labels.csv"
+PHOTOGRAPHS = HYMENOPTERA / "labels.csv"
 
 
 def picture(value: int = 0) -> bytes:
@@ -130,12 +131,12 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         list(items_of_folder(tmp_path))
 
 
-@pytest.mark.skipif(not HYMENOPTERA.exists(), reason="the shared photographs are not here")
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason=MISSING)
 def test_real_photographs_are_imported_from_their_table(tmp_path: Path) -> None:
-    with HYMENOPTERA.open() as handle:
+    with PHOTOGRAPHS.open() as handle:
         rows = list(csv.DictReader(handle))
     store = Store(tmp_path)
-    assert add_items(store, "hymenoptera", items_of_table(HYMENOPTERA)) == len(rows)
+    assert add_items(store, "hymenoptera", items_of_table(PHOTOGRAPHS)) == len(rows)
     found = store.by_category(["hymenoptera"], [], [])
     assert {label: len(p) for label, p in found.items()} == {
         label: sum(row["label"] == label for row in rows) for label in {row["label"] for row in rows}

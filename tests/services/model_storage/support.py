@@ -102,7 +102,7 @@ class Storage:
         self.client = httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {TOKEN}"})
 
     def upload(self, model: str, archive: bytes, version: str | None = None, **fields: str) -> httpx.Response:
-        """Send an archive as seed_003's clients do."""
+        """Send an archive as the clients of the older model storage do."""
         form = {"model_name": model, **fields} | ({"model_version": version} if version else {})
         return self.client.post("/upload_new_version/", files={"src_file": ("model_onnx.zip", archive)}, data=form)
 

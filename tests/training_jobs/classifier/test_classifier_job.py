@@ -77,7 +77,7 @@ def test_a_training_answers_with_its_experiment(context: job.Context, bottle: Fo
 def test_without_a_file_a_group_trains_by_its_own_or_the_default_one(
     context: job.Context, bottle: FolderBottle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """seed_003: `train.py --cat GROUP --epochs 1 --batch 4`."""
+    """As the older `train.py --cat GROUP --epochs 1 --batch 4`."""
     monkeypatch.setattr(train_classifier, "CONFIGS", tmp_path)
     write_pictures(bottle, tmp_path / "source")
     write_config(tmp_path).rename(tmp_path / "default.yaml")
@@ -98,7 +98,7 @@ def test_a_fine_tuning_is_named_so(context: job.Context, bottle: FolderBottle, t
 def test_without_a_bottle_a_users_file_trains_beside_its_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """seed_004: `main.py --config_filename FILE`, pages turned by quarter turns."""
+    """As the older trainer's `main.py --config_filename FILE`: pages turned by quarter turns."""
     monkeypatch.delenv("NIGHTSHIFT_BOTTLE", raising=False)
     draw(tmp_path / "pages", 4)
     config = write_config(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import Any
 
 import requests
 import urllib3
-from docker.errors import APIError
+from docker.errors import APIError, NotFound
+
+from nightshift.launchers.log_place import LogPlace
 
 logger = logging.getLogger(__name__)
 CONNECTION_ERRORS = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
@@ -22,12 +23,13 @@ def follow(api: Any, name: str, is_running: Callable[[], bool]) -> Iterator[str]
 
     `is_running` is asked whenever a stream ends; it raises where the engine does not come back.
     """
-    place = _Place()
+    place = LogPlace()
     rest = b""
     while True:
         running = is_running()  # before the read: what was written until then is read
         try:
-            frames = api.logs(name, stream=True, follow=True, timestamps=True, since=place.since())
+            since = place.since()
+            frames = api.logs(name, stream=True, follow=True, timestamps=True, since=since and int(since.timestamp()))
             for frame in frames:
                 stamp, _, content = frame.partition(b" ")
                 if not place.is_new(stamp):
@@ -36,6 +38,8 @@ def follow(api: Any, name: str, is_running: Callable[[], bool]) -> Iterator[str]
                 if rest.endswith(b"\n"):
                     yield rest.decode(errors="replace").rstrip("\r\n")
                     rest = b""
+        except NotFound:  # it was removed
+            return
         except (*CONNECTION_ERRORS, APIError) as error:
             logger.warning("lost the log of %s (%s); connecting again", name, error)
             time.sleep(RECONNECT_SECONDS)
@@ -44,29 +48,3 @@ def follow(api: Any, name: str, is_running: Callable[[], bool]) -> Iterator[str]
             if rest:
                 yield rest.decode(errors="replace").rstrip("\r")
             return
-
-
-class _Place:
-    """How far the log was read: lines have nanosecond timestamps, a request for the rest starts at a whole second."""
-
-    def __init__(self) -> None:
-        self.stamp, self.lines = b"", 0  # the last timestamp, and how many lines with it were read
-        self.repeated = 0
-
-    def since(self) -> int | None:
-        self.repeated = 0
-        if not self.stamp:
-            return None
-        return int(datetime.fromisoformat(self.stamp.decode()[:19] + "+00:00").timestamp())
-
-    def is_new(self, stamp: bytes) -> bool:
-        if stamp > self.stamp:
-            self.stamp, self.lines, self.repeated = stamp, 1, 1
-            return True
-        if stamp < self.stamp:
-            return False
-        self.repeated += 1
-        if self.repeated > self.lines:
-            self.lines = self.repeated
-            return True
-        return False

@@ -1,17 +1,17 @@
 """Ultralytics' detectors and segmenters, from their `.pt` files: runs in the environment `detection` and nowhere else.
 
-Ultralytics is AGPL-3.0. This is the one file that imports it; what it gives is traced to TorchScript once, and every
-later step works on that.
+Ultralytics is AGPL-3.0. This file and training_jobs/detector/ultralytics_trainer.py are the ones that import it; what
+it gives is traced to TorchScript once, and every later step works on that.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jobkit.detection.torchscript import Detector
 from jobkit.errors import ConfigurationError, DataValidationError
 
 if TYPE_CHECKING:
@@ -28,20 +28,6 @@ HARMLESS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Detector:
-    """A detector in evaluation mode on the CPU.
-
-    `module`: pictures float32 [N, 3, H, W] of values 0..1, RGB, letterboxed with gray 114, to
-    `raw` [N, 4 + classes, anchors] (center x, center y, width, height in pixels of the input; scores in 0..1), and for
-    `segment` also `coefficients` [N, 32, anchors] and `protos` [N, 32, H / 4, W / 4].
-    """
-
-    module: nn.Module
-    task: Literal["detect", "segment"]
-    labels: list[str]
-
-
 def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
     """Return the model of an Ultralytics checkpoint; its averaged weights (`ema`) where it has them.
 
@@ -49,7 +35,7 @@ def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
         DataValidationError: the file is no such checkpoint, holds code, or is of another task than detect and segment.
         ConfigurationError: the sides of the input are no multiples of the model's stride, or Ultralytics is not here.
     """
-    checkpoint = _read(weights)
+    checkpoint = read_checkpoint(weights)
     model = checkpoint.get("ema") or checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if model is None or not hasattr(model, "names"):
         raise DataValidationError(f"{weights} is no Ultralytics checkpoint: it has no model with class names")
@@ -74,7 +60,10 @@ def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
     if head.end2end:
         raise DataValidationError(f"{weights} has a head without one-to-many outputs: only those convert")
     task: Literal["detect", "segment"] = "segment" if isinstance(head, Segment) else "detect"
-    return Detector(_raw_outputs(model, head.nc), task, labels)
+    epoch = checkpoint.get("epoch")
+    return Detector(
+        _raw_outputs(model, head.nc), task, labels, epoch if isinstance(epoch, int) and epoch >= 0 else None
+    )
 
 
 def _raw_outputs(model: nn.Module, classes: int) -> nn.Module:
@@ -96,15 +85,20 @@ def _raw_outputs(model: nn.Module, classes: int) -> nn.Module:
     return RawOutputs().eval()
 
 
-def _read(weights: Path) -> Any:
-    """Return what the checkpoint holds, read with `weights_only`: torch's and Ultralytics' modules, nothing else."""
+def read_checkpoint(weights: Path) -> Any:
+    """Return what the checkpoint holds, read with `weights_only`: torch's and Ultralytics' modules, nothing else.
+
+    Raises:
+        DataValidationError: the file is no checkpoint, or holds code.
+        ConfigurationError: Ultralytics is not here.
+    """
     import torch
 
     try:
         importlib.import_module("ultralytics")
     except ImportError as error:
         raise ConfigurationError(
-            "--family ultralytics runs in the environment detection, where Ultralytics is installed; here it is not: "
+            "weights of Ultralytics are read in the environment detection, where it is installed; here it is not: "
             ".venv/detection/bin/python -m …"
         ) from error
     try:

@@ -1,9 +1,4 @@
-"""What a detector found: its boxes after non-maximum suppression, and how far two detectors agree on them.
-
-`raw` outputs are float32 [N, 4 + classes, anchors]: center x, center y, width, height in pixels of the input, then a
-score in 0..1 per class. `detections` are float32 [N, K, 6]: x_min, y_min, x_max, y_max in pixels, score, class, the
-best first; rows that nothing fills are zero.
-"""
+"""How far two detectors agree on what they found: of their boxes and masks, those that are the same."""
 
 from __future__ import annotations
 
@@ -14,67 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_jobs.verification.checks import Verdict
-from jobkit.model_spec import Preprocessing, resized
+from nightshift_common.boxes import CANDIDATES, SCORE, Array, Found, overlaps, seen
 
-Array = NDArray[np.float32]
-SCORE = 0.25  # what users see by default; for a picture with fewer boxes its best candidates are compared
-CANDIDATES = 50
-IOU = 0.7
 SAME_IOU = 0.9  # two boxes are the same from here on: at 0.9 their sides differ by some 5 %
 MASK_THRESHOLD = 0.0  # of a mask's logits: probability 0.5
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found in one picture: `boxes` [k, 6] as in `detections`; `anchors` [k]: where they stood."""
-
-    boxes: Array
-    anchors: NDArray[np.int64]
-
-
-def suppressed(raw: Array, score: float, iou: float, most: int) -> Found:
-    """Return the boxes of one raw output [4 + classes, anchors]: of each class those that no better one covers.
-
-    A box goes if its intersection over union with a better one of its class is above `iou`, as in ONNX's
-    NonMaxSuppression.
-    """
-    labels, anchors = np.nonzero(raw[4:] > score)
-    scores = raw[4:][labels, anchors]
-    order = np.argsort(-scores, kind="stable")
-    labels, anchors, scores = labels[order], anchors[order], scores[order]
-    center, size = raw[:2, anchors].T, raw[2:4, anchors].T
-    corners = np.concatenate([center - size / 2, center + size / 2], axis=1)
-    kept: list[int] = []
-    alive = np.ones(len(labels), bool)
-    for index in range(len(labels)):
-        if not alive[index]:
-            continue
-        kept.append(index)
-        if len(kept) == most:
-            break
-        rest = np.flatnonzero(alive[index + 1 :] & (labels[index + 1 :] == labels[index])) + index + 1
-        alive[rest[overlaps(corners[index : index + 1], corners[rest])[0] > iou]] = False
-    boxes = np.column_stack([corners[kept], scores[kept], labels[kept]]).astype(np.float32)
-    return Found(boxes.reshape(-1, 6), anchors[kept])
-
-
-def overlaps(a: Array, b: Array) -> Array:
-    """Return the intersection over union of boxes [n, 4] with boxes [m, 4], as [n, m]."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:4], b[None, :, 2:4])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [np.clip(boxes[:, 2:4] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    ratio: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return ratio
-
-
-def detections(raw: Array, score: float, iou: float, most: int) -> Array:
-    """Return raw outputs [N, 4 + classes, anchors] as detections [N, most, 6]."""
-    found = np.zeros((len(raw), most, 6), np.float32)
-    for row, one in zip(found, raw, strict=True):
-        boxes = suppressed(one, score, iou, most).boxes
-        row[: len(boxes)] = boxes
-    return found
 
 
 def pairs(a: Array, b: Array, score_tolerance: float) -> list[tuple[int, int]]:
@@ -89,14 +27,6 @@ def pairs(a: Array, b: Array, score_tolerance: float) -> list[tuple[int, int]]:
             found.append((index, nearest))
             same[:, nearest] = False
     return found
-
-
-def seen(output: Array, threshold: float) -> Found:
-    """Return what one output, raw or detections, shows with a score above `threshold`."""
-    if output.shape[1] != 6:
-        return suppressed(output, threshold, IOU, CANDIDATES)
-    rows = np.flatnonzero(output[:, 4] > max(threshold, 0))
-    return Found(output[rows], rows)
 
 
 def counterparts(found: Found, output: Array) -> Array:
@@ -153,22 +83,6 @@ class BoxAgreement:
             name="box_agreement", passed=value >= self.minimum, value=value, limit=self.minimum, sentence=sentence,
             worst_picture=pictures[worst],
         )  # fmt: skip
-
-
-def in_picture(corners: Array, height: int, width: int, how: Preprocessing) -> NDArray[np.int64]:
-    """Return corners [k, 4] in pixels of the model's input as whole pixels of the picture that was prepared.
-
-    Args:
-        corners: x_min, y_min, x_max, y_max.
-        height: of the picture, pixels.
-        width: of the picture, pixels.
-        how: how it was prepared: letterboxed or stretched, as in `jobkit.model_spec.fit`.
-    """
-    sizes = reversed(resized(height, width, how))
-    moved = corners.astype(np.float64)
-    for axis, (size, side, room) in enumerate(zip(sizes, (width, height), (how.width, how.height), strict=True)):
-        moved[:, axis::2] = np.clip((moved[:, axis::2] - (room - size) // 2) * side / size, 0, side)
-    return np.rint(moved).astype(np.int64)
 
 
 def mask_agreement(

@@ -1,21 +1,34 @@
-"""Every call that seed_003's clients know, against the real Triton and PostgreSQL."""
+"""Every call that clients of the older model storage service know, against the real Triton and PostgreSQL."""
 
 import json
 import subprocess
 from pathlib import Path
 
-from tests.services.model_storage.support import TOKEN, Storage, model_zip, zip_of
+from tests.services.model_storage.support import (
+    TOKEN,
+    Storage,
+    model_zip,
+    new_triton,
+    serving,
+    settings_for,
+    zip_of,
+)
 from tests.support.tiny_onnx import scaling_model
 
 
-def test_the_curl_line_of_the_seed_publishes_and_answers_the_version(
+def documented_line(url: str, model: str) -> list[str]:
+    """Return the users' command line, which uploads `model_trt.zip` as 0.0.2."""
+    command = ["curl", "-sS", "-X", "POST", f"{url}/upload_new_version/", "-H", "accept: application/json"]
+    command += ["-H", "Content-Type: multipart/form-data"]
+    command += ["-F", "src_file=@model_trt.zip;type=application/x-zip-compressed"]
+    return [*command, "-F", f"model_name={model}", "-F", "model_version=0.0.2"]
+
+
+def test_the_documented_curl_line_publishes_and_answers_the_version(
     storage: Storage, model: str, tmp_path: Path
 ) -> None:
     (tmp_path / "model_trt.zip").write_bytes(zip_of({"model.plan": b"a plan", "meta.json": "{}"}))
-    command = ["curl", "-sS", "-X", "POST", f"{storage.url}/upload_new_version/", "-H", "accept: application/json"]
-    command += ["-H", "Content-Type: multipart/form-data", "-H", f"Authorization: Bearer {TOKEN}"]
-    command += ["-F", "src_file=@model_trt.zip;type=application/x-zip-compressed"]
-    command += ["-F", f"model_name={model}", "-F", "model_version=0.0.2"]
+    command = [*documented_line(storage.url, model), "-H", f"Authorization: Bearer {TOKEN}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"version": "0.0.2"}
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -24,6 +37,17 @@ def test_the_curl_line_of_the_seed_publishes_and_answers_the_version(
     assert (folder / "model.plan").read_bytes() == b"a plan"
     assert json.loads((folder / "meta.json").read_text()) == {"model_version": "0.0.2"}
     assert 'platform: "tensorrt_plan"' in (storage.repository / model / "config.pbtxt").read_text()
+
+
+def test_where_access_is_open_the_documented_curl_line_needs_no_token(
+    database_url: str, model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model_trt.zip").write_bytes(zip_of({"model.plan": b"a plan", "meta.json": "{}"}))
+    triton = new_triton(tmp_path)  # not started: publishing does without it
+    with serving(triton, settings_for(triton, database_url, auth="off", tokens={})) as storage:
+        line = documented_line(storage.url, model)
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"version": "0.0.2"}
 
 
 def test_a_duplicate_is_a_400_and_changes_nothing(storage: Storage, model: str) -> None:

@@ -1,0 +1,1 @@
+"""Detectors: what training leaves and an import brings, as TorchScript and a spec."""

@@ -1,0 +1,99 @@
+"""The scripts in `convertation/` without options: the paths that they read and write are those of before."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("conversion_jobs", "convertation", "jobkit", "nightshift_common")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with the code of this one, and without weights and models."""
+    for name in PARTS:
+        (tmp_path / name).mkdir()
+        for path in (ROOT / name).rglob("*"):
+            if path.is_file() and path.suffix in (".py", ".sh"):
+                copy = tmp_path / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def shell(folder: Path, *command: str, code: int = 0, **environment: str) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def save(module: nn.Module, path: Path) -> nn.Module:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(module.state_dict(), path)
+    return module.eval()
+
+
+def same(module: nn.Module, graph: Path, *shape: int) -> bool:
+    values = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    with torch.inference_mode():
+        wanted = module(torch.from_numpy(values)).numpy()
+    session = onnxruntime.InferenceSession(graph)
+    return bool(np.allclose(session.run(None, {session.get_inputs()[0].name: values})[0], wanted, atol=1e-4))
+
+
+def test_the_head_goes_from_its_place_among_the_weights_to_its_place_in_the_repository(project: Path) -> None:
+    layers = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
+    head = save(layers, project / "training" / "weights" / "CT-RATE" / "model_binary.pth")
+    shell(project / "convertation" / "head", sys.executable, "torch2onnx.py")
+    assert same(head, project / "model_repository_running" / "binary_onnx" / "1" / "model.onnx", 8)
+
+
+def test_the_other_head_goes_where_the_script_is_told_to(project: Path) -> None:
+    head = save(nn.Linear(8, 18), project / "training" / "weights" / "CT-RATE" / "model_multilabel.pth")
+    output = "model_repository_running/multilabel_onnx/1/model.onnx"
+    shell(
+        project / "convertation" / "head", sys.executable, "torch2onnx.py",
+        "--weights", "../../training/weights/CT-RATE/model_multilabel.pth", "--output", f"../../{output}",
+    )  # fmt: skip
+    assert same(head, project / output, 8)
+
+
+def test_the_encoder_goes_from_its_place_among_the_weights_to_its_place_in_the_repository(project: Path) -> None:
+    weights = project / "training" / "weights" / "CT-RATE" / "ProjectionVIT_Base_V2.pt"
+    encoder = save(timm.create_model("test_vit", num_classes=0, img_size=(32, 32)), weights)
+    small = ("--architecture", "test_vit", "--img-size", "32", "32")  # the usual one has 86 million parameters
+    shell(project / "convertation" / "vit", sys.executable, "torch2onnx.py", *small)
+    assert same(encoder, project / "model_repository_running" / "vit_onnx" / "1" / "model.onnx", 3, 32, 32)
+
+
+def test_weights_that_are_not_there_are_named_with_the_place_where_they_are_looked_for(project: Path) -> None:
+    said = shell(project / "convertation" / "head", sys.executable, "torch2onnx.py", code=3)
+    assert f"{project}/training/weights/CT-RATE/model_binary.pth is not there" in said
+    assert not (project / "model_repository_running").exists()
+
+
+def test_run_sh_opens_a_shell_beside_trtexec_in_the_folder_of_the_scripts(project: Path) -> None:
+    docker = project / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    docker.chmod(docker.stat().st_mode | stat.S_IXUSR)
+    path = f"{docker.parent}{os.pathsep}{os.environ['PATH']}"
+    given = shell(project / "convertation", "sh", "run.sh", PATH=path).splitlines()
+    assert given[0] == "run" and given[-1] == "bash"
+    assert given[-2].endswith("/tensorrt:dev")
+    assert given[given.index("--volume") + 1] == f"{project}:/workspace"
+    assert given[given.index("--workdir") + 1] == "/workspace/convertation"
+    assert given[given.index("--gpus") + 1] == "all"
