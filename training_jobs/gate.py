@@ -17,7 +17,7 @@ logger = logging.getLogger("training_jobs.gate")
 _ROUNDING = 1e-9  # so that 0.97 measured meets a floor of 0.97
 
 
-class Arguments(job.Arguments, GateOptions):  # type: ignore[misc]  # pydantic merges the two configurations
+class Arguments(job.Arguments, GateOptions):
     """Decide by an evaluation whether the candidate goes on to be published; a rejection is a normal outcome."""
 
     report: str = Field(description="the evaluation: key in the bottle")
