@@ -55,12 +55,23 @@ def suppressed(raw: Array, score: float, iou: float, most: int) -> Found:
     return Found(boxes.reshape(-1, 6), anchors[kept])
 
 
+def shared_areas(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Return the area that boxes [n, 4] and boxes [m, 4] share, as [n, m]; corners, as in `detections`."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:4], b[None, :, 2:4])
+    found: NDArray[Any] = np.clip(high - low, 0, None).prod(axis=2)
+    return found
+
+
+def areas(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Return the areas of boxes [n, 4]."""
+    found: NDArray[Any] = np.clip(boxes[:, 2:4] - boxes[:, :2], 0, None).prod(axis=1)
+    return found
+
+
 def overlaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """Return the intersection over union of boxes [n, 4] with boxes [m, 4], as [n, m]; corners, as in `detections`."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:4], b[None, :, 2:4])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [np.clip(boxes[:, 2:4] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - shared
+    shared = shared_areas(a, b)
+    union = areas(a)[:, None] + areas(b)[None] - shared
     found: NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return found
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import io
-import threading
 import zipfile
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from tenacity import wait_none
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
@@ -21,6 +16,7 @@ from jobkit.errors import ConfigurationError, DataValidationError, TransientErro
 from jobkit.snapshot import Snapshot, read_snapshot, write_snapshot
 from nightshift_common.options.gate import GateOptions
 from tests.training_jobs.small_classifier import SmallClassifier
+from tests.training_jobs.storage import Storage
 from training_jobs import evaluate, gate
 from training_jobs.data.listing import Listed
 from training_jobs.data.picture_inspection import inspect
@@ -63,57 +59,6 @@ def make_snapshot(bottle: FolderBottle, labels: tuple[str, ...], count: int = 16
     selection = select(listed, inspected, Rules(1, 100, 0.15, 0.25))
     summary = write_snapshot(bottle, "forms", selection.samples, [])
     return read_snapshot(bottle, "forms", summary.snapshot_id)
-
-
-class Storage:
-    """The two calls of the model storage that an evaluation makes, over real HTTP.
-
-    Stands in for the service, which promotes a version only through a running Triton.
-    """
-
-    def __init__(self) -> None:
-        self.champion: str | None = None
-        self.archive: bytes = b""
-        self.status = 200
-        self.authorization = ""
-        self.url = ""
-
-    def answer(self, path: str) -> tuple[int, bytes]:
-        if self.status != 200:
-            return self.status, b"no"
-        if self.champion is None:
-            return 404, b'{"detail": "no version is in production"}'
-        if path == "/models/forms/champion":
-            return 200, b'{"version": "%s", "triton_version": 3}' % self.champion.encode()
-        return (200, self.archive) if path == f"/models/forms/versions/{self.champion}/archive" else (404, b"unknown")
-
-
-@pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    found = Storage()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found.authorization = self.headers.get("Authorization", "")
-            status, content = found.answer(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    found.url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", found.url)
-    monkeypatch.setenv("NIGHTSHIFT_STORAGE_TOKEN", "a token")
-    monkeypatch.setattr("training_jobs.scoring.models.READ_TIMEOUT", httpx.Timeout(1.0))
-    monkeypatch.setattr("jobkit.retry.wait_random_exponential", lambda **_: wait_none())
-    yield found
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(scope="module")

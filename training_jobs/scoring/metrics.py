@@ -95,13 +95,10 @@ def compare(
 ) -> Comparison:
     """Compare two models' predictions, int [N], on the same pictures; `classes` is the number of golden classes."""
     import numpy as np
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     candidate_right, champion_right = candidate == truth, champion == truth
     only_candidate = int((candidate_right & ~champion_right).sum())
     only_champion = int((champion_right & ~candidate_right).sum())
-    unlike = only_candidate + only_champion
-    p_value = float(binomtest(only_candidate, unlike, 0.5).pvalue) if unlike else 1.0
     # Pictures with the same truth and predictions are alike: what is drawn is how often each such case occurs.
     cases, counts = np.unique(np.stack([truth, candidate, champion], axis=1), axis=0, return_counts=True)
     draws = np.random.default_rng(_SEED).multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)
@@ -115,9 +112,17 @@ def compare(
         for name in METRICS
     }
     return Comparison(
-        pictures=len(truth), only_candidate_right=only_candidate, only_champion_right=only_champion, p_value=p_value,
-        gains=gains,
+        pictures=len(truth), only_candidate_right=only_candidate, only_champion_right=only_champion,
+        p_value=mcnemar(only_candidate, only_champion), gains=gains,
     )  # fmt: skip
+
+
+def mcnemar(only_candidate: int, only_champion: int) -> float:
+    """Return the p-value of McNemar's exact test, of how many pictures each of two models alone is right on."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    unlike = only_candidate + only_champion
+    return float(binomtest(only_candidate, unlike, 0.5).pvalue) if unlike else 1.0
 
 
 def _metrics(

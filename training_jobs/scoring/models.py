@@ -6,47 +6,50 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
-from jobkit.model_spec import SPEC_FILE, ModelSpec
+from jobkit.model_spec import SPEC_FILE, DetectorSpec, ModelSpec
 from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.unpack import open_archive
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
 logger = logging.getLogger("training_jobs.models")
 
 ONNX_FILE = "model.onnx"
+S = TypeVar("S", ModelSpec, DetectorSpec)
 
 
 @dataclass(frozen=True)
-class Model:
-    """A classifier that is ready to run: `logits` maps float32 [N, C, H, W] to float32 [N, classes]."""
+class Model(Generic[S]):
+    """A model that is ready to run: `outputs` maps float32 [N, C, H, W] to its outputs, float32 [N, ...] each."""
 
     version: str
-    spec: ModelSpec
-    logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    spec: S
+    outputs: Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
-def load_candidate(bottle: Bottle, experiment: str) -> Model:
+def load_candidate(bottle: Bottle, experiment: str, kind: type[S]) -> Model[S]:
     """Return the model that an experiment made, run by PyTorch (on the GPU where there is one).
 
     Args:
         bottle: where the experiment is.
         experiment: its folder, `models/<group>/<name>`.
+        kind: of its spec.
 
     Raises:
-        DataValidationError: the experiment is not complete, or its model does not load.
+        DataValidationError: the experiment is not complete, is of another kind, or its model does not load.
     """
     import torch
 
-    spec = _spec(bottle.read(f"{experiment}/{SPEC_FILE}"), f"{bottle}/{experiment}/{SPEC_FILE}")
+    spec = _spec(bottle.read(f"{experiment}/{SPEC_FILE}"), f"{bottle}/{experiment}/{SPEC_FILE}", kind)
     key = f"{experiment}/torchscripts/model.pt"
     path = bottle.local(key)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,20 +58,29 @@ def load_candidate(bottle: Bottle, experiment: str) -> Model:
     except RuntimeError as error:
         raise DataValidationError(f"{bottle}/{key} does not load: {error}") from error
 
-    def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            outputs: NDArray[np.float32] = module(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
-        return outputs
-
-    return Model(experiment.rsplit("/", 1)[-1], spec, logits)
+    return Model(experiment.rsplit("/", 1)[-1], spec, runner(module, device))
 
 
-def load_champion(model_name: str, folder: Path) -> Model | None:
+def runner(module: Any, device: torch.device) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Return what runs a TorchScript module on a device: float32 [N, C, H, W] in, a list of float32 [N, ...] out."""
+    import torch
+
+    def outputs(inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        # The executor that optimizes TorchScript as it runs takes longer than it saves in few calls.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            found = module(torch.from_numpy(inputs).to(device))
+        return [output.float().cpu().numpy() for output in (found if isinstance(found, tuple) else (found,))]
+
+    return outputs
+
+
+def load_champion(model_name: str, folder: Path, kind: type[S]) -> Model[S] | None:
     """Return the model that is in production, run by ONNX Runtime; None where none was promoted yet.
 
     Args:
         model_name: its name in the model storage.
         folder: where its archive is unpacked.
+        kind: of its spec.
 
     Raises:
         ConfigurationError: the model storage refuses the token.
@@ -82,10 +94,10 @@ def load_champion(model_name: str, folder: Path) -> Model | None:
             return None
         archive = folder / "champion.zip"
         storage.download(model_name, version, archive)
-    return _open_archive(archive, f"version {version} of {model_name} (the champion)", version)
+    return _open_archive(archive, f"version {version} of {model_name} (the champion)", version, kind)
 
 
-def _open_archive(archive: Path, name: str, version: str) -> Model:
+def _open_archive(archive: Path, name: str, version: str, kind: type[S]) -> Model[S]:
     folder = archive.parent
     with open_archive(archive, ARCHIVE, f"{name} cannot be evaluated, roll back: its archive") as files:
         members = files.namelist()
@@ -94,12 +106,12 @@ def _open_archive(archive: Path, name: str, version: str) -> Model:
                 f"{name} cannot be evaluated: it lacks {', '.join(sorted(missing))},"
                 f" it has {', '.join(members)}; promote a version that has them, or roll back"
             )
-        spec = _spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {name}")
+        spec = _spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {name}", kind)
         files.extractall(folder)  # the weights may lie beside the graph
     return Model(version, spec, _onnx(folder / ONNX_FILE, f"{ONNX_FILE} of {name}"))
 
 
-def _onnx(path: Path, name: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+def _onnx(path: Path, name: str) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -110,15 +122,15 @@ def _onnx(path: Path, name: str) -> Callable[[NDArray[np.float32]], NDArray[np.f
         raise DataValidationError(f"{name} does not load: {error}; roll back, or promote another version") from error
     entry = session.get_inputs()[0].name
 
-    def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        outputs: NDArray[np.float32] = session.run(None, {entry: inputs})[0]
-        return outputs
+    def outputs(inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = session.run(None, {entry: inputs})
+        return found
 
-    return logits
+    return outputs
 
 
-def _spec(content: bytes, where: str) -> ModelSpec:
+def _spec(content: bytes, where: str, kind: type[S]) -> S:
     try:
-        return ModelSpec.model_validate_json(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
         raise DataValidationError(f"{where} is not valid: {error}") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
-from jobkit.model_spec import ModelSpec, prepare
+from jobkit.model_spec import DetectorSpec, ModelSpec, prepare
 from jobkit.progress import Progress
 from jobkit.snapshot import Sample
 from training_jobs.scoring.models import Model
@@ -20,7 +20,7 @@ BATCH = 64
 THREADS = 4  # decode the next pictures; OpenCV lets go of the interpreter lock
 
 
-def predict(bottle: Bottle, samples: list[Sample], model: Model, labels: list[str]) -> NDArray[np.float64]:
+def predict(bottle: Bottle, samples: list[Sample], model: Model[ModelSpec], labels: list[str]) -> NDArray[np.float64]:
     """Return the model's probabilities, float64 [N, K + 1], for the K `labels`, matched by name.
 
     The last column is what the model gives to classes that are not among `labels`; a label that the model does not know
@@ -44,11 +44,11 @@ def predict(bottle: Bottle, samples: list[Sample], model: Model, labels: list[st
     return align(softmax(np.concatenate(parts).astype(np.float64), axis=1), spec.labels, labels)
 
 
-def _run(model: Model, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run(model: Model[ModelSpec], inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     import numpy as np
 
     try:
-        logits = model.logits(inputs)
+        logits = model.outputs(inputs)[0]
     except Exception as error:  # PyTorch and ONNX Runtime raise what they like on inputs that do not fit
         raise DataValidationError(f"{model.version} fails on inputs of shape {list(inputs.shape)}: {error}") from error
     wanted = (len(inputs), len(model.spec.labels))
@@ -78,11 +78,14 @@ def align(probabilities: NDArray[np.float64], known: list[str], labels: list[str
     return aligned
 
 
-def differences(spec: ModelSpec, labels: list[str], counts: dict[str, int], name: str) -> list[str]:
-    """Return how a model's classes differ from the golden set's, as sentences; `counts`: golden pictures by class."""
-    notes = []
+def differences(spec: ModelSpec | DetectorSpec, labels: list[str], counts: dict[str, int], name: str) -> list[str]:
+    """Return how a model's classes differ from the golden set's, as sentences.
+
+    `counts`: golden pictures by class; of a detector the objects in them.
+    """
+    notes, what = [], "objects" if isinstance(spec, DetectorSpec) else "pictures"
     if unknown := [label for label in labels if label not in spec.labels]:
-        shown = ", ".join(f"{label!r} ({counts.get(label, 0)} golden pictures)" for label in unknown)
+        shown = ", ".join(f"{label!r} ({counts.get(label, 0)} golden {what})" for label in unknown)
         notes.append(f"{name} does not know the class {shown}: it is wrong on all of these")
     if extra := [label for label in spec.labels if label not in labels]:
         shown = ", ".join(repr(label) for label in extra)

@@ -11,6 +11,7 @@ from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.paths import SnapshotPaths
 from training_jobs.scoring.classification import ClassifierEvaluation, Mistake
+from training_jobs.scoring.evaluation import Evaluation
 
 _NOT_IN_A_NAME = re.compile(r"[^\w\-./: ]")  # what MLflow does not take in the name of a metric
 COLUMNS = 5  # of the sheet of mistakes
@@ -19,6 +20,19 @@ LARGEST_MATRIX = 60  # classes; with more, numbers and names are not readable
 
 def track(context: job.Context, evaluation: ClassifierEvaluation) -> None:
     """Log the evaluation to the job's MLflow run."""
+    log_scores(context, evaluation)
+    run = context.tracking
+    matrix = context.directory / "confusion_matrix.png"
+    draw_confusion(evaluation.candidate.confusion, evaluation.labels, matrix)
+    run.artifact(matrix)
+    if evaluation.mistakes:
+        sheet = context.directory / "worst_mistakes.png"
+        draw_mistakes(context.bottle, evaluation.mistakes, sheet)
+        run.artifact(sheet)
+
+
+def log_scores(context: job.Context, evaluation: Evaluation) -> None:
+    """Log the numbers of an evaluation of any kind, and the whole of it as `evaluation.json`."""
     run = context.tracking
     run.params(
         {
@@ -32,20 +46,14 @@ def track(context: job.Context, evaluation: ClassifierEvaluation) -> None:
     values: dict[str, float] = {"golden_pictures": evaluation.pictures}
     for role, scores in (("candidate", evaluation.candidate), ("champion", evaluation.champion)):
         if scores is not None:
+            metric = scores.slice_metric.lower()
             values |= {f"{role}/{name}": value for name, value in scores.metrics.items()}
-            values |= {f"{role}/{_name(name)}/f1": part.f1 for name, part in scores.slices.items()}
+            values |= {f"{role}/{_name(name)}/{metric}": part.score for name, part in scores.slices.items()}
     if evaluation.comparison:
         values |= {f"gain/{name}": gain.value for name, gain in evaluation.comparison.gains.items()}
         run.tags({"nightshift.champion": evaluation.champion.version if evaluation.champion else ""})
     run.metrics(values)
     run.dictionary(evaluation.model_dump(mode="json"), "evaluation.json")
-    matrix = context.directory / "confusion_matrix.png"
-    draw_confusion(evaluation.candidate.confusion, evaluation.labels, matrix)
-    run.artifact(matrix)
-    if evaluation.mistakes:
-        sheet = context.directory / "worst_mistakes.png"
-        draw_mistakes(context.bottle, evaluation.mistakes, sheet)
-        run.artifact(sheet)
 
 
 def _name(text: str) -> str:
