@@ -34,10 +34,11 @@ from psycopg2.extras import execute_values
 
 from local import postgres
 from local.settings import HOST, ROOT
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
 from services.model_storage.production.history import History
 from services.model_storage.repository.catalog import Record
 from tests.services.model_storage.support import ask_scale, model_zip
+from tests.support.servers import free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 TOKEN = "a token for the benchmark"

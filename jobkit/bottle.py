@@ -73,17 +73,6 @@ def checked_key(key: str) -> str:
     return key
 
 
-def upload_directory(bottle: Bottle, source: Path, prefix: str) -> list[str]:
-    """Copy every file below `source` to `prefix/...`; return the keys. Names that start with a dot are left out."""
-    keys = []
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            keys.append(f"{prefix}/{relative.as_posix()}")
-            bottle.put(keys[-1], path)
-    return keys
-
-
 class FolderBottle:
     """A bottle in a folder of the local file system."""
 

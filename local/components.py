@@ -141,7 +141,6 @@ def _model_storage(settings: Settings) -> Component:
             "MODEL_STORAGE_REPOSITORY": str(settings.folder("storage")),
             "MODEL_STORAGE_DATABASE_URL": settings.database_url("nightshift"),
             "MODEL_STORAGE_TRITON_GRPC": f"{HOST}:{settings.port('triton_grpc')}",
-            "MODEL_STORAGE_TRITON_HTTP": f"{HOST}:{settings.port('triton')}",
             "MODEL_STORAGE_MLFLOW_URL": settings.url("mlflow"),
             "MODEL_STORAGE_TOKENS": f'{{"{token}": ["read", "publish", "promote"]}}',
             "MODEL_STORAGE_HOST": HOST,

@@ -109,12 +109,12 @@ def _table(settings: Settings, dag_id: str, run_id: str, order: list[str], tasks
         task = tasks.get(task_id) or {}
         state = task.get("state") or "waiting"
         seconds = f"{task['duration']:.1f} s" if task.get("duration") else ""
-        progress = _last_progress(settings, dag_id, run_id, task_id) if state == "running" else ""
+        progress = _last_progress(settings, dag_id, task_id) if state == "running" else ""
         table.add_row(task_id, f"[{STYLE.get(state, 'white')}]{state}[/]", seconds, progress)
     return table
 
 
-def _last_progress(settings: Settings, dag_id: str, run_id: str, task_id: str) -> str:
+def _last_progress(settings: Settings, dag_id: str, task_id: str) -> str:
     """Return the last progress line of a running job, read from its log."""
     logs = sorted((settings.state / "jobs").glob(f"{dag_id}/*/{task_id}/*/log"), key=lambda path: path.stat().st_mtime)
     if not logs:

@@ -13,12 +13,10 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sysconfig
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -217,15 +215,6 @@ def libpython_folder() -> Path:
         f"install the package libpython{PYTHON}, or use a Python that was built with --enable-shared "
         f"(pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared)"
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that nothing listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _site_packages() -> Path:

@@ -16,8 +16,6 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """Of a group, an experiment, a model, a picset."""
 GroupName = Name
 ModelName = Name
-PipelineName = Annotated[str, StringConstraints(pattern=PIPELINE_PATTERN)]
-"""Of a pipeline: its DAG and its Python module are named after it."""
 
 
 def is_name(text: str) -> bool:
@@ -26,5 +24,5 @@ def is_name(text: str) -> bool:
 
 
 def is_pipeline_name(text: str) -> bool:
-    """Whether a pipeline can be called `text`."""
+    """Whether a pipeline can be called `text`: its DAG and its Python module are named after it."""
     return re.fullmatch(PIPELINE_PATTERN[1:-1], text) is not None

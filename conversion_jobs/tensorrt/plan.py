@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from conversion_jobs.tensorrt.gpu import Gpu
-from conversion_jobs.tensorrt.trtexec_command import Batches
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from conversion_jobs.verification.checks import Verdict
 from nightshift_common.options.conversion import Precision
@@ -80,8 +79,3 @@ def plan_paths(experiment: str, gpu: Gpu, version: TensorRTVersion) -> PlanPaths
 def timing_cache_key(gpu: Gpu, version: TensorRTVersion) -> str:
     """Return the key of the measurements that later builds on the same GPU and TensorRT need not repeat."""
     return f"timing_caches/{gpu.name.replace(' ', '_').replace('/', '_')}-{version}.cache"
-
-
-def batches_of(plan: Plan) -> Batches:
-    """Return the batch sizes that a plan is for."""
-    return Batches(*plan.batches)

@@ -48,7 +48,6 @@ VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
     "storage": [("NIGHTSHIFT_STORAGE_URL", "extra.url", False), ("NIGHTSHIFT_STORAGE_TOKEN", "password?", True)],
     "triton": [("NIGHTSHIFT_TRITON_URL", "extra.url", False)],
 }
-KNOWN = tuple(VARIABLES)
 
 
 def resolve(names: list[str]) -> JobEnvironment:

@@ -26,7 +26,6 @@ class Settings(BaseSettings):
         pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$",
         description="gRPC address of the Triton on the repository, or of several: host:port,host:port",
     )
-    triton_http: str = Field("127.0.0.1:8000", description="Triton's HTTP address, shown to people")
     triton_timeout: float = Field(120.0, gt=0, description="seconds that loading one model may take")
     mlflow_url: str = Field("", description="MLflow whose registry's aliases follow the stages; empty: none")
     mlflow_username: str = ""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from local.triton import TritonServer, free_ports
-from tests.support.servers import ROOT, SERVICES, answers, free_port, running
+from local.triton import TritonServer
+from tests.support.servers import ROOT, SERVICES, answers, free_port, free_ports, running
 
 TOKEN = "a token that is long enough"
 
@@ -51,7 +51,6 @@ def serving(folder: Path, postgres_url: str) -> Iterator[Serving]:
         "MODEL_STORAGE_REPOSITORY": str(triton.repository),
         "MODEL_STORAGE_DATABASE_URL": f"{postgres_url.rpartition('/')[0]}/{database}",
         "MODEL_STORAGE_TRITON_GRPC": triton.grpc,
-        "MODEL_STORAGE_TRITON_HTTP": triton.http,
         "MODEL_STORAGE_TOKENS": json.dumps({TOKEN: ["read", "publish", "promote"]}),
         "MODEL_STORAGE_PORT": str(port),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ import tritonclient.http
 from conversion_jobs import assemble_repository, fetch_weights
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.job import Context
-from jobkit.unpack import unpack
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
+from tests.support.servers import free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 CONTEXT = Context(Path(), None)
@@ -156,48 +155,6 @@ def test_a_repository_that_is_there_is_never_written_over(tmp_path: Path) -> Non
     assert assemble(folder).models == ["binary_onnx", "bpr_model", "vit_onnx"]
     with pytest.raises(ConfigurationError, match="is not there: give --archive or --models"):
         assemble(tmp_path / "nothing")
-
-
-def _link(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)
-    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return entry
-
-
-@pytest.mark.parametrize(
-    ("entries", "says"),
-    [
-        ({"../../escape.txt": b"x"}, r"'\.\./\.\./escape\.txt' leads out of the folder"),
-        ({"/etc/cron.d/evil": b"x"}, "leads out of the folder"),
-        ({"a\\..\\b": b"x"}, "leads out of the folder"),
-        ({"weights": b"1", "WEIGHTS": b"2"}, "'WEIGHTS' is there twice"),
-        ({"bomb.bin": bytes(80 << 20)}, "bytes unpack to"),
-        ({}, "it is empty"),
-    ],
-)
-def test_archives_that_would_do_harm_are_refused_before_a_byte_is_written(
-    tmp_path: Path, entries: dict[str, bytes], says: str
-) -> None:
-    archive = tmp_path / "bad.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, content in entries.items():
-            opened.writestr(name, content)
-    with pytest.raises(DataValidationError, match=says):
-        unpack(archive, tmp_path / "out" / "target", lambda _: None)
-    assert not (tmp_path / "out").exists()
-
-
-def test_links_and_damaged_archives_are_refused(tmp_path: Path) -> None:
-    archive = tmp_path / "link.zip"
-    with zipfile.ZipFile(archive, "w") as opened:
-        opened.writestr(_link("passwd"), "/etc/passwd")
-    with pytest.raises(DataValidationError, match="'passwd' is a link or a special file"):
-        unpack(archive, tmp_path / "target", lambda _: None)
-    good = zip_of(make_repository(tmp_path / "source"), tmp_path / "good.zip")
-    good.write_bytes(good.read_bytes()[:-40])
-    with pytest.raises(DataValidationError, match=r"good\.zip is damaged or no zip"):
-        unpack(good, tmp_path / "target", lambda _: None)
-    assert not (tmp_path / "target").exists()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rich.console import Console
 from local import stack
 from local.components import python
 from local.settings import PREFERRED_PORTS, ROOT, Settings, port_variable
-from local.triton import free_ports
+from tests.support.servers import free_ports
 from tests.support.trtexec_double import install
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from local import processes
 from local.settings import PREFERRED_PORTS, ROOT, port_variable
-from local.triton import free_ports
 from tests.e2e.support import wait_for
+from tests.support.servers import free_ports
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed terminal"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobkit.bottle import Bottle, FolderBottle, open_bottle, upload_directory
+from jobkit.bottle import Bottle, FolderBottle, open_bottle
 from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 from tests.support import servers
 
@@ -64,15 +64,6 @@ def test_a_local_copy_follows_a_change(bottle: Bottle) -> None:
     bottle.write("a/model.onnx", "second")
     assert bottle.local("a/model.onnx").read_text() == "second"
     assert first.suffix == ".onnx", "libraries choose a format by it"
-
-
-def test_a_directory_is_uploaded_without_hidden_files(bottle: Bottle, tmp_path: Path) -> None:
-    for name in ("one", "sub/two", ".hidden", "sub/.part"):
-        path = tmp_path / "source" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-    assert upload_directory(bottle, tmp_path / "source", "models/x") == ["models/x/one", "models/x/sub/two"]
-    assert bottle.read("models/x/sub/two") == b"sub/two"
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", "a\\b", "./a"])

@@ -11,12 +11,12 @@ import pytest
 
 from local import postgres, processes
 from local.settings import Settings, port_variable
-from local.triton import free_ports
+from tests.support.servers import free_port
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    monkeypatch.setenv(port_variable("postgres"), str(free_ports(1)[0]))
+    monkeypatch.setenv(port_variable("postgres"), str(free_port()))
     settings = Settings(tmp_path)
     yield settings
     processes.stop(lambda: processes.of_stack(tmp_path), postgres.STOP_SIGNAL)

@@ -9,7 +9,7 @@ import pytest
 from local import stack
 from local.components import Component
 from local.settings import HOST, LocalStackError, Settings, port_variable
-from local.triton import free_ports
+from tests.support.servers import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

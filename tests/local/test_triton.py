@@ -19,7 +19,8 @@ from tritonclient.utils import InferenceServerException
 
 from local import triton
 from local.settings import LocalStackError
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
+from tests.support.servers import free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 

@@ -97,17 +97,9 @@ def unpadded(picture: Picture, how: Preprocessing) -> Picture:
 
     The same pixels as in the middle of what `jobkit.model_spec.fit` returns.
     """
-    height, width = content_size(picture.shape[0], picture.shape[1], how)
+    height, width = model_spec.resized(picture.shape[0], picture.shape[1], how)
     exact = how.model_copy(update={"height": height, "width": width, "resize": "stretch"})
     return model_spec.fit(picture, exact)
-
-
-def content_size(height: int, width: int, how: Preprocessing) -> tuple[int, int]:
-    """Return height and width that a picture has inside its padding."""
-    if how.resize == "stretch":
-        return how.height, how.width
-    scale = min(how.height / height, how.width / width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def without_background(picture: Picture, mask: Picture, pad_value: int) -> Picture:

@@ -21,10 +21,11 @@ import uvicorn
 
 from local import postgres
 from local.settings import HOST
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
 from services.model_storage.api.app import create_app
 from services.model_storage.service import Service
 from services.model_storage.settings import Settings
+from tests.support.servers import free_port, free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 TOKEN = "a token for everything"
@@ -45,7 +46,7 @@ class Database:
     """A PostgreSQL server that a test may stop and start again."""
 
     def __init__(self, folder: Path) -> None:
-        self.data, self.port = folder / "postgres", free_ports(1)[0]
+        self.data, self.port = folder / "postgres", free_port()
         self.url = f"postgresql://postgres:{PASSWORD}@{HOST}:{self.port}/postgres"
         postgres.initialize(self.data, PASSWORD)
         self._process: subprocess.Popen[bytes] | None = None

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from local.settings import HOST
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
 from services.model_storage.settings import Settings
 from tests.services.model_storage.crashing import PROMOTION, UPLOAD
 from tests.services.model_storage.support import (
@@ -26,6 +26,7 @@ from tests.services.model_storage.support import (
     settings_for,
     wait_for,
 )
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,7 +48,7 @@ def settings(database: Database, triton: TritonServer) -> Settings:
 @contextmanager
 def doomed(point: str, settings: Settings) -> Iterator[httpx.Client]:
     """Run a service that kills itself at `point`; check in the end that it did."""
-    port = free_ports(1)[0]
+    port = free_port()
     values = settings.model_dump(mode="json", include={"repository", "database_url", "triton_grpc"})
     environment = os.environ | {f"MODEL_STORAGE_{key.upper()}": value for key, value in values.items()}
     environment |= {"MODEL_STORAGE_PORT": str(port), "MODEL_STORAGE_TOKENS": json.dumps(settings.tokens)}

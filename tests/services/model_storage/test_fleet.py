@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
 from services.model_storage.production.history import Note
 from tests.services.model_storage.support import (
     Storage,
@@ -19,6 +19,7 @@ from tests.services.model_storage.support import (
     wait_for,
     zip_of,
 )
+from tests.support.servers import free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from local.settings import HOST
-from local.triton import free_ports
 from tests.services.model_storage.support import TOKEN, model_zip, wait_for, zip_of
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 MOUNT = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -25,7 +25,7 @@ def client() -> Iterator[httpx.Client]:
     """A service whose repository has 8 MiB; it needs neither PostgreSQL nor Triton to publish."""
     if subprocess.run([*MOUNT, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine does not allow mount namespaces (unshare --user --mount)")
-    port = free_ports(1)[0]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "MODEL_STORAGE_REPOSITORY": folder,

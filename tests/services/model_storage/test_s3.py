@@ -12,12 +12,13 @@ import boto3
 import httpx
 import pytest
 
-from local.triton import TritonServer, free_ports
+from local.triton import TritonServer
 from services.model_storage.errors import Unavailable
 from services.model_storage.repository import s3_store
 from services.model_storage.repository.s3_store import S3Store
 from tests.services.model_storage.s3_server import S3Server, s3_server
 from tests.services.model_storage.support import Database, Storage, model_zip, serving, settings_for
+from tests.support.servers import free_ports
 from tests.support.tiny_onnx import scaling_model
 
 BUCKET = "models"
