@@ -68,7 +68,10 @@ class ProcessLauncher:
         """
         python = self.home / ".venv" / spec.runtime / "bin" / "python"
         if not python.exists():
-            raise JobConfigurationError(f"the runtime {spec.runtime} is not installed: there is no {python}")
+            raise JobConfigurationError(
+                f"the runtime {spec.runtime} is not installed: there is no {python}; python3.11 -m local.bootstrap"
+                f" {spec.runtime} makes it"
+            )
         folder = self._new_attempt(spec.task_instance)
         described = {
             "task_instance": spec.task_instance.to_dict(),
