@@ -69,8 +69,8 @@ class ProcessLauncher:
         python = self.home / ".venv" / spec.runtime / "bin" / "python"
         if not python.exists():
             raise JobConfigurationError(
-                f"the runtime {spec.runtime} is not installed: there is no {python}; python3.11 -m local.bootstrap"
-                f" {spec.runtime} makes it"
+                f"the runtime {spec.runtime} is not installed: there is no {python};"
+                f" python3.11 -m local.bootstrap {spec.runtime} makes it"
             )
         folder = self._new_attempt(spec.task_instance)
         described = {
