@@ -107,9 +107,7 @@ def _summarize(settings: Settings, finished: Retraining, model: str) -> bool:
         if pulled.get("stop_here"):
             rows["outcome"] = pulled["stop_here"]["reason"]
     if metrics := (evaluated.get("candidate") or {}).get("metrics"):
-        rows["golden set"] = ", ".join(
-            f"{name} {metrics[name]:.4f}" for name in ("accuracy", "macro_f1") if name in metrics
-        )
+        rows["golden set"] = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     if gate:
         rows["gate"] = f"{gate['decision']}: {'; '.join(gate['reasons'])}"
     if published:
@@ -122,8 +120,9 @@ def _summarize(settings: Settings, finished: Retraining, model: str) -> bool:
     answer = None
     if finished.state == "success" and pulled:
         answer = ask_served_model(settings, model, pulled["group"], pulled["snapshot_id"])
+        said = f"{answer['label']!r} with {answer['probability']:.1%}" if answer["label"] is not None else "nothing"
         rows["Triton says"] = (
-            f"{answer['picture']} is {answer['label']!r} with {answer['probability']:.1%}, truth: {answer['truth']!r}, "
+            f"{answer['picture']} is {said}, truth: {answer['truth']!r}, "
             f"version {answer['version']}, {answer['milliseconds']:.1f} ms"
         )
     console.print(_two_columns(rows))

@@ -71,8 +71,9 @@ def test_an_unknown_pipeline_starts_nothing(folder: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize(("label", "probability"), [("a", 1.0), (None, None)], ids=["a class", "no object"])
 def test_the_model_that_is_asked_is_the_pipelines(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str | None, probability: float | None
 ) -> None:
     """Stands in for the stack, which takes minutes to start: what the command line hands on is what matters here."""
     asked: list[tuple[str, ...]] = []
@@ -84,8 +85,8 @@ def test_the_model_that_is_asked_is_the_pipelines(
 
     def ask(_: Settings, *names: str) -> dict[str, Any]:
         asked.append(names)
-        answer = {"picture": "p", "label": "a", "truth": "a", "version": "1"}
-        return {**answer, "probability": 1.0, "milliseconds": 1.0}
+        answer = {"picture": "p", "label": label, "truth": "a", "version": "1"}
+        return {**answer, "probability": probability, "milliseconds": 1.0}
 
     monkeypatch.setattr(command_line, "retrain", retrain)
     monkeypatch.setattr(command_line, "ask_served_model", ask)
