@@ -57,6 +57,7 @@ publish: {model_name: logos}
 
 This page is made by `python -m nightshift.pipelines.reference` (in `plugins/`, with `.venv/airflow`).
 """
+ORDER = ("data", "train", "evaluate", "gate", "verify")
 TABLE = ["| key | value | default | meaning |", "|---|---|---|---|"]
 
 
@@ -70,13 +71,18 @@ def reference() -> str:
     shared = [name for name, field in Pipeline.model_fields.items() if _section(field)]
     for kind, pipeline in KINDS.items():
         lines += ["", f"## `kind: {kind}`", "", cleandoc(pipeline.__doc__ or "")]
-        for name, field in pipeline.model_fields.items():
-            if name not in shared and _section(field):
-                lines += _table(name, field, 3)
+        own = {name: field for name, field in pipeline.model_fields.items() if name not in shared and _section(field)}
+        for name in sorted(own, key=_place):
+            lines += _table(name, own[name], 3)
     lines += ["", "## Sections of every kind"]
     for name in shared:
         lines += _table(name, first.model_fields[name], 3)
     return "\n".join(lines) + "\n"
+
+
+def _place(name: str) -> int:
+    """Return where a section stands: in the order of a night, and what only one kind has behind that."""
+    return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def _table(name: str, field: FieldInfo, level: int) -> list[str]:
@@ -94,7 +100,8 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = "**required**" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
-    cells = [f"`{name}`", ", ".join([_kind(field.annotation), *_bounds(field)]), default, field.description or ""]
+    meaning = " ".join((field.description or "").split()).replace("<", "\\<")  # else Markdown takes it for HTML
+    cells = [f"`{name}`", ", ".join([_kind(field.annotation), *_bounds(field)]), default, meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
