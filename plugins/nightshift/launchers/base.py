@@ -66,7 +66,10 @@ class Ended:
 
 
 class Launcher(Protocol):
-    """Runs jobs somewhere and finds them again. A job's id is a string that another worker understands."""
+    """Runs jobs somewhere and finds them again. A job's id is a string that another worker understands.
+
+    What each method has to do in all cases is in tests/plugins/launcher_conformance.py, which every launcher passes.
+    """
 
     def start(self, spec: JobSpec) -> str:
         """Start a job apart from this process; return its id."""
