@@ -124,6 +124,8 @@ def _typed_errors(options: DetectorTrainingOptions) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if "No valid images found" in str(error):
+            raise DataValidationError(f"Ultralytics takes none of the pictures: {error}") from error
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
         raise ConfigurationError(
