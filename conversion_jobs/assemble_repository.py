@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from conversion_jobs.import_weights import local_file
 from conversion_jobs.onnx.graph import interface, read_graph
 from conversion_jobs.triton.model_config import model_config, to_text
 from conversion_jobs.triton.repository_check import problems_of, requirements
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_directory
+from jobkit.local_file import local_file
 from jobkit.paths import checked_name
 from jobkit.unpack import unpack
 
@@ -50,8 +50,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if making and repository.is_dir():
         repository.rmdir()
     if arguments.archive:
-        with local_file(arguments.archive, context) as archive:
-            unpack(archive, repository, check)
+        archive = local_file(arguments.archive, context.bottle)
+        unpack(archive, repository, check)
     elif arguments.models:
         with atomic_directory(repository) as folder:
             for name, source in arguments.models.items():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from conversion_jobs.import_weights import local_file
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import sha256_of
+from jobkit.local_file import local_file
 from jobkit.unpack import unpack
 
 logger = logging.getLogger("conversion_jobs.fetch_weights")
@@ -54,8 +54,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
                 f"{arguments.archive} is not what {arguments.checksums} says: {'; '.join(problems)}"
             )
 
-    with local_file(arguments.archive, context) as archive:
-        unpack(archive, target, check)
+    archive = local_file(arguments.archive, context.bottle)
+    unpack(archive, target, check)
     logger.info("%s: %d files", target, len(wanted))
     return Result(target=target, files=len(wanted), was_there=False)
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from conversion_jobs.detection.import_detector import write_detector
 from conversion_jobs.families.sources import Source, load_source
 from conversion_jobs.onnx.graph import compact_json
 from jobkit import job
-from jobkit.bottle import Bottle, open_bottle
+from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
+from jobkit.local_file import local_file
 from jobkit.model_spec import HeadSpec, ModelSpec, NonMaxSuppression, Preprocessing, Spec
 from jobkit.paths import checked_name, experiments, picture
 from jobkit.snapshot import Refused, Sample, write_snapshot
@@ -48,19 +47,18 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     snapshot_id = arguments.snapshot_id
     if arguments.pictures is not None:
         snapshot_id = write_pictures(bottle, group, arguments.pictures)
-    with ExitStack() as files:
-        weights = files.enter_context(local_file(arguments.weights, context))
-        embeddings = files.enter_context(local_file(arguments.embeddings, context)) if arguments.embeddings else None
-        described = arguments.model_dump(mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings"})
-        identity = [sha256_of(weights), described, sha256_of(embeddings) if embeddings else None]
-        mark = hashlib.sha256(compact_json(identity).encode()).hexdigest()[:12]
-        experiment = Experiment(f"{experiments(group)}/imported_{arguments.family}_{mark}")
-        if arguments.family == "ultralytics" and not bottle.exists(experiment.spec):
-            write_detector(
-                bottle, experiment, weights, arguments.img_size, arguments.class_names, NonMaxSuppression.of(arguments)
-            )
-        elif not bottle.exists(experiment.spec):
-            write_experiment(bottle, experiment, weights, embeddings, arguments)
+    weights = local_file(arguments.weights, bottle)
+    embeddings = local_file(arguments.embeddings, bottle) if arguments.embeddings else None
+    described = arguments.model_dump(mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings"})
+    identity = [sha256_of(weights), described, sha256_of(embeddings) if embeddings else None]
+    mark = hashlib.sha256(compact_json(identity).encode()).hexdigest()[:12]
+    experiment = Experiment(f"{experiments(group)}/imported_{arguments.family}_{mark}")
+    if arguments.family == "ultralytics" and not bottle.exists(experiment.spec):
+        write_detector(
+            bottle, experiment, weights, arguments.img_size, arguments.class_names, NonMaxSuppression.of(arguments)
+        )
+    elif not bottle.exists(experiment.spec):
+        write_experiment(bottle, experiment, weights, embeddings, arguments)
     inputs = f"snapshot {snapshot_id}" if snapshot_id else arguments.embeddings
     logger.info("%s, to be verified with %s", experiment.folder, inputs)
     return Result(experiment=experiment.folder, snapshot_id=snapshot_id)
@@ -144,24 +142,6 @@ def checked_embeddings(path: Path, features: int) -> Path:
             f"{path} holds {found.dtype} {list(found.shape)}, the head takes float32 [n, {features}]"
         )
     return path
-
-
-@contextmanager
-def local_file(where: str, context: job.Context) -> Iterator[Path]:
-    """Yield a local file with what is at `where`: a key in the bottle, `s3://bucket/key`, or a path (absolute or `./`).
-
-    Raises:
-        DataValidationError: they are not there.
-    """
-    if where.startswith("s3://"):
-        root, _, name = where.rpartition("/")
-        yield open_bottle(root).local(name)
-    elif Path(where).is_absolute() or where.startswith("."):
-        if not Path(where).is_file():
-            raise DataValidationError(f"{where} is not a file on this worker")
-        yield Path(where)
-    else:
-        yield context.bottle.local(where)
 
 
 def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:

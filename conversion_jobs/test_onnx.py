@@ -116,6 +116,7 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
 
     options = source_options(weights, found)
     module = load_source(weights, options).module
+    # "normalised": files of earlier versions
     if found.metadata.get("normalized", found.metadata.get("normalised")) == "true":
         how = Preprocessing.model_validate_json(found.metadata["inside"])
         module = normalized(module, how)

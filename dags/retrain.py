@@ -12,9 +12,9 @@ task ids are the same for all.
 with **force** to train all the same. *Rejected*: the gate kept the champion; its task says why.
 
 **Triage.** Open the red task's log: its last error line says what happened, where, and what is valid. Exit code 2: fix
-the configuration that it names. 3: the data was refused, look at the snapshot's `refused.jsonl`. 75: a server was away;
-it was retried. Anything else is a crash. `report` is red whenever another task is, so that the run fails.
-`docs/runbook.md` goes on from there.
+the configuration that it names. 3: the data was refused, look at `meta/<group>/refused.jsonl` in the bottle. 75: a
+server was away; it was retried. Anything else is a crash. `report` is red whenever another task is, so that the run
+fails. `docs/runbook.md` goes on from there.
 With the target tensorrt, `build_plan` and `verify_plan` run on the queue of the GPU; trtexec's log is in the bottle
 beside the plan. With two targets, `package_model_onnx` and `publish_model_onnx` publish the graph before the plan.
 
@@ -24,6 +24,7 @@ its job.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -40,7 +41,7 @@ from nightshift.task_templates import TASK_STATES, output_if_any, output_of, sto
 from nightshift_common.options.conversion import MAX_PLAN_SAMPLES, Target
 
 FINGERPRINT = "{{ fingerprint(params) }}"
-STAGES = {
+PARTS = {
     "data": "the night's snapshot",
     "train": "a candidate",
     "judge": "candidate against champion",
@@ -74,23 +75,19 @@ def fail_with_the_run(_context: Any, result: Any) -> None:
         raise RunFailed(result["reason"])
 
 
-def stage(name: str) -> TaskGroup:
+def part(name: str) -> TaskGroup:
     """Return a part of the night, as the UI groups it; task ids do not depend on it."""
-    return TaskGroup(f"{name}_stage", prefix_group_id=False, group_display_name=name, tooltip=STAGES[name])
+    return TaskGroup(f"{name}_part", prefix_group_id=False, group_display_name=name, tooltip=PARTS[name])
 
 
 def pulling(name: str, pipeline: Pipeline) -> Step:
     """Return the kind's pulling with what it is told in every pipeline."""
     step = pipeline.pull_step()
-    return Step(
-        module=step.module,
+    return replace(
+        step,
         options={"pipeline": name, "fingerprint": FINGERPRINT, **step.options},
         params={**step.params, "force": "force", "snapshot_id": "snapshot_id"},
-        connections=step.connections,
-        runtime=step.runtime,
-        files=step.files,
         not_in_fingerprint=step.not_in_fingerprint | {"pipeline", "fingerprint", "force", "snapshot_id"},
-        timeout=step.timeout,
     )
 
 
@@ -182,25 +179,25 @@ def closing(name: str) -> Step:
     )
 
 
-def in_stages(name: str, pipeline: Pipeline, steps: dict[str, Step]) -> Sequence[JobOperator]:
+def in_parts(name: str, pipeline: Pipeline, steps: dict[str, Step]) -> Sequence[JobOperator]:
     """Return the tasks of a night in the order in which they run, each in the part of the night that it belongs to."""
     prepare = pipeline.prepare_steps()
     on_the_gpu = {"pool": pipeline.train_pool, "queue": pipeline.train_queue}
-    with stage("data"):
+    with part("data"):
         pulled = task("pull_dataset", steps["pull_dataset"], skips=[next(iter(prepare), "train")])
         prepared = [task(task_id, steps[task_id]) for task_id in prepare]
-    with stage("train"):
+    with part("train"):
         trained = task("train", steps["train"], **on_the_gpu)
-    with stage("judge"):
+    with part("judge"):
         evaluated = task("evaluate", steps["evaluate"])
         gated = task("gate", steps["gate"], skips=["export_onnx"])
-    with stage("convert"):
+    with part("convert"):
         opset, verify = {"opset": pipeline.publish.opset}, pipeline.verify.model_dump()
         exported = task("export_onnx", Step("conversion_jobs.export_onnx", {"experiment": EXPERIMENT, **opset}))
         compared = {"experiment": EXPERIMENT, "snapshot_id": SNAPSHOT, **verify}
         verified = task("verify_onnx", Step("conversion_jobs.verify_onnx", compared))
         planned = plan_tasks(pipeline) if pipeline.convert.served == "tensorrt" else []
-    with stage("release"):
+    with part("release"):
         # The graph before the plan: what is published last is deployed.
         pairs = [publishing_tasks(pipeline, target) for target in sorted(pipeline.convert.targets)]
         released = [one for step in zip(*pairs, strict=True) for one in step]
@@ -238,7 +235,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
             "max_retry_delay": pipeline.retries.max_delay,
         },
     ) as dag:
-        tasks = in_stages(name, pipeline, steps)
+        tasks = in_parts(name, pipeline, steps)
         reported = task("report", closing(name), post_execute=fail_with_the_run)
         chain(*tasks, reported)
         # A teardown runs whatever happened before it, also in a run that a person has marked as failed.

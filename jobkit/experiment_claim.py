@@ -30,7 +30,7 @@ class Claim(BaseModel):
     task: str | None
 
 
-def fingerprint(*content: Any) -> str:
+def training_digest(*content: Any) -> str:
     """Return 16 hex digits that change with anything of `content`, which is JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -61,7 +61,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     group = arguments.cat or config.experiment_name
     source = config.dataset.label_source or ("snapshot" if arguments.cat or arguments.snapshot_id else "rotation")
     snapshot_id = _snapshot_id(arguments, source, group, context)
-    mark = experiments.fingerprint(config, group, snapshot_id)
+    mark = experiments.training_digest(config, group, snapshot_id)
     bottle = _bottle(config, context)
     if arguments.resume:
         experiment = open_experiment(bottle, arguments.resume, mark)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +12,21 @@ import yaml
 from pydantic import Field
 
 from jobkit import job, settings
-from jobkit.bottle import Bottle, open_bottle
-from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.bottle import Bottle
+from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
-from jobkit.experiment_claim import claim, fingerprint, finished, open_experiment
+from jobkit.experiment_claim import claim, finished, open_experiment, training_digest
+from jobkit.local_file import local_file
 from jobkit.snapshot import Snapshot, read_snapshot
 from nightshift_common.detector import DetectorLibrary
 from nightshift_common.names import GroupName
 from nightshift_common.options.detector import DetectorEvaluationOptions, DetectorTrainingOptions
-from nightshift_common.options.training import Gpus
 
 if TYPE_CHECKING:
     from jobkit.tracking import Run
 
 logger = logging.getLogger("training_jobs.train_detector")
+TRAINED = {"detect": "detector", "segment": "segmenter"}
 
 
 class Arguments(job.Arguments, DetectorTrainingOptions):
@@ -39,7 +38,6 @@ class Arguments(job.Arguments, DetectorTrainingOptions):
 
     group: GroupName = Field(description="group of the snapshot")
     snapshot_id: str = Field(description="the snapshot to train on")
-    gpus: Gpus = Field(1, description="GPUs that train together: 1, more are refused")
     resume: str | None = Field(None, description="experiment to go on with by hand: its folder in the bottle")
 
 
@@ -55,13 +53,11 @@ class Result(job.Result):
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Train, unless this task instance has done so already."""
-    if arguments.gpus > 1:
-        raise ConfigurationError(f"--gpus {arguments.gpus}: a detector is trained on one GPU")
     options = DetectorTrainingOptions.model_validate(
         arguments.model_dump(include=set(DetectorTrainingOptions.model_fields))
     )
     bottle = context.bottle
-    mark = fingerprint(options.model_dump(mode="json"), arguments.group, arguments.snapshot_id)
+    mark = training_digest(options.model_dump(mode="json"), arguments.group, arguments.snapshot_id)
     if arguments.resume:
         experiment = open_experiment(bottle, arguments.resume, mark)
     else:
@@ -125,25 +121,9 @@ def _train(
             logger.info("going on after epoch %d of %d", len(callback.rows), options.epochs)
         if last is None or not callback.is_over:
             dataset = prepare_dataset(bottle, snapshot, options.task, folder / "dataset")
-            with _weights(options.weights, bottle, folder) as weights:
-                library.train(dataset, options, folder, weights, last, callback)
+            weights = local_file(options.weights, bottle) if options.weights else None
+            library.train(dataset, options, folder, weights, last, callback)
         return _finish(library, options, snapshot, bottle, experiment, callback, folder, tracking)
-
-
-@contextmanager
-def _weights(name: str | None, bottle: Bottle, folder: Path) -> Iterator[Path | None]:
-    """Yield a local file of weights: a path of this host, a key in the bottle, or s3://bucket/key."""
-    if name is None:
-        yield None
-    elif name.startswith("s3://"):
-        root, _, key = name.removeprefix("s3://").partition("/")
-        yield open_bottle(f"s3://{root}").local(key)
-    elif name.startswith("/"):
-        if not Path(name).is_file():
-            raise DataValidationError(f"there is no file {name} (weights)")
-        yield Path(name)
-    else:
-        yield bottle.local(name)
 
 
 def _finish(
@@ -159,7 +139,8 @@ def _finish(
     found = library.trace(best, size, script)
     if found.labels != snapshot.summary.labels or found.task != options.task:
         raise DataValidationError(
-            f"{bottle}/{experiment.best_weights} is a {found.task}or of {', '.join(found.labels)}, not of the snapshot"
+            f"{bottle}/{experiment.best_weights} is a {TRAINED[found.task]} of {', '.join(found.labels)}, not of the"
+            " snapshot"
         )
     spec, scores = _validate(options, snapshot, bottle, experiment, script)
     bottle.put(experiment.torchscript, script)

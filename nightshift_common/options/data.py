@@ -26,7 +26,7 @@ class SplitOptions(Options):
     max_side: int = Field(10_000, ge=1)
     """a picture with a longer side is refused without decoding it, pixels"""
     max_bad_share: float = Field(0.05, ge=0, le=1)
-    """with a larger share of bad pictures the night is refused"""
+    """with a larger share of bad pictures, or of bad objects, the night is refused"""
 
     @model_validator(mode="after")
     def _sides_in_order(self) -> Self:

@@ -56,7 +56,7 @@ class DetectorEvaluationOptions(Options):
 
     iou_threshold: float = Field(0.5, gt=0, le=1, title="IoU threshold")
     """a prediction is right from this intersection over union with an object on; for segment that of the masks"""
-    nms_iou: float = Field(0.7, gt=0, le=1, title="IoU of the suppression")
+    nms_iou_threshold: float = Field(0.7, gt=0, le=1, title="IoU threshold of the suppression")
     """of raw outputs, a box that overlaps a better one of its class by more goes"""
     max_detections: int = Field(300, ge=1, le=3840, title="Max detections")
     """boxes a picture that are looked at, the surest first"""

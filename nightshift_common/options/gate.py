@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from nightshift_common.options.base import Options
+
+ClassifierMetric = Literal["accuracy", "macro_f1"]
+DetectorMetric = Literal["f1", "precision", "recall", "ap50", "ap"]
+"""What a gate may decide by, of each kind of model: more is better."""
 
 
 class GateOptions(Options):
@@ -17,6 +23,6 @@ class GateOptions(Options):
     min_gain: float = Field(0.0, ge=-1, le=1)
     """how much better than the champion's it has to be; negative: how much worse it may be"""
     max_slice_loss: float = Field(0.05, ge=0, le=1)
-    """how much the score of any slice (a class) may lose against the champion's"""
+    """how much the score of any slice (a class, or a size of objects) may lose against the champion's"""
     min_support: int = Field(20, ge=1)
-    """slices with fewer golden examples do not veto: there one example is more than the limit"""
+    """slices with fewer golden examples do not veto: one example of 20 is a loss of 0.05 already"""

@@ -1,4 +1,7 @@
-"""How a task may fail: one exception for each kind of exit code in the contract; `kind` is a key of `REMEDIES`."""
+"""How a task may fail: one exception for each kind of exit code; `kind` is a key of `REMEDIES`.
+
+Airflow fails a task at once for an `AirflowFailException`, and tries it again for any other.
+"""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from nightshift_common.exit_codes import ExitCode
 from nightshift_common.model_storage_client import ModelStorageClient, StorageRefused, StorageUnavailable, checksum
 
 URL, TOKEN = "NIGHTSHIFT_STORAGE_URL", "NIGHTSHIFT_STORAGE_TOKEN"
-TRANSIENT = 75
 
 console = Console()
 errors = Console(stderr=True)
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             answer = options.run(client, options)
     except (StorageRefused, StorageUnavailable, OSError) as error:
         errors.print(str(error), style="red", markup=False)
-        return TRANSIENT if isinstance(error, StorageUnavailable) else 1
+        return int(ExitCode.TRANSIENT) if isinstance(error, StorageUnavailable) else 1
     if options.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     else:

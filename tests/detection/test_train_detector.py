@@ -430,7 +430,7 @@ def test_parts_become_one_outline_that_covers_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("option", "code"),
-    [("--gpus=2", 2), ("--architecture=resnet18", 2), ("--input_size=100", 2), ("--snapshot_id=none", 3)],
+    [("--architecture=resnet18", 2), ("--input_size=100", 2), ("--snapshot_id=none", 3)],
 )
 def test_what_cannot_be_trained_is_refused_with_its_exit_code(
     few: tuple[FolderBottle, str], tmp_path: Path, option: str, code: int

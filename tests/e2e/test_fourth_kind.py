@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.support.airflow import Airflow
 from tests.support.airflow import airflow as run_airflow
 
 KIND = Path(__file__).parent / "constant_kind"
-UNION = "    ClassificationPipeline | DetectionPipeline | SegmentationPipeline,\n"
+UNION = re.compile(r"(AnyPipeline = Annotated\[\n    [\w |]+)")  # whatever kinds there are
 PIPELINE = """\
 kind: constant
 description: The most frequent digit
@@ -37,10 +38,10 @@ def checkout_with_the_kind(folder: Path) -> Path:
                 (folder / level / entry.name).symlink_to(entry)
     union = folder / kinds / "__init__.py"
     text = union.read_text()
-    assert UNION in text
     union.unlink()
     line = "from nightshift.kinds.constant import ConstantPipeline\n"
-    text = text.replace(UNION, UNION.replace(",", " | ConstantPipeline,"))
+    text, changed = UNION.subn(r"\1 | ConstantPipeline", text)
+    assert changed == 1
     union.write_text(text.replace("from nightshift.kinds.detection", f"{line}from nightshift.kinds.detection"))
     (folder / kinds / "constant.py").symlink_to(KIND / "constant.py")
     (folder / "constant_jobs").symlink_to(KIND / "constant_jobs")

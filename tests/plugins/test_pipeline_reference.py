@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "pipelines.md"
 
 
 def test_the_page_is_the_one_that_the_model_makes() -> None:
-    assert PAGE.read_text() == reference(), "make it anew: cd plugins && python -m nightshift.pipelines.reference"
+    assert PAGE.read_text() == reference(), "make it anew: see its first section"
 
 
 @pytest.mark.parametrize("number", [0, 1])

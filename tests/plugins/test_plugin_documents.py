@@ -29,11 +29,14 @@ def test_the_runbook_knows_each_exit_code_of_a_failure() -> None:
 
 
 def test_the_table_of_connections_has_each_with_its_variables() -> None:
-    rows = {quoted(row[0])[0]: set(quoted(row[1])) for row in table("docs/architecture.md", "connection id")}
-    assert set(rows) == {f"nightshift_{name}" for name in VARIABLES}
+    told = {
+        quoted(row[0])[0]: (quoted(row[1]), quoted(row[2])) for row in table("docs/architecture.md", "connection id")
+    }
+    assert set(told) == {f"nightshift_{name}" for name in VARIABLES}
     for name, variables in VARIABLES.items():
-        named = {variable for variable, _, _ in variables if variable.startswith("NIGHTSHIFT_")}
-        assert named <= rows[f"nightshift_{name}"], name
+        fields, named = told[f"nightshift_{name}"]
+        assert {place.removesuffix("?") for _, place, _ in variables} == set(fields) - {"s3://…", "host:port"}, name
+        assert {variable for variable, _, _ in variables} == set(named), name
 
 
 @pytest.mark.parametrize("name", ["NIGHTSHIFT_LAUNCHER"])

@@ -228,7 +228,7 @@ def test_a_snapshot_without_objects_or_polygons_is_refused(
 
 def test_options_out_of_bounds_are_configuration_errors() -> None:
     line = ["--group=g", "--snapshot_id=s", "--experiment=models/g/e", "--model_name=m"]
-    for option in ("--iou_threshold=0", "--nms_iou=1.1", "--max_detections=0"):
+    for option in ("--iou_threshold=0", "--nms_iou_threshold=1.1", "--max_detections=0"):
         with pytest.raises(ConfigurationError, match=option[2:].partition("=")[0]):
             job.parse(evaluate_detector.Arguments, [*line, option])
 

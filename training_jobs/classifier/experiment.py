@@ -9,9 +9,9 @@ from nightshift_common.task_instance import TaskInstanceKey
 from training_jobs.classifier.config import Config
 
 
-def fingerprint(config: Config, group: str, snapshot_id: str | None) -> str:
+def training_digest(config: Config, group: str, snapshot_id: str | None) -> str:
     """Return 16 hex digits that change with anything that changes the training."""
-    return experiment_claim.fingerprint(config.model_dump(mode="json"), group, snapshot_id)
+    return experiment_claim.training_digest(config.model_dump(mode="json"), group, snapshot_id)
 
 
 def claim(bottle: Bottle, config: Config, group: str, task_instance: TaskInstanceKey | None, mark: str) -> Experiment:

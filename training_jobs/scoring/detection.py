@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from nightshift_common.options.gate import DetectorMetric
 from training_jobs.scoring.average_precision import Ranking
 from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice
 from training_jobs.scoring.matching import IGNORED, WRONG, Compared, Floats, Ints, best_threshold, counts, match
 from training_jobs.scoring.metrics import mcnemar
 
-METRICS = ("f1", "precision", "recall", "ap50", "ap")  # what a gate may compare; higher is better
+METRICS: tuple[DetectorMetric, ...] = get_args(DetectorMetric)
 COCO_OVERLAPS = np.arange(50, 100, 5) / 100
 MEDIUM, LARGE = 32.0**2, 96.0**2
 """Areas from which an object is medium and large, pixels of the picture: COCO's, but each object is of one size."""
@@ -81,7 +83,7 @@ class WorstPicture(BaseModel):
 class DetectorEvaluation(Evaluation):
     """Two detectors on the golden pictures of one snapshot."""
 
-    gate_metrics: list[str] = Field(["f1", "precision", "recall", "ap50", "ap"])
+    gate_metrics: list[str] = Field(list(METRICS))
     candidate: DetectorScores
     champion: DetectorScores | None
     iou_threshold: float

@@ -98,7 +98,7 @@ def _found(first: Array, spec: DetectorSpec, options: DetectorEvaluationOptions)
         return Found(first[rows], rows)
     if how is not None:
         return suppressed(first, how.confidence_threshold, how.iou_threshold, how.max_detections)
-    return suppressed(first, LEAST_SCORE, options.nms_iou, options.max_detections)
+    return suppressed(first, LEAST_SCORE, options.nms_iou_threshold, options.max_detections)
 
 
 def _beside(

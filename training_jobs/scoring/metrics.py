@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import Field
 
+from nightshift_common.options.gate import ClassifierMetric
 from training_jobs.scoring.evaluation import Comparison, Gain, Scores, Slice
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-METRICS = ("accuracy", "macro_f1")  # what a gate may compare; higher is better
+METRICS: tuple[ClassifierMetric, ...] = get_args(ClassifierMetric)
 CALIBRATION_BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", ICML 2017
 RESAMPLES = 1000
 _SEED = 20

@@ -21,8 +21,8 @@ REMEDIES = {
     ),
     "data_refused": Remedy(
         "data refused",
-        "Look at refused.jsonl of the snapshot that the message names and mend the source; the next night takes it."
-        " The model in production serves on.",
+        "Look at meta/<group>/refused.jsonl in the bottle, which the message names, and mend the source; the next night"
+        " takes it. The model in production serves on.",
     ),
     "unavailable": Remedy(
         "a server was away",

@@ -12,6 +12,7 @@ from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Gate, Pipeline, Section,
 from nightshift.steps import Step
 from nightshift_common.options.conversion import VerifyOptions
 from nightshift_common.options.data import LabeledPicturesOptions
+from nightshift_common.options.gate import ClassifierMetric
 from nightshift_common.options.training import BatchSize, Epochs, Gpus
 from nightshift_common.yaml_file import Location
 
@@ -42,7 +43,7 @@ class ClassifierTraining(Training):
 class ClassifierGate(Gate):
     """When a candidate may replace the champion."""
 
-    metric: Literal["accuracy", "macro_f1"] = "macro_f1"
+    metric: ClassifierMetric = "macro_f1"
     """what is compared on the golden set"""
 
 

@@ -11,6 +11,7 @@ from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Gate, Pipeline, Section,
 from nightshift.steps import Step
 from nightshift_common.options.data import AnnotatedPicturesOptions
 from nightshift_common.options.detector import DetectorEvaluationOptions, DetectorRecipe
+from nightshift_common.options.gate import DetectorMetric
 
 
 class AnnotatedPictures(Section, AnnotatedPicturesOptions):
@@ -28,7 +29,7 @@ class DetectorEvaluation(Section, DetectorEvaluationOptions):
 class DetectorGate(Gate):
     """When a candidate may replace the champion."""
 
-    metric: Literal["f1", "precision", "recall", "ap50", "ap"] = "f1"
+    metric: DetectorMetric = "f1"
     """what is compared on the golden set: f1, precision and recall at the confidence threshold that training froze;
     ap50, ap: average precision at IoU 0.5, and its mean over 0.5 to 0.95"""
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nightshift.kinds.detection import DetectionPipeline, DetectorGate
-
-
-class SegmenterGate(DetectorGate):
-    """When a candidate may replace the champion; an object is found where the masks overlap."""
+from nightshift.kinds.detection import DetectionPipeline
 
 
 class SegmentationPipeline(DetectionPipeline):
-    """A segmenter that is trained anew every night."""
+    """A segmenter that is trained anew every night; an object is found where the masks overlap."""
 
     kind: Literal["segmentation"]  # type: ignore[assignment] # each kind has its own
-    gate: SegmenterGate = SegmenterGate()
 
     @property
     def task(self) -> Literal["detect", "segment"]:

@@ -55,7 +55,7 @@ data: {group: logos, annotations: incoming/logos/annotations.json}
 publish: {model_name: logos}
 ```
 
-This page is made by `python -m nightshift.pipelines.reference` (in `plugins/`, with `.venv/airflow`).
+This page is made by `PYTHONPATH=plugins:. .venv/airflow/bin/python -m nightshift.pipelines.reference`.
 """
 ORDER = ("data", "train", "evaluate", "gate", "verify")
 TABLE = ["| key | value | default | meaning |", "|---|---|---|---|"]
