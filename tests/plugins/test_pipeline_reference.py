@@ -1,5 +1,6 @@
 """The page about pipeline files says what the model checks."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,10 @@ def test_every_key_says_what_it_means() -> None:
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     assert len(rows) > 25
     assert not [row for row in rows if row.endswith("|  |")]
+
+
+def test_every_table_of_the_page_is_whole() -> None:
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in reference().splitlines() if line.startswith("|")]
+    rows = [line for line in reference().splitlines() if line.startswith("|") or line.endswith("|")]
+    assert len(rows) == len(widths) and set(widths) <= {4, 5}, "a line break or a bar in a cell breaks the table"
+    assert not [row for row in rows if re.search(r"(?<!\\)<\w", re.sub(r"`[^`]*`", "", row))], "HTML to Markdown"
