@@ -104,7 +104,7 @@ def _alone() -> Iterator[None]:
 def _has_compiled_suppression() -> bool:
     """Whether torchvision's operators are there: not beside a CPU build of torch (local/torchvision_cpu)."""
     import torch
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]
 
     try:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
@@ -150,7 +150,7 @@ def _trainer(
     validator: Any = SegmentationValidator if segment else DetectionValidator
     right = "tp_m" if segment else "tp"  # of masks, or of boxes
 
-    class Validator(validator):
+    class Validator(validator):  # type: ignore[misc]
         """Tells the best F1 at IoU 0.5 over all thresholds, by which the best epoch is chosen."""
 
         def get_stats(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _trainer(
             found: dict[str, Any] = super().get_stats()
             return {**found, "f1": f1, "fitness": f1}
 
-    class Trainer(base):
+    class Trainer(base):  # type: ignore[misc]
         """Validates by F1; `best.pt` is evaluated by the job itself."""
 
         def get_validator(self) -> Any:
