@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nightshift_common.names import ModelName
 from nightshift_common.options.base import Options
@@ -47,12 +47,6 @@ class LatencyOptions(Options):
     """a plan whose 99th percentile of one picture is above this gets a warning"""
     limit_ms: float = Field(10_000, gt=0)
     """a plan whose 99th percentile of one picture is above this is refused"""
-
-    @model_validator(mode="after")
-    def _goal_below_the_limit(self) -> Self:
-        if self.goal_ms > self.limit_ms:
-            raise ValueError(f"goal_ms ({self.goal_ms:g}) is above limit_ms ({self.limit_ms:g})")
-        return self
 
 
 class ExportOptions(Options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from collections.abc import Callable
@@ -178,9 +179,9 @@ def test_the_run_of_a_killed_job_is_ended_and_those_of_others_are_left(
     close: Closer, task_instance: TaskInstanceKey, mlflow_url: str
 ) -> None:
     api = MlflowClient(mlflow_url)
-    done, killed = (Run.start(task_instance.model_copy(update={"task_id": name})) for name in ("pull_dataset", "train"))
+    done, killed = (Run.start(dataclasses.replace(task_instance, task_id=name)) for name in ("pull_dataset", "train"))
     done.end(succeeded=True)
-    other = Run.start(task_instance.model_copy(update={"task_id": "train", "run_id": "another"}))
+    other = Run.start(dataclasses.replace(task_instance, task_id="train", run_id="another"))
     close(states={"train": "failed"})
     statuses = [api.get_run(run.run_id).info.status for run in (done, killed, other)]
     assert statuses == ["FINISHED", "KILLED", "RUNNING"]

@@ -30,7 +30,7 @@ from jobkit.files import write_atomic
 POLL_SECONDS = 0.1
 SETTLE_SECONDS = 1.0  # after the first failure: the process that caused it may be slower to report than those it left
 PR_SET_PDEATHSIG = 1
-START = "import sys; from training_jobs.classifier import together; sys.exit(together.main())"
+START = "import sys; from training_jobs.classifier import ddp_launcher; sys.exit(ddp_launcher.main())"
 
 
 class ProcessDied(JobError):

@@ -84,9 +84,11 @@ class Convert(Section, LatencyOptions):
     """pool of building and verifying plans; its slots are those GPUs; none: the GPU's name in lower case, say t4"""
 
     @model_validator(mode="after")
-    def _targets_once(self) -> Convert:
+    def _goes_together(self) -> Convert:
         if len(set(self.targets)) != len(self.targets):
             raise ValueError(f"targets has something twice: {', '.join(self.targets)}")
+        if self.goal_ms > self.limit_ms:
+            raise ValueError(f"goal_ms ({self.goal_ms:g}) is above limit_ms ({self.limit_ms:g})")
         return self
 
     @property

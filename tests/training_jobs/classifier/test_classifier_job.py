@@ -141,11 +141,11 @@ def test_the_same_task_instance_never_trains_twice(bottle: FolderBottle, tmp_pat
     first = train(job.Context(tmp_path, TASK_INSTANCE), config, cat="colors", epochs=1)
     written = bottle.path(first.checkpoint).stat().st_mtime_ns
     again = train(
-        job.Context(tmp_path, TASK_INSTANCE.model_copy(update={"try_number": 2})), config, cat="colors", epochs=1
+        job.Context(tmp_path, dataclasses.replace(TASK_INSTANCE, try_number=2)), config, cat="colors", epochs=1
     )
     assert again == first
     assert bottle.path(first.checkpoint).stat().st_mtime_ns == written
-    others = TASK_INSTANCE.model_copy(update={"run_id": "run_2"})
+    others = dataclasses.replace(TASK_INSTANCE, run_id="run_2")
     assert train(job.Context(tmp_path, others), config, cat="colors", epochs=1).experiment != first.experiment
     more = train(job.Context(tmp_path, TASK_INSTANCE), config, cat="colors", epochs=2)
     assert more.experiment != first.experiment  # cleared and triggered with other parameters
@@ -157,7 +157,7 @@ def test_the_run_in_mlflow_has_parameters_metrics_and_the_report(
     from mlflow import MlflowClient
 
     write_pictures(bottle, tmp_path / "source")
-    context = job.Context(tmp_path, TASK_INSTANCE.model_copy(update={"run_id": "tracked"}))
+    context = job.Context(tmp_path, dataclasses.replace(TASK_INSTANCE, run_id="tracked"))
     train(context, write_config(tmp_path), cat="colors", epochs=2)
     context.close(succeeded=True)
     client = MlflowClient(mlflow_url)
