@@ -166,6 +166,8 @@ def test_equal_scores_count_together_and_nothing_right_has_the_default() -> None
     threshold, f1 = best_threshold(np.array([0.5, 0.5, 0.2]), np.array([True, False, True]), 2)
     assert f1 == pytest.approx(4 / 5), "all three; the two of 0.5 alone give 2/4"
     assert threshold < 0.2
+    _, f1 = best_threshold(np.array([0.5, 0.5, 0.2]), np.array([True, False, False]), 1)
+    assert f1 == pytest.approx(2 / 3), "the right one of the two cannot be had alone"
     assert best_threshold(np.array([0.9]), np.array([False]), 3) == (0.25, 0.0)
     assert best_threshold(np.array([]), np.array([], bool), 3) == (0.25, 0.0)
 
@@ -251,6 +253,16 @@ def test_masks_of_rectangles_are_exact_and_overlap_as_their_boxes_do() -> None:
     assert (a.left, a.top, a.area, a.shared(b), beyond.area, a.shared(beyond)) == (10, 5, 400, 200, 25, 0)
     found = masks.overlap([a], [b, b, beyond], np.array([False, True, False]))
     assert found.tolist() == [[pytest.approx(200 / 600), 0.5, 0]]
+
+
+def test_a_pixel_belongs_to_a_mask_where_its_center_does() -> None:
+    x, y, right, bottom = 10.4, 5.6, 20.4, 8.6
+    drawn = masks.of_polygons([[x, y, right, y, right, bottom, x, bottom]], (100, 100))
+    rows, columns = np.nonzero(drawn.pixels)
+    assert (rows.min() + drawn.top, rows.max() + drawn.top) == (6, 8)
+    assert (columns.min() + drawn.left, columns.max() + drawn.left) == (10, 19)
+    box = masks.of_box(np.array([x, y, right, bottom]), (100, 100))
+    assert (box.left, box.top, box.pixels.shape) == (10, 6, (3, 10))
 
 
 def test_a_mask_of_two_parts_with_a_hole_between_them() -> None:
