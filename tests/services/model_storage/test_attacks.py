@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from services.model_storage.settings import Settings
 from tests.services.model_storage.support import (
     Storage,
     ask_scale,
+    model_zip,
     new_triton,
     serving,
     settings_for,
 )
+from tests.support.tiny_onnx import scaling_config, scaling_model
 
 PYTHON_CONFIG = {
     "name": "intruder",
@@ -185,6 +188,80 @@ def test_key_files_that_do_not_fit_the_servers_are_refused() -> None:
         Settings(
             repository="/models", database_url="postgresql://", auth="off", triton_grpc="a:1,b:1", triton_key_file="/k"
         )
+
+
+def environment_attack(folder: Path) -> str:
+    """A Python environment whose activation leaves a marker; Triton's Python backends run it as a script."""
+    (folder / "env" / "bin").mkdir(parents=True)
+    (folder / "env" / "bin" / "activate").write_text(f"touch {folder / 'was_here'}\n")
+    value = f'{{ string_value: "{folder / "env"}" }}'
+    return f'parameters {{ key: "EXECUTION_ENV_PATH" value: {value} }}'
+
+
+ATTACKS: dict[str, tuple[Callable[[Path], str], list[str]]] = {
+    "a script of the backend's environment": (environment_attack, ["parameters.EXECUTION_ENV_PATH"]),
+    "a file of the host as the model": (
+        lambda folder: 'default_model_filename: "../../../../../../../../etc/passwd"',
+        ["default_model_filename"],
+    ),
+    "a library": (
+        lambda folder: f'model_operations {{ op_library_filename: "{folder}/library.so" }}',
+        ["model_operations"],
+    ),
+    "labels of the host": (lambda folder: "", ["output.label_filename"]),
+    "warm-up data of the host": (
+        lambda folder: (
+            'model_warmup { name: "w" batch_size: 1 inputs { key: "input" value: { data_type: TYPE_FP32 '
+            'dims: [4] input_data_file: "../../../../../etc/passwd" } } }'
+        ),
+        ["model_warmup.inputs.input_data_file"],
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_configuration_that_attacks_is_served_without_what_it_attacks_with_and_the_reply_says_so(
+    storage: Storage, model: str, tmp_path: Path, attack: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, left_out = ATTACKS[attack]
+    config = scaling_config(model) + make(tmp_path)
+    if attack == "labels of the host":
+        config = config.replace('name: "output"', 'name: "output", label_filename: "../../../../../etc/passwd"')
+    reply = storage.upload(model, model_zip(model, 2.0, **{"config.pbtxt": config}))
+    assert reply.json() == {"version": "0.0.1", "left_out": left_out}
+    assert all(name in caplog.text for name in left_out)
+    assert storage.promote(model, "0.0.1").status_code == 200
+    assert storage.scale_served(model) == 2.0
+    served = (storage.repository / model / "config.pbtxt").read_text()
+    for word in ("EXECUTION_ENV_PATH", "/", "passwd", "library", "default_model_filename"):
+        assert word not in served
+    assert not (tmp_path / "was_here").exists()
+    again = storage.upload(model, model_zip(model, 2.0, **{"config.pbtxt": config})).json()
+    assert again["left_out"] == left_out and again["already_published"]
+
+
+def test_an_attacking_configuration_that_was_stored_by_an_earlier_release_is_served_without_it(
+    storage: Storage, model: str, tmp_path: Path
+) -> None:
+    version = storage.published(model, 2.0)
+    stored = storage.repository / model / "1" / "config.pbtxt"
+    text = stored.read_text() + environment_attack(tmp_path)
+    stored.unlink()
+    stored.write_text(text)
+    assert storage.promote(model, version).status_code == 200
+    assert "EXECUTION_ENV_PATH" not in (storage.repository / model / "config.pbtxt").read_text()
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_that_configuration_does_run_the_script_where_nobody_cuts_it(own_triton: TritonServer, tmp_path: Path) -> None:
+    """Or the tests above would pass where the attack is merely written wrong."""
+    folder = own_triton.repository / "victim" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(scaling_model(2.0))
+    (folder.parent / "config.pbtxt").write_text(scaling_config("victim") + environment_attack(tmp_path))
+    with tritonclient.grpc.InferenceServerClient(own_triton.grpc) as client, suppress(InferenceServerException):
+        client.load_model("victim", headers=own_triton.grpc_headers)
+    assert (tmp_path / "was_here").exists()
 
 
 @pytest.fixture
