@@ -80,6 +80,7 @@ def stack(prepare: Callable[[Path, str], None] = lambda *_: None) -> Iterator[St
             "MODEL_STORAGE_REPOSITORY": str(triton.repository),
             "MODEL_STORAGE_DATABASE_URL": url,
             "MODEL_STORAGE_TRITON_GRPC": triton.grpc,
+            "MODEL_STORAGE_TRITON_KEY_FILE": str(triton.key_file),
             "MODEL_STORAGE_TOKENS": json.dumps({TOKEN: ["read", "publish", "promote"]}),
             "MODEL_STORAGE_PORT": str(service_port),
         }

@@ -9,6 +9,7 @@ LABEL org.opencontainers.image.title="nightshift-triton-cpu" \
 WORKDIR /opt/nightshift
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
  && install -d -o nightshift -g nightshift /models /var/lib/triton \
+ && install -d -m 700 -o nightshift -g nightshift /run/triton \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 # The Python backend's stub links to a shared libpython, which some builds of Python leave out.
 RUN [ -e /usr/local/lib/libpython3.11.so.1.0 ] || { apt-get update && \

@@ -7,14 +7,15 @@ from local.settings import HOST
 from local.triton import TritonServer
 
 STATE = Path("/var/lib/triton")
+KEY_FILE = Path("/run/triton/key")  # in a volume that it shares with the model storage alone
 
 
 def main() -> None:
     """Replace this process by the server, so that it gets the signals."""
-    server = TritonServer(Path("/models"), STATE, 8000, 8001, 8002, log=STATE / "triton.log")
+    server = TritonServer(Path("/models"), STATE, 8000, 8001, 8002, log=STATE / "triton.log", key_file=KEY_FILE)
     server.remove_shared_memory()
     command = [part.replace(f"-address={HOST}", "-address=0.0.0.0") for part in server.command()]
-    os.execve(command[0], command, {**os.environ, **server.environment()})
+    os.execve(command[0], [*command, *server.new_key()], {**os.environ, **server.environment()})
 
 
 if __name__ == "__main__":

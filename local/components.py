@@ -25,6 +25,7 @@ class Component:
     command: list[str]
     environment: dict[str, str]
     healthy: Callable[[], bool]
+    new_arguments: Callable[[], list[str]] = list  # further ones, made anew at each start
     stop_signal: int = signal.SIGTERM
     patience: float = 10.0
 
@@ -105,6 +106,7 @@ def _triton(settings: Settings) -> Component:
         command=server.command(),
         environment=server.environment(),
         healthy=_answers(f"{settings.url('triton')}/v2/health/ready"),
+        new_arguments=server.new_key,
     )
 
 
@@ -141,6 +143,7 @@ def _model_storage(settings: Settings) -> Component:
             "MODEL_STORAGE_REPOSITORY": str(settings.folder("storage")),
             "MODEL_STORAGE_DATABASE_URL": settings.database_url("nightshift"),
             "MODEL_STORAGE_TRITON_GRPC": f"{HOST}:{settings.port('triton_grpc')}",
+            "MODEL_STORAGE_TRITON_KEY_FILE": str(triton_server(settings).key_file),
             "MODEL_STORAGE_MLFLOW_URL": settings.url("mlflow"),
             "MODEL_STORAGE_TOKENS": f'{{"{token}": ["read", "publish", "promote"]}}',
             "MODEL_STORAGE_HOST": HOST,

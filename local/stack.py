@@ -143,7 +143,7 @@ def _start(
     interrupted: Event | None = None,
 ) -> None:
     started = time.monotonic()
-    process = processes.start(part.name, part.command, settings.state, part.environment)
+    process = processes.start(part.name, [*part.command, *part.new_arguments()], settings.state, part.environment)
     log = settings.state / "logs" / f"{part.name}.log"
     while not part.healthy():
         if interrupted and interrupted.is_set():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -25,22 +26,36 @@ from local.settings import HOST, ROOT, LocalStackError
 PYTHON = "3.11"  # the stub of the Python backend is built for one minor version
 BACKENDS = Path(__file__).parent / "triton_backends"
 ENVIRONMENT = ROOT / ".venv" / "triton"
+KEY_HEADER = "nightshift-triton-key"
+RESTRICTED = ("model-repository", "shared-memory", "logging", "trace")  # a load call can bring Python along and run it
 
 
 class TritonServer:
     """One Triton on the models of `repository`, in explicit mode: it serves only what it is told to load.
+
+    Whoever tells it has to have the key of this start, which is in `key_file`.
 
     Args:
         repository: the model repository; made if it is missing.
         state: where the backend directory is put together.
         http_port, grpc_port, metrics_port: ports on the loopback interface.
         log: what the server writes is appended here; the cause of a model that does not load stands only in it.
+        key_file: where each start leaves its key; `key` in `state` if it is left out.
     """
 
     def __init__(
-        self, repository: Path, state: Path, http_port: int, grpc_port: int, metrics_port: int, *, log: Path
+        self,
+        repository: Path,
+        state: Path,
+        http_port: int,
+        grpc_port: int,
+        metrics_port: int,
+        *,
+        log: Path,
+        key_file: Path | None = None,
     ) -> None:
         self.repository, self.state, self.log = repository, state, log
+        self.key_file = key_file or state / "key"
         self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -54,8 +69,33 @@ class TritonServer:
         """Address of the gRPC API, `host:port`."""
         return f"{HOST}:{self.grpc_port}"
 
+    @property
+    def http_headers(self) -> dict[str, str]:
+        """What a control call by HTTP has to bring."""
+        return {KEY_HEADER: self.key_file.read_text()}
+
+    @property
+    def grpc_headers(self) -> dict[str, str]:
+        """What a control call by gRPC has to bring; Triton puts a prefix before the header's name."""
+        return {f"triton-grpc-protocol-{KEY_HEADER}": self.key_file.read_text()}
+
+    def new_key(self) -> list[str]:
+        """Make a key for the next start, leave it in `key_file` and return the arguments that ask callers for it.
+
+        Triton takes it on its command line alone, where everybody on this machine can read it while it runs: so it
+        opens nothing else and does not outlive the start.
+        """
+        key = secrets.token_hex(24)
+        self.key_file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, made = tempfile.mkstemp(prefix=".key.", dir=self.key_file.parent)  # readable by its owner alone
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key)
+        Path(made).replace(self.key_file)
+        restriction = f"{','.join(RESTRICTED)}:{KEY_HEADER}={key}"
+        return [f"--http-restricted-api={restriction}", f"--grpc-restricted-protocol={restriction}"]
+
     def command(self) -> list[str]:
-        """Return the server's command line, with the folders that it names made.
+        """Return the server's command line but for the arguments of `new_key`, with the folders that it names made.
 
         Raises:
             LocalStackError: the environment `.venv/triton` is not installed.
@@ -96,7 +136,7 @@ class TritonServer:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"} | self.environment()
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                [*self.command(), *self.new_key()], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True, env=environment,
             )  # fmt: skip
 

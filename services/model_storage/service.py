@@ -30,8 +30,8 @@ class Service:
     def __post_init__(self) -> None:
         self.store = _open_store(self.settings.repository)
         self.catalog = Catalog(self.store, self.settings.max_unpacked_bytes)
-        addresses = [part.strip() for part in self.settings.triton_grpc.split(",")]
-        self.fleet = Fleet([Triton(address, self.settings.triton_timeout) for address in addresses])
+        seconds = self.settings.triton_timeout
+        self.fleet = Fleet([Triton(address, seconds, key) for address, key in self.settings.triton_servers()])
         self.history = History(self.settings.database_url)
         self.production = Production(self.catalog, self.fleet, self.history)
         self.aliases: Aliases | None = None

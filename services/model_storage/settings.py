@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from itertools import zip_longest
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +27,11 @@ class Settings(BaseSettings):
         "127.0.0.1:8001",
         pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$",
         description="gRPC address of the Triton on the repository, or of several: host:port,host:port",
+    )
+    triton_key_file: str = Field(
+        "",
+        description="file with the key that Triton's repository calls ask for, read at each call since a restarted "
+        "Triton has another; of several servers one file each: path,path; empty: they ask for none",
     )
     triton_timeout: float = Field(120.0, gt=0, description="seconds that loading one model may take")
     mlflow_url: str = Field("", description="MLflow whose registry's aliases follow the stages; empty: none")
@@ -51,9 +58,20 @@ class Settings(BaseSettings):
                 'MODEL_STORAGE_TOKENS is empty, so nobody could do anything: set it, say {"<token>": ["read", '
                 '"publish", "promote"]}, or set MODEL_STORAGE_AUTH=off on a loopback address'
             )
+        if self.triton_key_file and len(self.triton_servers()) != self.triton_key_file.count(",") + 1:
+            raise ValueError(
+                f"MODEL_STORAGE_TRITON_KEY_FILE={self.triton_key_file!r} must name one file for each address of "
+                f"MODEL_STORAGE_TRITON_GRPC={self.triton_grpc!r}"
+            )
         if any(len(token) < 16 for token in self.tokens):
             raise ValueError("MODEL_STORAGE_TOKENS has a token of less than 16 characters: it could be guessed")
         return self
+
+    def triton_servers(self) -> list[tuple[str, Path | None]]:
+        """Return the gRPC address of each Triton and the file of its key."""
+        addresses = [part.strip() for part in self.triton_grpc.split(",")]
+        files = [Path(part.strip()) for part in self.triton_key_file.split(",")] if self.triton_key_file else []
+        return list(zip_longest(addresses, files))
 
 
 def _is_loopback(host: str) -> bool:

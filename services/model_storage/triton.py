@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
@@ -11,26 +12,30 @@ from tritonclient.utils import InferenceServerException
 from services.model_storage.errors import ServingFailed, Unavailable
 
 ASK_SECONDS = 5.0
+KEY_HEADER = "triton-grpc-protocol-nightshift-triton-key"
 RECONNECT_MS = 200
 _RECONNECT = [(f"grpc.{which}_reconnect_backoff_ms", RECONNECT_MS) for which in ("initial", "min", "max")]
 
 
 class Triton:
-    """One Triton server in explicit mode.
+    """One Triton server in explicit mode; `key_file` has the key that its repository calls ask for.
 
+    The key is made anew at each start of Triton: it is read at each call, so a restarted Triton is followed.
     Every call raises `Unavailable` where the server does not answer and `ServingFailed` where it refuses.
     """
 
-    def __init__(self, address: str, load_seconds: float) -> None:
+    def __init__(self, address: str, load_seconds: float, key_file: Path | None = None) -> None:
         self.address = address
         self._load_seconds = load_seconds
+        self._key_file = key_file
         self._client = InferenceServerClient(address, channel_args=_RECONNECT)
 
     def is_ready(self) -> bool:
-        """Whether the server answers and is ready."""
+        """Whether the server answers and is ready, and there is a key for it."""
         try:
+            self._headers()
             return bool(self._client.is_server_ready(client_timeout=ASK_SECONDS))
-        except InferenceServerException:
+        except (InferenceServerException, Unavailable):
             return False
 
     def load(self, model: str) -> None:
@@ -86,7 +91,7 @@ class Triton:
     def _ask(self, what: str, call: Any, *arguments: Any, **options: Any) -> Any:
         for attempt in (1, 2):
             try:
-                return call(*arguments, **options)
+                return call(*arguments, headers=self._headers(), **options)
             except InferenceServerException as error:
                 status, message = str(error.status()), f"Triton at {self.address} did not {what}: {error.message()}"
                 if status not in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"):
@@ -95,6 +100,16 @@ class Triton:
                     raise Unavailable(message) from error
                 time.sleep(2 * RECONNECT_MS / 1000)  # it may be back: gRPC does not look before its own pause is over
         raise AssertionError("unreachable")
+
+    def _headers(self) -> dict[str, str]:
+        if self._key_file is None:
+            return {}
+        try:
+            return {KEY_HEADER: self._key_file.read_text().strip()}
+        except OSError as error:
+            raise Unavailable(
+                f"there is no key for Triton at {self.address}, which its start leaves: {error}"
+            ) from error
 
 
 class Served:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from local.triton import KEY_HEADER, RESTRICTED
 from tests.containers.cluster import ROOT, clean_environment
 
 ALWAYS = {
@@ -109,6 +111,34 @@ def test_workers_reserve_gpus_by_id_and_only_where_a_profile_asks(settings: Path
     assert "NIGHTSHIFT_JOB_GPUS" not in found["worker"]["environment"]
     (device,) = found["triton"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia" and device["device_ids"] == ["0"]
+
+
+def test_triton_s_key_is_shared_with_the_model_storage_alone_and_each_start_makes_another(
+    settings: Path, tmp_path: Path
+) -> None:
+    found = services(settings, *PROFILES)
+    mounts = {
+        name: [v for v in service.get("volumes", []) if v["target"] == "/run/triton"] for name, service in found.items()
+    }
+    assert {name for name, volumes in mounts.items() if volumes} == {"triton", "triton-cpu", "model-storage"}
+    assert mounts["model-storage"][0]["read_only"]
+    assert found["model-storage"]["environment"]["MODEL_STORAGE_TRITON_KEY_FILE"] == "/run/triton/key"
+    for name, text in (("tritonserver", 'printf "%s\\n" "$@"'), ("chown", "true")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = found["triton"]["command"][-1].replace("$$", "$").replace("/run/triton", str(tmp_path))
+    keys = set()
+    for _ in range(2):
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+        key = (tmp_path / "key").read_text()
+        assert len(key) == 48 and (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+        restriction = f"{','.join(RESTRICTED)}:{KEY_HEADER}={key}"
+        assert {f"--http-restricted-api={restriction}", f"--grpc-restricted-protocol={restriction}"} <= set(
+            done.stdout.splitlines()
+        )
+        keys.add(key)
+    assert len(keys) == 2
 
 
 def test_a_worker_s_own_host_needs_its_file_and_three_secrets_only(settings: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ class Serving:
 
     def models_in_triton(self) -> dict[str, str]:
         """Return the ready models and their versions."""
-        index = httpx.post(f"http://{self.triton.http}/v2/repository/index", json={}, timeout=20).json()
+        url, headers = f"http://{self.triton.http}/v2/repository/index", self.triton.http_headers
+        index = httpx.post(url, json={}, headers=headers, timeout=20).json()
         return {entry["name"]: entry["version"] for entry in index if entry.get("state") == "READY"}
 
 
@@ -51,6 +52,7 @@ def serving(folder: Path, postgres_url: str) -> Iterator[Serving]:
         "MODEL_STORAGE_REPOSITORY": str(triton.repository),
         "MODEL_STORAGE_DATABASE_URL": f"{postgres_url.rpartition('/')[0]}/{database}",
         "MODEL_STORAGE_TRITON_GRPC": triton.grpc,
+        "MODEL_STORAGE_TRITON_KEY_FILE": str(triton.key_file),
         "MODEL_STORAGE_TOKENS": json.dumps({TOKEN: ["read", "publish", "promote"]}),
         "MODEL_STORAGE_PORT": str(port),
     }

@@ -86,7 +86,7 @@ def test_a_repository_from_an_archive_is_one_that_triton_serves(tmp_path: Path, 
     value = np.ones((2, 4), np.float32)
     with tritonclient.grpc.InferenceServerClient(triton.grpc) as client:
         for name, wanted in (("binary_onnx", 2.0), ("vit_onnx", 3.0), ("bpr_model", 1.5)):
-            client.load_model(name)
+            client.load_model(name, headers=triton.grpc_headers)
             tensor = tritonclient.grpc.InferInput("input", [2, 4], "FP32")
             tensor.set_data_from_numpy(value)
             np.testing.assert_array_equal(client.infer(name, [tensor]).as_numpy("output"), value * wanted)
@@ -101,8 +101,8 @@ def test_a_repository_is_put_together_from_files_with_configurations_that_triton
     triton.start()
     triton.wait_ready()
     with tritonclient.grpc.InferenceServerClient(triton.grpc) as client:
-        client.load_model("mine")
-        client.load_model("bpr_model")
+        client.load_model("mine", headers=triton.grpc_headers)
+        client.load_model("bpr_model", headers=triton.grpc_headers)
         assert client.get_model_config("mine", as_json=True)["config"]["max_batch_size"] == 8
 
 

@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 
 from local.airflow import ADMIN, AirflowApi
-from local.components import python
+from local.components import python, triton_server
 from local.run import Retraining, retrain
-from local.settings import HOST, ROOT, LocalStackError, Settings
+from local.settings import ROOT, LocalStackError, Settings
 from tests.e2e.support import job_logs, versions
 from tests.support.trtexec_double import FIRST_LINE
 
@@ -45,7 +45,8 @@ def states(settings: Settings, run: Retraining) -> dict[str, str]:
 
 
 def ready_in_triton(settings: Settings) -> set[str]:
-    answer = httpx.post(f"http://{HOST}:{settings.port('triton')}/v2/repository/index", json={}, timeout=30)
+    server = triton_server(settings)
+    answer = httpx.post(f"http://{server.http}/v2/repository/index", json={}, headers=server.http_headers, timeout=30)
     return {entry["name"] for entry in answer.json() if entry.get("state") == "READY"}
 
 

@@ -44,7 +44,7 @@ def add_version(server: TritonServer, model: str, version: int, content: bytes, 
 
 def load(server: TritonServer, model: str) -> None:
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
-        client.load_model(model)
+        client.load_model(model, headers=server.grpc_headers)
 
 
 def infer(server: TritonServer, model: str, value: np.ndarray) -> np.ndarray:

@@ -41,19 +41,20 @@ def _add_uploads(routes: APIRouter, service: Service, publish: list[Any]) -> Non
         """Publish a flat zip (model.onnx or model.plan, meta.json, files beside them) as a version.
 
         Left out, or as "next", the version is the next patch version; the same content again answers the version that
-        it has already, with `already_published`.
+        it has already, with `already_published`. `left_out` names the fields of config.pbtxt that will not be served.
         """
         record, already = await _publish(service, request, "src_file")
-        answer: dict[str, Any] = {"version": record.version}
+        answer: dict[str, Any] = {"version": record.version} | _left_out(record)
         return answer | {"already_published": True} if already else answer
 
     @routes.post("/upload_model", tags=["publish"], dependencies=publish, openapi_extra=_form(
         "file", version={"type": "integer", "minimum": 1, "description": "Triton's folder; left out: the next free"}
     ))  # fmt: skip
-    async def upload_model(request: Request) -> dict[str, str]:
+    async def upload_model(request: Request) -> dict[str, Any]:
         """Publish a zip, or a bare .onnx or .plan file, as the next version in a given folder of Triton's."""
         record, _ = await _publish(service, request, "file")
-        return {"message": f"{record.model} {record.version} is Triton version {record.triton_version}"}
+        message = f"{record.model} {record.version} is Triton version {record.triton_version}"
+        return {"message": message} | _left_out(record)
 
 
 def _add_questions(routes: APIRouter, service: Service, read: list[Any]) -> None:
@@ -107,6 +108,10 @@ def _add_serving(routes: APIRouter, service: Service, promote: list[Any]) -> Non
         """Take a model out of Triton: nothing is in production then."""
         production.unload(model, Note(reason="unload_model"))
         return {"message": f"{model} is unloaded"}
+
+
+def _left_out(record: Record) -> dict[str, list[str]]:
+    return {"left_out": record.left_out} if record.left_out else {}
 
 
 async def _publish(service: Service, request: Request, file_field: str) -> tuple[Record, bool]:

@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,8 @@ class Record(BaseModel):
     created_at: datetime
     files: dict[str, File]
     meta: dict[str, Any]
+    left_out: list[str] = []
+    """Fields of the uploaded config.pbtxt that are not served."""
 
     @property
     def folder(self) -> str:
@@ -115,7 +117,7 @@ class Catalog:
         own = self.store.read(f"{record.folder}/{CONFIG_FILE}")
         if own is None:
             raise NotFound(f"version {record.version} of {record.model} has lost its {CONFIG_FILE}")
-        return model_config.bound(own.decode(), served_as, record.triton_version).encode()
+        return model_config.bound(own.decode(), served_as, record.triton_version, record.files).encode()
 
     def publish(
         self,
@@ -198,6 +200,11 @@ class Catalog:
         if created:
             self.store.create(f"{record.model}/{CONFIG_FILE}", self.config(record, record.model))
             logger.info("published %s %s as Triton version %d", record.model, record.version, record.triton_version)
+            if record.left_out:
+                logger.warning(
+                    "of the %s of %s %s was left out: %s",
+                    CONFIG_FILE, record.model, record.version, ", ".join(record.left_out),
+                )  # fmt: skip
         return created
 
     def _adopt(self, model: str, number: int) -> None:
@@ -266,7 +273,8 @@ def _examine(model: str, folder: Path, files: Mapping[str, File], sha256: str) -
             raise Refused(f"{name} is {files[name].size} bytes long; at most {MAX_SMALL_FILE} are allowed")
     target = MODEL_FILES[found[0]]
     with out_of_space():
-        _write(folder / CONFIG_FILE, model_config.to_text(_config(model, folder, target)))
+        config, left_out = _config(model, folder, target, files)
+        _write(folder / CONFIG_FILE, model_config.to_text(config))
     lines = sorted(f"{file.sha256}  {name}\n" for name, file in files.items())
     try:
         return Record(
@@ -279,17 +287,18 @@ def _examine(model: str, folder: Path, files: Mapping[str, File], sha256: str) -
             created_at=datetime.now(UTC),
             files=dict(files),
             meta=_meta(folder),
+            left_out=left_out,
         )
     except ValidationError as error:
         raise Refused(f"{META_FILE} is not acceptable: {error}") from error
 
 
-def _config(model: str, folder: Path, target: str) -> Any:
+def _config(model: str, folder: Path, target: str, files: Collection[str]) -> tuple[Any, list[str]]:
     path = folder / CONFIG_FILE
     if not path.exists():
-        return model_config.generate(target, folder)
+        return model_config.generate(target, folder), []
     try:
-        return model_config.read(path.read_text(), model, target)
+        return model_config.read(path.read_text(), model, target, files)
     except UnicodeDecodeError as error:
         raise Refused(f"{CONFIG_FILE} is not UTF-8 text: {error}") from error
 

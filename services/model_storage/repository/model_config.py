@@ -1,9 +1,16 @@
-"""`config.pbtxt` by Triton's own schema: parsed, checked against the archive, and bound to one version."""
+"""`config.pbtxt` by Triton's own schema: parsed, cut to what is harmless, checked against the archive, and bound to
+one version.
+
+A configuration can name a script that a backend runs, libraries that it loads and files that it opens. So what is
+served has only the fields below, and of texts only names and words.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -17,9 +24,52 @@ TRITON_DEFAULT_MAX_BATCH_SIZE = 4  # what Triton takes where it completes a conf
 _PLATFORM = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _BACKEND = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
 
+_Fields = Mapping[str, "Literal[True] | _Fields"]  # a message that is kept whole holds nothing but numbers
+_TENSOR: _Fields = {
+    "name": True, "data_type": True, "dims": True, "reshape": True, "is_shape_tensor": True,
+    "is_non_linear_format_io": True,
+}  # fmt: skip
+_ACCELERATOR: _Fields = {"name": True, "parameters": True}  # both are looked at one by one
+FIELDS: _Fields = {
+    "name": True,
+    "platform": True,
+    "backend": True,
+    "version_policy": True,
+    "max_batch_size": True,
+    "input": {**_TENSOR, "format": True, "allow_ragged_batch": True, "optional": True},
+    "output": {**_TENSOR, "label_filename": True},
+    "dynamic_batching": True,
+    "instance_group": {"kind": True, "count": True, "gpus": True},
+    "model_warmup": {
+        "name": True, "batch_size": True, "count": True,
+        "inputs": {"data_type": True, "dims": True, "zero_data": True, "random_data": True},
+    },
+    "optimization": {
+        "graph": True, "priority": True, "input_pinned_memory": True, "output_pinned_memory": True,
+        "gather_kernel_buffer_threshold": True, "eager_batching": True,
+        "cuda": {"graphs": True, "busy_wait_events": True, "output_copy_stream": True},
+        "execution_accelerators": {
+            "gpu_execution_accelerator": _ACCELERATOR, "cpu_execution_accelerator": _ACCELERATOR,
+        },
+    },
+    "parameters": True,
+}  # fmt: skip
+PARAMETERS = frozenset({
+    "intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena", "enable_mem_pattern",
+})  # fmt: skip
+ACCELERATORS = {
+    "tensorrt": frozenset({"precision_mode", "max_workspace_size_bytes"}),
+    "cuda": frozenset[str](),
+    "openvino": frozenset[str](),
+}
+_WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-def read(text: str, model: str, target: str) -> Any:
+
+def read(text: str, model: str, target: str, files: Collection[str]) -> tuple[Any, list[str]]:
     """Parse an uploaded `config.pbtxt` and check that it is for this model and this kind of file.
+
+    Returns:
+        The configuration with what may be served, and the names of what was left out. `files` are those of the archive.
 
     Raises:
         Refused: it does not parse, or contradicts the upload.
@@ -38,7 +88,70 @@ def read(text: str, model: str, target: str) -> Any:
         )
     if not config.platform and not config.backend:
         config.platform = _PLATFORM[target]
-    return config
+    return config, restrict(config, files)
+
+
+def restrict(config: Any, files: Collection[str]) -> list[str]:
+    """Take everything out of `config` that is not known to be harmless; return the names of what was taken out.
+
+    Labels are one of the `files` beside the model, an accelerator and its parameters are known ones, a warm-up makes
+    its data up, and parameters are known ones with a plain word as their value.
+    """
+    left_out = []
+    for index in reversed(range(len(config.model_warmup))):
+        sample = config.model_warmup[index]
+        if any(entry.WhichOneof("input_data_type") == "input_data_file" for entry in sample.inputs.values()):
+            del config.model_warmup[index]  # whole: without the file it has an input without data
+            left_out.append("model_warmup.inputs.input_data_file")
+        elif sample.name and not _WORD.fullmatch(sample.name):
+            sample.ClearField("name")
+            left_out.append("model_warmup.name")
+    left_out += _cut(config, FIELDS)
+    for output in config.output:
+        if output.label_filename:
+            output.label_filename = Path(output.label_filename).name
+            if output.label_filename not in files:
+                output.ClearField("label_filename")
+                left_out.append("output.label_filename")
+    left_out += _cut_entries(config.parameters, PARAMETERS, "parameters")
+    accelerators = config.optimization.execution_accelerators
+    for kind in ("gpu_execution_accelerator", "cpu_execution_accelerator"):
+        where, entries = f"optimization.execution_accelerators.{kind}", getattr(accelerators, kind)
+        for index in reversed(range(len(entries))):
+            if entries[index].name not in ACCELERATORS:
+                del entries[index]
+                left_out.append(where)
+            else:
+                known = ACCELERATORS[entries[index].name]
+                left_out += _cut_entries(entries[index].parameters, known, f"{where}.parameters")
+    return sorted(set(left_out))
+
+
+def _cut(message: Any, fields: _Fields, where: str = "") -> list[str]:
+    """Clear every field of `message`, and of those in it, that `fields` does not name; return their names."""
+    message.DiscardUnknownFields()
+    left_out = []
+    for field, value in message.ListFields():
+        below = fields.get(field.name)
+        if below is None:
+            message.ClearField(field.name)
+            left_out.append(f"{where}{field.name}")
+        elif below is not True:
+            parts = value.values() if isinstance(value, Mapping) else value if field.is_repeated else [value]
+            for part in parts:
+                left_out += _cut(part, below, f"{where}{field.name}.")
+    return left_out
+
+
+def _cut_entries(entries: Any, known: Collection[str], where: str) -> list[str]:
+    """Remove what is not a known key with a plain word as its value; return the names of what was removed."""
+    left_out = []
+    for key, value in list(entries.items()):
+        text = value if isinstance(value, str) else value.string_value
+        if key not in known or not _WORD.fullmatch(text):
+            del entries[key]
+            left_out.append(f"{where}.{key}" if _WORD.fullmatch(key) else where)
+    return left_out
 
 
 def generate(target: str, folder: Path) -> Any:
@@ -61,15 +174,19 @@ def generate(target: str, folder: Path) -> Any:
     return config
 
 
-def bound(text: str, model: str, number: int) -> str:
-    """Return the configuration `text` for the model folder `model`, serving exactly the version `number`."""
+def bound(text: str, model: str, number: int, files: Collection[str]) -> str:
+    """Return the configuration `text` for the model folder `model`, serving exactly the version `number`.
+
+    What may not be served is left out here, too: earlier uploads were stored as they came.
+    """
     config = text_format.Parse(text, ModelConfig())
+    restrict(config, files)
     config.name = model
     config.ClearField("version_policy")
     config.version_policy.specific.versions.append(number)
     for output in config.output:  # Triton looks for labels from the model's folder on; the archive is in the version's
         if output.label_filename:
-            output.label_filename = f"{number}/{Path(output.label_filename).name}"
+            output.label_filename = f"{number}/{output.label_filename}"
     return str(text_format.MessageToString(config))
 
 

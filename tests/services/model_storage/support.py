@@ -151,6 +151,7 @@ def settings_for(triton: TritonServer, database_url: str, **more: object) -> Set
         "repository": str(triton.repository),
         "database_url": database_url,
         "triton_grpc": triton.grpc,
+        "triton_key_file": str(triton.key_file),
         "tokens": {TOKEN: ["read", "publish", "promote"], READ_TOKEN: ["read"], PUBLISH_TOKEN: ["read", "publish"]},
         "watch_seconds": 3600,
     }

@@ -49,7 +49,7 @@ def settings(database: Database, triton: TritonServer) -> Settings:
 def doomed(point: str, settings: Settings) -> Iterator[httpx.Client]:
     """Run a service that kills itself at `point`; check in the end that it did."""
     port = free_port()
-    values = settings.model_dump(mode="json", include={"repository", "database_url", "triton_grpc"})
+    values = settings.model_dump(mode="json", include={"repository", "database_url", "triton_grpc", "triton_key_file"})
     environment = os.environ | {f"MODEL_STORAGE_{key.upper()}": value for key, value in values.items()}
     environment |= {"MODEL_STORAGE_PORT": str(port), "MODEL_STORAGE_TOKENS": json.dumps(settings.tokens)}
     command = [sys.executable, "-m", "tests.services.model_storage.crashing", point]

@@ -39,7 +39,9 @@ def tritons(tmp_path: Path) -> Iterator[list[TritonServer]]:
 @pytest.fixture
 def both(database_url: str, tritons: list[TritonServer]) -> Iterator[Storage]:
     addresses = ", ".join(server.grpc for server in tritons)
-    with serving(tritons[0], settings_for(tritons[0], database_url, triton_grpc=addresses)) as storage:
+    keys = ", ".join(str(server.key_file) for server in tritons)
+    settings = settings_for(tritons[0], database_url, triton_grpc=addresses, triton_key_file=keys)
+    with serving(tritons[0], settings) as storage:
         yield storage
 
 
