@@ -16,7 +16,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Message
 
-MAX_BODY = 1 << 20  # bytes of a JSON body; the longest that a client sends has a few thousand ids
+MAX_BODY = 1 << 20  # bytes of a JSON body; the longest that a client of ours sends has 200 ids
 
 logger = logging.getLogger(__name__)
 
