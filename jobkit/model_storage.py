@@ -152,6 +152,8 @@ class ModelStorage:
 
     def _job_error(self, error: StorageError) -> JobError:
         """Return the contract's error for what the client reports."""
+        if not error.call:
+            return DataValidationError(error.reason)
         if error.status is None:
             return TransientError(f"the model storage {self.url} did not answer {error.call}: {error.reason}")
         message = f"the model storage {self.url} answered {error.status} to {error.call}: {error.reason}"

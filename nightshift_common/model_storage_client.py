@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from nightshift_common.http_errors import detail_of
+from nightshift_common.names import NAME_RULE, is_name
 
 CHUNK = 1 << 20
 TIMEOUT = httpx.Timeout(300, connect=10)  # a promotion answers when the model is loaded
@@ -25,7 +26,7 @@ class StorageError(RuntimeError):
     """A call of the model storage that failed.
 
     Attributes:
-        call: method and path, say `GET /models`.
+        call: method and path, say `GET /models`; empty where the call was not made.
         status: the HTTP status; None where there was no answer.
         reason: what the storage said, or what went wrong with the connection.
     """
@@ -36,7 +37,7 @@ class StorageError(RuntimeError):
 
 
 class StorageRefused(StorageError):
-    """The storage refused a call; the message is its reason."""
+    """The storage refused a call, or it was not made for what is no name; the message is the reason."""
 
 
 class StorageUnavailable(StorageError):
@@ -214,6 +215,10 @@ def _path(model: str, version: str | None = None) -> str:
 
 
 def _quoted(name: str) -> str:
+    """Return a model or version as one part of a path; `..` and what has a slash would make another path of it."""
+    if not is_name(name):
+        reason = f"{name!r} is no name for a model or version: {NAME_RULE}"
+        raise StorageRefused(reason, "", None, reason)
     return quote(name, safe="")
 
 

@@ -6,15 +6,17 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
 from services.collect.store import Mode, Picture, Store, UnknownPicset
+from services.guard import FailedLogins, guarded, unauthorized
 
 TOKEN_SECONDS = 12 * 3600
+LOG_IN = "log in with POST /login and send 'Authorization: bearer <token>'"
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,13 @@ class Credentials:
 
     def accepts(self, token: str) -> bool:
         """Whether `token` was made by this server and has not run out."""
+        until = token.partition(".")[0]
+        return self.made(token) and until.isdecimal() and int(until) > time.time()
+
+    def made(self, token: str) -> bool:
+        """Whether `token` was made by this server; it may have run out."""
         until, _, signature = token.partition(".")
-        genuine = hmac.compare_digest(signature.encode(), self._signature(until).encode())
-        return genuine and until.isdecimal() and int(until) > time.time()
+        return hmac.compare_digest(signature.encode(), self._signature(until).encode())
 
     def _signature(self, text: str) -> str:
         return hmac.new(f"{self.login}\n{self.password}".encode(), text.encode(), hashlib.sha256).hexdigest()
@@ -62,28 +68,36 @@ class Guids(BaseModel):
 
 
 def create_app(store: Store, credentials: Credentials) -> FastAPI:
-    """Return the server for the pictures in `store`."""
+    """Return the server for the pictures in `store`.
 
-    def authorized(authorization: Annotated[str, Header()] = "") -> None:
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() not in ("bearer", "token") or not credentials.accepts(token.strip()):
-            raise HTTPException(401, "log in with POST /login and send 'Authorization: bearer <token>'")
+    A request is judged before its body is read. From the eleventh failed login within a minute on, a client's wrong
+    tokens and all its calls of `/login` answer 429; a valid token goes on being good.
+    """
+    failed = FailedLogins()
+
+    def authorized(request: Request) -> None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() not in ("bearer", "token") or not token.strip():
+            raise unauthorized(LOG_IN)
+        if not credentials.accepts(token.strip()):
+            raise unauthorized(LOG_IN) if credentials.made(token.strip()) else failed.fail(request, LOG_IN)
 
     app = FastAPI(title="collect", description=__doc__)
-    guarded = [Depends(authorized)]
+    logins = APIRouter(route_class=guarded(failed.check))
+    calls = APIRouter(route_class=guarded(authorized))
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.post("/login")
-    def login(body: Login) -> dict[str, str]:
+    @logins.post("/login")
+    def login(request: Request, body: Login) -> dict[str, str]:
         given, wanted = (f"{c.login}\n{c.password}".encode() for c in (body, credentials))
         if not hmac.compare_digest(given, wanted):
-            raise HTTPException(401, "login or password is wrong")
+            raise failed.fail(request, "login or password is wrong")
         return {"token": credentials.token()}
 
-    @app.post("/meta/pictures", dependencies=guarded)
+    @calls.post("/meta/pictures")
     def pictures(query: PicturesQuery) -> dict[str, Any]:
         known = store.groups()
         if missing := sorted(set(query.groups) - set(known)):
@@ -96,7 +110,7 @@ def create_app(store: Store, credentials: Credentials) -> FastAPI:
             }
         }
 
-    @app.post("/meta/picsets", dependencies=guarded)
+    @calls.post("/meta/picsets")
     def picsets(query: Guids) -> dict[str, Any]:
         try:
             found = store.picsets(query.guids)
@@ -124,18 +138,20 @@ def create_app(store: Store, credentials: Credentials) -> FastAPI:
             raise HTTPException(404, f"there is no picset {error.args[0]}; none was moved") from error
         return {"mode": mode}
 
-    @app.post("/picset/preparing", dependencies=guarded)
+    @calls.post("/picset/preparing")
     def preparing(query: Guids) -> dict[str, str]:
         return move(query.guids, "PREPARING")
 
-    @app.post("/picset/checking", dependencies=guarded)
+    @calls.post("/picset/checking")
     def checking(query: Guids) -> dict[str, str]:
         return move(query.guids, "CHECKING")
 
-    @app.post("/picset/trained", dependencies=guarded)
+    @calls.post("/picset/trained")
     def trained(query: Guids) -> dict[str, str]:
         return move(query.guids, "TRAINED")
 
+    app.include_router(logins)
+    app.include_router(calls)
     app.mount("/files", StaticFiles(directory=store.pictures), name="files")
     return app
 

@@ -15,6 +15,12 @@ class Refused(StorageError):
     status = 400
 
 
+class TooLong(Refused):
+    """The upload is longer than it may be."""
+
+    status = 413
+
+
 class NotFound(StorageError):
     """There is no such model or version."""
 

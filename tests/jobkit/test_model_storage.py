@@ -97,6 +97,14 @@ def test_each_refusal_is_one_of_the_contracts_errors(
     assert server.authorization == "Bearer a token"
 
 
+def test_what_is_no_name_is_neither_sent_nor_tried_again(server: Answers) -> None:
+    with ModelStorage() as storage:
+        for call in (lambda: storage.promote("x/../m", "1", {}), lambda: storage.champion("..")):
+            with pytest.raises(DataValidationError, match="no name for a model or version"):
+                call()
+    assert server.requests == []
+
+
 @pytest.mark.parametrize(
     "fault", [problem(503, "not now"), problem(500, "no"), problem(429, "slower"), (200, b"<html>"), (200, b"[]")]
 )
@@ -126,12 +134,6 @@ def test_a_download_that_is_cut_off_leaves_nothing(server: Answers, tmp_path: Pa
     with ModelStorage(httpx.Timeout(5)) as storage, pytest.raises(TransientError, match=f"{ATTEMPTS} times"):
         storage.download("m", "0.0.1", tmp_path / "a.zip")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_name_stays_one_part_of_the_address(server: Answers) -> None:
-    with ModelStorage() as storage:
-        storage.version("a/b c", "../1")
-    assert server.requests == ["GET /models/a%2Fb%20c/versions/..%2F1"]
 
 
 def test_a_storage_that_has_moved_is_found_by_its_redirect(server: Answers) -> None:

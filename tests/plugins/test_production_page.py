@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,24 @@ def page(airflow: Airflow, **query: str) -> str:
 
 
 def send(airflow: Airflow, path: str, form: dict[str, str], **headers: str) -> httpx.Response:
-    return airflow.client.post(f"/nightshift/{path}", data=form, headers=headers)
+    """Send a form as a browser does: with the page's token, unless the form says another."""
+    return airflow.client.post(f"/nightshift/{path}", data={"token": token_of(airflow.client), **form}, headers=headers)
+
+
+def token_of(client: httpx.Client) -> str:
+    tokens = set(re.findall('name="token" value="([^"]+)"', client.get("/nightshift/").raise_for_status().text))
+    assert len(tokens) == 1, "the forms of a page carry its token"
+    return str(tokens.pop())
+
+
+@pytest.fixture
+def guest(connected: Airflow) -> Iterator[httpx.Client]:
+    """Who may see everything and change nothing."""
+    passwords = next(connected.state.rglob("passwords.json"))
+    credentials = {"username": "guest", "password": json.loads(passwords.read_text())["guest"]}
+    token = httpx.post(f"{connected.url}/auth/token", json=credentials, timeout=30).json()["access_token"]
+    with httpx.Client(base_url=connected.url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
+        yield client
 
 
 def champion(storage: Serving) -> str:
@@ -125,19 +143,72 @@ def test_a_rollback_can_be_pinned_and_unpinned(connected: Airflow, storage: Serv
 
 
 def test_only_who_may_edit_the_dag_and_only_from_this_page(
-    connected: Airflow, storage: Serving, promoted: dict[str, str]
+    connected: Airflow, storage: Serving, promoted: dict[str, str], guest: httpx.Client
 ) -> None:
     form = {"model": MODEL, "from_version": "0.0.3"}
-    elsewhere = send(connected, "rollback", form, Origin="http://elsewhere.example")
-    assert (elsewhere.status_code, champion(storage)) == (403, "0.0.3")
-    passwords = next(connected.state.rglob("passwords.json"))
-    guest = {"username": "guest", "password": json.loads(passwords.read_text())["guest"]}
-    token = httpx.post(f"{connected.url}/auth/token", json=guest, timeout=30).json()["access_token"]
-    refused = httpx.post(
-        f"{connected.url}/nightshift/rollback", data=form, headers={"Authorization": f"Bearer {token}"}, timeout=30
-    )
+    for origin in ("http://elsewhere.example", "null", f"{connected.url}.elsewhere.example"):
+        elsewhere = send(connected, "rollback", form, Origin=origin)
+        assert (elsewhere.status_code, champion(storage)) == (403, "0.0.3")
+    refused = guest.post("/nightshift/rollback", data={"token": token_of(guest), **form})
     assert (refused.status_code, champion(storage)) == (403, "0.0.3")
+    assert "the right to edit retrain_seasons" in refused.json()["detail"]
     assert httpx.post(f"{connected.url}/nightshift/rollback", data=form).status_code == 401
+
+
+def test_a_form_needs_the_token_of_its_users_page_with_and_without_an_origin(
+    connected: Airflow, storage: Serving, promoted: dict[str, str], guest: httpx.Client
+) -> None:
+    form = {"model": MODEL, "from_version": "0.0.3"}
+    right, anothers = token_of(connected.client), token_of(guest)
+    changed = right[:-2] + ("A" if right[-2] != "A" else "B") + right[-1]
+    wrong = ["", "wrong", "\u0436", changed, right.partition(".")[0], anothers]
+    for headers in ({}, {"Origin": connected.url}):
+        for token in wrong:
+            for path in ("rollback", "unpin"):
+                refused = send(connected, path, {"token": token, **form}, **headers)
+                assert (refused.status_code, champion(storage)) == (403, "0.0.3"), token
+                assert "not of this page" in refused.json()["detail"]
+        without = connected.client.post("/nightshift/rollback", data=form, headers=headers)
+        assert (without.status_code, champion(storage)) == (403, "0.0.3")
+    assert send(connected, "rollback", {"token": right, **form}).status_code == 303
+    assert champion(storage) == "0.0.2"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"x/../{MODEL}",
+        f"../models/{MODEL}",
+        f"./{MODEL}",
+        f"{MODEL}/",
+        f"{MODEL}/versions/..",
+        f"x%2F..%2F{MODEL}",
+        f"x%252F..%252F{MODEL}",
+        f"%73{MODEL[1:]}",
+        "..",
+        ".",
+        "",
+        f"{MODEL}\n",
+        f"{MODEL}?",
+        f"{MODEL}#",
+        f"x\\..\\{MODEL}",
+    ],
+)
+def test_what_is_no_name_is_refused_before_rights_are_looked_up_by_it(
+    connected: Airflow, storage: Serving, promoted: dict[str, str], guest: httpx.Client, name: str
+) -> None:
+    for path, form in (
+        ("rollback", {"model": name, "from_version": "0.0.3"}),
+        ("rollback", {"model": MODEL, "from_version": name}),
+        ("unpin", {"model": name}),
+    ):
+        for client in (connected.client, guest):
+            refused = client.post(f"/nightshift/{path}", data={"token": token_of(client), **form})
+            assert (refused.status_code, champion(storage)) == (422, "0.0.3")
+            assert not name or "letters, digits" in refused.json()["detail"]
+    if name:
+        shown = connected.client.get("/nightshift/", params={"model": name})
+        assert (shown.status_code, "cannot be the name of a model" in shown.text) == (422, True)
 
 
 def test_a_pipelines_model_that_was_never_published_is_shown_as_such(connected: Airflow) -> None:

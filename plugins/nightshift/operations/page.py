@@ -3,6 +3,11 @@ button for the way back.
 
 It asks for a login as Airflow's own pages do; to roll a model back one needs the right to edit the DAG that makes it.
 Whatever is away, the rest of the page is shown.
+
+A form is taken from this page only. It has to carry the token that the page had when its user opened it: the user's id,
+signed with the secret key of Airflow's API, good for 12 hours. Where a browser also says by `Origin` from which page a
+form was sent, that has to be this one. The token alone would do, since no other page can read it; the origin is there
+already, and holds where a token was copied.
 """
 # Without `from __future__ import annotations`: FastAPI reads the annotations of the routes.
 
@@ -15,13 +20,16 @@ from urllib.parse import urlsplit
 
 import psycopg2
 from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagDetails
+from airflow.api_fastapi.auth.tokens import get_signing_key
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_view
 from airflow.models.errors import ParseImportError
 from airflow.sdk.exceptions import AirflowException
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import select
 
@@ -32,9 +40,11 @@ from nightshift.failures.remedies import REMEDIES
 from nightshift.failures.store import Failure, OpenFailure
 from nightshift.operations import production
 from nightshift_common.model_storage_client import StorageRefused, StorageUnavailable
+from nightshift_common.names import NAME_RULE, is_name
 
 log = logging.getLogger(__name__)
 ROUTE = "/nightshift"
+TOKEN_SECONDS = 12 * 3600
 AWAY = (psycopg2.Error, StorageUnavailable, StorageRefused, AirflowException, KeyError, ValueError)
 templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 app = FastAPI(
@@ -47,9 +57,11 @@ app = FastAPI(
 
 
 @app.get("/", response_class=HTMLResponse)
-def page(model: str = "", at: str = "") -> HTMLResponse:
+def page(user: GetUserDep, model: str = "", at: str = "") -> HTMLResponse:
     """Show what failed and what to do about it, and which version is in production, or was at a time (UTC)."""
-    return _page(model, at)
+    if model and not is_name(model):
+        return _page(user, note=_no_name("model", model), status=422)
+    return _page(user, model, at)
 
 
 @app.post("/rollback", response_class=HTMLResponse)
@@ -58,41 +70,69 @@ def roll_back(
     user: GetUserDep,
     model: Annotated[str, Form()],
     from_version: Annotated[str, Form()],
+    token: Annotated[str, Form()] = "",
     reason: Annotated[str, Form()] = "",
     pin: Annotated[bool, Form()] = False,
 ) -> Response:
     """Bring the version before `from_version` into production again."""
-    _may_change(request, user, model)
-    return _done(lambda: production.roll_back(model, from_version, pin, reason, user.get_name()))
+    _may_change(request, user, token, model=model, version=from_version)
+    return _done(user, lambda: production.roll_back(model, from_version, pin, reason, user.get_name()))
 
 
 @app.post("/unpin", response_class=HTMLResponse)
-def unpin(request: Request, user: GetUserDep, model: Annotated[str, Form()]) -> Response:
+def unpin(
+    request: Request, user: GetUserDep, model: Annotated[str, Form()], token: Annotated[str, Form()] = ""
+) -> Response:
     """Let other versions come into production again."""
-    _may_change(request, user, model)
-    return _done(lambda: production.unpin(model, user.get_name()))
+    _may_change(request, user, token, model=model)
+    return _done(user, lambda: production.unpin(model, user.get_name()))
 
 
-def _may_change(request: Request, user: Any, model: str) -> None:
-    """Raise 403 unless the user may edit the model's DAG, and the request comes from this page."""
+def _may_change(request: Request, user: BaseUser, token: str, model: str, version: str | None = None) -> None:
+    """Raise 422 for what is no name, and 403 unless the form is of this page and the user may edit the model's DAG.
+
+    The names come first: rights are looked up by the model's name, so it has to be one, and mean one model everywhere.
+    """
+    for what, name in (("model", model), ("version", version)):
+        if name is not None and not is_name(name):
+            raise HTTPException(422, _no_name(what, name))
     origin = request.headers.get("origin")  # a browser sends it with every form, and no script can change it
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise HTTPException(403, f"the form was sent from another page, {origin}")
+    if not _is_token_of(user, token):
+        raise HTTPException(403, "the form is not of this page as you opened it, or older than 12 hours: open it again")
     dag_id = production.dags_of_models().get(model, production.CONVERSION)
     if not get_auth_manager().is_authorized_dag(method="PUT", details=DagDetails(id=dag_id), user=user):
         raise HTTPException(403, f"to change what is in production for {model} takes the right to edit {dag_id}")
 
 
-def _done(change: Callable[[], Any]) -> Response:
+def _no_name(what: str, text: str) -> str:
+    return f"{text[:100]!r} cannot be the name of a {what}: {NAME_RULE}"
+
+
+def _tokens() -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(get_signing_key("api", "secret_key"), salt="nightshift.operations.page")
+
+
+def _is_token_of(user: BaseUser, token: str) -> bool:
+    try:
+        return bool(_tokens().loads(token, max_age=TOKEN_SECONDS) == user.get_id())
+    except BadSignature:
+        return False
+
+
+def _done(user: BaseUser, change: Callable[[], Any]) -> Response:
     """Make a change and go back to the page, or show why it was not made."""
     try:
         change()
     except AWAY as error:
-        return _page(note=f"Nothing was changed: {error}", status=409 if isinstance(error, StorageRefused) else 503)
+        return _page(
+            user, note=f"Nothing was changed: {error}", status=409 if isinstance(error, StorageRefused) else 503
+        )
     return RedirectResponse("./", status_code=303)
 
 
-def _page(model: str = "", at: str = "", note: str = "", status: int = 200) -> HTMLResponse:
+def _page(user: BaseUser, model: str = "", at: str = "", note: str = "", status: int = 200) -> HTMLResponse:
     failed, failed_note = _or_why_not(
         lambda: store.open_failures(connections.database_url()), "PostgreSQL (connection nightshift_database)"
     )
@@ -102,6 +142,7 @@ def _page(model: str = "", at: str = "", note: str = "", status: int = 200) -> H
     shown = templates.get_template("ops_page.html").render(
         failures=as_rows([*unreadable_pipelines(), *(failed or [])]), failures_note=failed_note,
         models=models or [], models_note=models_note, model=model, at=at, note=note,
+        token=_tokens().dumps(user.get_id()),
     )  # fmt: skip
     return HTMLResponse(shown, status, headers={"Cache-Control": "no-store"})
 

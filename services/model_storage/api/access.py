@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-from fastapi import HTTPException, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import APIRouter, HTTPException, Request, Security
+from fastapi.security import HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
+from services.guard import MAX_BODY, FailedLogins, guarded, unauthorized
 from services.model_storage.settings import Scope, Settings
 
 _bearer = HTTPBearer(auto_error=False, description="a token of MODEL_STORAGE_TOKENS")
+HOW_TO_LOG_IN = "send 'Authorization: Bearer <token>' with a token of this model storage"
 
 
-def requires(settings: Settings, scope: Scope) -> Callable[..., None]:
-    """Return a dependency that lets a request pass whose token has `scope`: 401 without a token, 403 without it."""
+class Access:
+    """Who may call what. A request is judged before any of its body is read."""
 
-    def check(credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
-        if settings.auth == "off":
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._failed = FailedLogins()
+
+    def router(self, scope: Scope, max_body: int | None = MAX_BODY) -> APIRouter:
+        """Return a router whose calls need a token with `scope` and take a body of at most `max_body` bytes.
+
+        Without a token they answer 401; with a wrong one too, and 429 from the eleventh within a minute of one client;
+        with one that lacks the scope 403.
+        """
+        route_class = guarded(partial(self._check, scope), max_body)
+        return APIRouter(route_class=route_class, dependencies=[Security(_bearer)])  # describes it in /docs
+
+    def _check(self, scope: Scope, request: Request) -> None:
+        if self._settings.auth == "off":
             return
-        scopes = _scopes(settings.tokens, credentials.credentials) if credentials else None
+        scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
+        if scheme.lower() != "bearer" or not token:
+            raise unauthorized(HOW_TO_LOG_IN)
+        scopes = _scopes(self._settings.tokens, token)
         if scopes is None:
-            raise HTTPException(
-                401,
-                "send 'Authorization: Bearer <token>' with a token of this model storage",
-                {"WWW-Authenticate": "Bearer"},
-            )
+            raise self._failed.fail(request, HOW_TO_LOG_IN)
         if scope not in scopes:
             raise HTTPException(403, f"this token may {', '.join(scopes) or 'do nothing'}; this call needs {scope!r}")
-
-    return check
 
 
 def _scopes(tokens: Mapping[str, Sequence[Scope]], given: str) -> Sequence[Scope] | None:

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from services.model_storage.api import legacy_calls
-from services.model_storage.api.access import requires
+from services.model_storage.api.access import Access
 from services.model_storage.api.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
@@ -32,6 +32,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         403: "The token lacks the scope",
         404: "No such model or version",
         409: "The state of the model does not allow this now",
+        413: "The body is too long",
+        429: "Too many wrong tokens from this address; Retry-After says how long to wait",
         502: "Triton refused; the version before serves on",
         503: "PostgreSQL, Triton or the store does not answer; nothing was changed",
         507: "The disk is full; nothing was published",
@@ -110,10 +112,11 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="Model storage", description=__doc__, lifespan=lifespan, responses=ERRORS)
     app.add_middleware(Measured, metrics=service.metrics)
     app.add_exception_handler(StorageError, _answer)
+    access = Access(service.settings)
     app.include_router(_health(service))
-    app.include_router(_reading(service), dependencies=[Depends(requires(service.settings, "read"))])
-    app.include_router(_promoting(service), dependencies=[Depends(requires(service.settings, "promote"))])
-    app.include_router(legacy_calls.router(service))
+    app.include_router(_reading(service, access.router("read")), tags=["models"])
+    app.include_router(_promoting(service, access.router("promote")), tags=["production"])
+    app.include_router(legacy_calls.router(service, access))
     return app
 
 
@@ -146,8 +149,7 @@ def _health(service: Service) -> APIRouter:
     return router
 
 
-def _reading(service: Service) -> APIRouter:
-    router = APIRouter(tags=["models"])
+def _reading(service: Service, router: APIRouter) -> APIRouter:
     catalog, history = service.catalog, service.history
 
     @router.get("/models")
@@ -234,8 +236,7 @@ def _in_utc(moment: datetime) -> datetime:
         raise Refused(f"{moment} is no time that a calendar has") from error
 
 
-def _promoting(service: Service) -> APIRouter:
-    router = APIRouter(tags=["production"])
+def _promoting(service: Service, router: APIRouter) -> APIRouter:
     production, changes = service.production, service.metrics.changes
 
     @router.post("/models/{model}/versions/{version}/stage")

@@ -7,12 +7,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from nightshift_common.names import NAME_PATTERN
-from services.model_storage.api.access import requires
+from services.model_storage.api.access import Access
 from services.model_storage.api.uploads import Upload, received
 from services.model_storage.errors import NotFound, Refused
 from services.model_storage.production.history import Note
@@ -21,18 +21,20 @@ from services.model_storage.repository.model_config import MODEL_FILES
 from services.model_storage.service import Service
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service, access: Access) -> APIRouter:
     """Return the calls, each with the scope that it needs."""
     routes = APIRouter()
-    read, publish, promote = ([Depends(requires(service.settings, scope))] for scope in ("read", "publish", "promote"))
-    _add_uploads(routes, service, publish)
-    _add_questions(routes, service, read)
-    _add_serving(routes, service, promote)
+    for calls in (
+        _uploads(service, access.router("publish", max_body=None)),  # a form is received by `uploads`, with its bounds
+        _questions(service, access.router("read")),
+        _serving(service, access.router("promote")),
+    ):
+        routes.include_router(calls)
     return routes
 
 
-def _add_uploads(routes: APIRouter, service: Service, publish: list[Any]) -> None:
-    @routes.post("/upload_new_version/", tags=["publish"], dependencies=publish, openapi_extra=_form(
+def _uploads(service: Service, routes: APIRouter) -> APIRouter:
+    @routes.post("/upload_new_version/", tags=["publish"], openapi_extra=_form(
         "src_file",
         model_version={"type": "string", "description": "0.0.1, or 'next' (as if left out): the next patch version"},
         sha256={"type": "string", "description": "checksum of the file, verified"},
@@ -47,7 +49,7 @@ def _add_uploads(routes: APIRouter, service: Service, publish: list[Any]) -> Non
         answer: dict[str, Any] = {"version": record.version} | _left_out(record)
         return answer | {"already_published": True} if already else answer
 
-    @routes.post("/upload_model", tags=["publish"], dependencies=publish, openapi_extra=_form(
+    @routes.post("/upload_model", tags=["publish"], openapi_extra=_form(
         "file", version={"type": "integer", "minimum": 1, "description": "Triton's folder; left out: the next free"}
     ))  # fmt: skip
     async def upload_model(request: Request) -> dict[str, Any]:
@@ -56,58 +58,64 @@ def _add_uploads(routes: APIRouter, service: Service, publish: list[Any]) -> Non
         message = f"{record.model} {record.version} is Triton version {record.triton_version}"
         return {"message": message} | _left_out(record)
 
+    return routes
 
-def _add_questions(routes: APIRouter, service: Service, read: list[Any]) -> None:
-    @routes.get("/get_version/{model}", tags=["models"], dependencies=read)
+
+def _questions(service: Service, routes: APIRouter) -> APIRouter:
+    @routes.get("/get_version/{model}", tags=["models"])
     def get_version(model: str) -> int:
         """The Triton version in production."""
         return _active(service, model).triton_version
 
-    @routes.get("/get_meta/{model}", tags=["models"], dependencies=read)
+    @routes.get("/get_meta/{model}", tags=["models"])
     def get_meta(model: str) -> dict[str, Any]:
         """The meta.json of the version in production."""
         return _active(service, model).meta
 
-    @routes.get("/latest_semantic_version/{model}", tags=["models"], dependencies=read)
+    @routes.get("/latest_semantic_version/{model}", tags=["models"])
     def latest_semantic_version(model: str) -> dict[str, str]:
         """The latest version that was published."""
         if versions := service.catalog.versions(model):
             return {"latest_version": versions[-1].version}
         raise NotFound(f"there is no model {model!r}")
 
-    @routes.get("/index/", tags=["production"], dependencies=read)
+    @routes.get("/index/", tags=["production"])
     def index() -> list[dict[str, str]]:
         """Triton's repository index."""
         return service.fleet.index()
 
+    return routes
 
-def _add_serving(routes: APIRouter, service: Service, promote: list[Any]) -> None:
+
+def _serving(service: Service, routes: APIRouter) -> APIRouter:
     production, catalog = service.production, service.catalog
 
-    @routes.post("/set_semantic_version/", tags=["production"], dependencies=promote)
+    @routes.post("/set_semantic_version/", tags=["production"])
     def set_semantic_version(model_name: str, semantic_version: str) -> dict[str, str]:
         """Bring a version into production; answers its folder in Triton's repository."""
         row = production.promote(model_name, semantic_version, Note(reason="set_semantic_version"))
         return {"version": str(row.triton_version)}
 
-    @routes.post("/set_version/{model}", tags=["production"], dependencies=promote)
+    @routes.post("/set_version/{model}", tags=["production"])
     def set_version(model: str, version: int = Query(ge=1)) -> dict[str, str]:
         """Bring the version in a given folder of Triton's into production."""
         record = catalog.by_number(model, version)
         production.promote(model, record.version, Note(reason="set_version"))
         return {"message": f"{model} serves Triton version {version}, which is {record.version}"}
 
-    @routes.post("/load_model/{model}", tags=["production"], dependencies=promote)
+    @routes.post("/load_model/{model}", tags=["production"])
     def load_model(model: str) -> dict[str, str]:
         """Load what is in production, or was before it was unloaded; of a new model the latest version."""
         row = production.load(model, Note(reason="load_model"))
         return {"message": f"{model} {row.version} is loaded"}
 
-    @routes.post("/unload_model/{model}", tags=["production"], dependencies=promote)
+    @routes.post("/unload_model/{model}", tags=["production"])
     def unload_model(model: str) -> dict[str, str]:
         """Take a model out of Triton: nothing is in production then."""
         production.unload(model, Note(reason="unload_model"))
         return {"message": f"{model} is unloaded"}
+
+    return routes
 
 
 def _left_out(record: Record) -> dict[str, list[str]]:

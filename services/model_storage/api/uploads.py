@@ -16,13 +16,15 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from services.guard import content_length
 from services.model_storage.api.spool import Diverted, Spool
-from services.model_storage.errors import Refused
+from services.model_storage.errors import Refused, TooLong
 from services.model_storage.repository.store import out_of_space
 
 BLOCK = 1 << 20  # what is collected in memory before it is written; each upload under way has two of them
 MAX_FIELD = 4096
 MAX_FIELDS = 20
+MAX_AROUND = 1 << 20  # bytes of a form besides its file
 
 
 @dataclass
@@ -42,13 +44,14 @@ async def received(request: Request, folder: Path, file_field: str, max_bytes: i
     """Receive the form of `request`, its file into `folder`.
 
     Raises:
-        Refused: it is no multipart form, lacks the file, is cut off, too long, or its `sha256` field differs.
+        TooLong: the file is longer than `max_bytes`, or the form around it than `MAX_AROUND`.
+        Refused: it is no multipart form, lacks the file, is cut off, or its `sha256` field differs.
     """
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise Refused(f"send a multipart/form-data form with the file in the field {file_field!r}")
-    if int(request.headers.get("content-length") or 0) > max_bytes + (1 << 20):
-        raise Refused(f"the upload is longer than the allowed {max_bytes} bytes")
+    if content_length(request) > max_bytes + MAX_AROUND:
+        raise TooLong(f"the upload is longer than the allowed {max_bytes} bytes")
     upload = Upload(folder / "upload")
     with Spool(upload.path) as spool:
         await _Reader(upload, spool, file_field, max_bytes).run(request, options[b"boundary"])
@@ -75,9 +78,13 @@ class _Reader:
         """Feed the body to the parser; while one block is written, the next is received."""
         writing: asyncio.Future[None] | None = None
         parser = MultipartParser(boundary, self._callbacks())  # type: ignore[arg-type]
+        received = 0
         try:
             async for chunk in request.stream():
                 parser.write(chunk)
+                received += len(chunk)
+                if received - self._upload.size > MAX_AROUND:
+                    raise TooLong(f"the form has more than {MAX_AROUND} bytes around its file")
                 if len(self._block) >= BLOCK:
                     if writing is not None:
                         await writing
@@ -138,7 +145,7 @@ class _Reader:
         if self._is_file:
             self._upload.size += end - start
             if self._upload.size > self._max_bytes:
-                raise Refused(f"the file is longer than the allowed {self._max_bytes} bytes")
+                raise TooLong(f"the file is longer than the allowed {self._max_bytes} bytes")
             self._block += memoryview(data)[start:end]
         else:
             self._part += data[start:end]
