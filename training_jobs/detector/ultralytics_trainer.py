@@ -11,6 +11,7 @@ import os
 import shutil
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -80,7 +81,7 @@ class Ultralytics:
 def _alone() -> Iterator[None]:
     """Keep Ultralytics off standard output, off its own trackers, and from what it would fetch."""
     import matplotlib
-    from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR
+    from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, nms
 
     SETTINGS.update(dict.fromkeys(CALLS_HOME, False))
     for name in FONTS:
@@ -94,10 +95,11 @@ def _alone() -> Iterator[None]:
     LOGGER.setLevel(logging.WARNING)
     with ExitStack() as patches:
         patches.enter_context(patch("ultralytics.engine.trainer.check_amp", _takes_half_precision))
+        # After some seconds it would leave the rest of a batch without boxes: on a busy machine F1 would fall by that.
+        patient = partial(nms.non_max_suppression, max_time_img=math.inf)
+        patches.enter_context(patch("ultralytics.utils.nms.non_max_suppression", patient))
         if not _has_compiled_suppression():
-            from ultralytics.utils.nms import TorchNMS
-
-            patches.enter_context(patch("torchvision.ops.nms", TorchNMS.nms))
+            patches.enter_context(patch("torchvision.ops.nms", nms.TorchNMS.nms))
         yield
 
 
