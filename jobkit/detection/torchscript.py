@@ -50,6 +50,4 @@ def traced(detector: Detector, img_size: tuple[int, int]) -> Any:
     import torch
 
     with torch.no_grad():
-        return torch.jit.trace(
-            detector.module, torch.zeros(2, 3, *img_size), check_trace=False
-        )
+        return torch.jit.trace(detector.module, torch.zeros(2, 3, *img_size), check_trace=False)
