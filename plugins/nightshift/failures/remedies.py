@@ -21,8 +21,8 @@ REMEDIES = {
     ),
     "data_refused": Remedy(
         "data refused",
-        "Look at meta/<group>/refused.jsonl in the bottle, which the message names, and mend the source; the next night"
-        " takes it. The model in production serves on.",
+        "Mend what the message names; of pictures, meta/<group>/refused.jsonl in the bottle lists all that were refused."
+        " The next night takes what was mended. The model in production serves on.",
     ),
     "unavailable": Remedy(
         "a server was away",
