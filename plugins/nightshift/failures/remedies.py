@@ -21,7 +21,7 @@ REMEDIES = {
     ),
     "data_refused": Remedy(
         "data refused",
-        "Mend what the message names; of pictures, meta/<group>/refused.jsonl in the bottle lists all that were refused."
+        "Mend what the message names; of pictures, meta/<group>/refused.jsonl in the bottle lists all that are refused."
         " The next night takes what was mended. The model in production serves on.",
     ),
     "unavailable": Remedy(
