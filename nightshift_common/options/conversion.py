@@ -18,8 +18,8 @@ MAX_BATCH_SIZE = 8
 MaxLatency = Annotated[float, Field(gt=0, title="Latency limit")]
 TensorRTVersion = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+(\.\d+)?$", title="TensorRT of the serving Triton")]
 SERVING_TENSORRT = "11.1.0.106"
-PlanSamples = Annotated[int, Field(ge=1, le=1024)]
 MAX_PLAN_SAMPLES = 1024
+PlanSamples = Annotated[int, Field(ge=1, le=MAX_PLAN_SAMPLES)]
 
 
 class ToleranceOptions(Options):
