@@ -50,7 +50,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if making and repository.is_dir():
         repository.rmdir()
     if arguments.archive:
-        archive = local_file(arguments.archive, context.bottle)
+        archive = local_file(arguments.archive)
         unpack(archive, repository, check)
     elif arguments.models:
         with atomic_directory(repository) as folder:

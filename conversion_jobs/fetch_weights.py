@@ -54,7 +54,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
                 f"{arguments.archive} is not what {arguments.checksums} says: {'; '.join(problems)}"
             )
 
-    archive = local_file(arguments.archive, context.bottle)
+    archive = local_file(arguments.archive)
     unpack(archive, target, check)
     logger.info("%s: %d files", target, len(wanted))
     return Result(target=target, files=len(wanted), was_there=False)

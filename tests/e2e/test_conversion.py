@@ -138,7 +138,7 @@ def signed_in(settings: Settings) -> httpx.Client:
 )
 def test_the_form_refuses_wrong_values_before_a_run_starts(settings: Settings, form: dict[str, Any], says: str) -> None:
     with pytest.raises(LocalStackError, match=f"answered 400.*{says}"):
-        AirflowApi(settings).trigger(CONVERT, form)
+        AirflowApi(settings).trigger(CONVERT, {"weights": "incoming/weights.pth", **form})
 
 
 def test_a_night_whose_pipeline_serves_a_plan_builds_verifies_and_packages_it_beside_the_graph(
