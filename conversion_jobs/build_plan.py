@@ -141,7 +141,12 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         if builder.timing_cache.is_file() and builder.timing_cache.stat().st_size:
             bottle.put(timing_cache_key(gpu, trtexec.version), builder.timing_cache)
     if context.is_tracked:
-        context.tracking.tags({"plan": paths.plan, "tensorrt": record.tensorrt, "precision": record.precision})
+        context.tracking.tags(
+            {
+                "plan": paths.plan, "tensorrt": record.tensorrt, "precision": record.precision,
+                **({"made_by_test_double": "true"} if record.made_by_test_double else {}),
+            }
+        )  # fmt: skip
         context.tracking.dictionary(record.model_dump(), "plan.json")
     return result(paths, record)
 
@@ -169,27 +174,25 @@ def refuse_wrong_target(arguments: Arguments, trtexec: Trtexec, gpu: Gpu) -> Non
 def build_first_accurate(builder: Builder, gpu: Gpu, onnx_sha256: str) -> tuple[Path, Plan]:
     """Build in falling speed until a plan is accurate; return it with its record.
 
+    Only a plan that was built and is not accurate makes the next precision's turn: a build that fails, say on a full
+    GPU, fails the job, or a slow plan would be served without anybody's noticing.
+
     Raises:
-        DataValidationError: not even FP32 is.
+        ConfigurationError, DataValidationError, TransientError: a build failed; or not even FP32 is accurate (data).
     """
     attempts: list[Attempt] = []
     for precision, layers in builder.attempts():
         started = time.monotonic()
         plan = builder.scratch / f"{precision}.plan"
-        text, verdicts, reason = "", [], "accurate on the verified pictures"
-        try:
-            text = builder.build(precision, layers, plan)
-            verdicts = builder.judge(plan)
-        except DataValidationError as error:
-            if precision == "fp32":
-                raise
-            reason = str(error)
+        text = builder.build(precision, layers, plan)
+        verdicts = builder.judge(plan)
         failed = [verdict.sentence for verdict in verdicts if not verdict.passed]
-        accepted = bool(verdicts) and not failed
+        accepted = not failed
         attempts.append(
             Attempt(
                 precision=precision, fp32_layers=layers, accepted=accepted, verdicts=verdicts,
-                reason="; ".join(failed) or reason, seconds=round(time.monotonic() - started, 1),
+                reason="; ".join(failed) or "accurate on the verified pictures",
+                seconds=round(time.monotonic() - started, 1),
             )
         )  # fmt: skip
         logger.log(logging.INFO if accepted else logging.WARNING, "%s: %s", precision, attempts[-1].reason)
@@ -202,6 +205,10 @@ def build_first_accurate(builder: Builder, gpu: Gpu, onnx_sha256: str) -> tuple[
 def record_of(builder: Builder, gpu: Gpu, onnx_sha256: str, plan: Path, attempts: list[Attempt], text: str) -> Plan:
     """Return what is known of a plan that was built."""
     batches = builder.batches
+    if skipped := skipped_tactics(text):
+        logger.warning(
+            "%d kernels were left out for want of GPU memory: the plan may be slower than it could be", skipped
+        )
     return Plan(
         sha256=sha256_of(plan),
         onnx_sha256=onnx_sha256,
@@ -214,7 +221,8 @@ def record_of(builder: Builder, gpu: Gpu, onnx_sha256: str, plan: Path, attempts
         batches=(batches.smallest, batches.best, batches.largest),
         workspace_mib=builder.arguments.workspace,
         attempts=attempts,
-        skipped_tactics=skipped_tactics(text),
+        skipped_tactics=skipped,
+        made_by_test_double=builder.trtexec.is_test_double,
     )
 
 

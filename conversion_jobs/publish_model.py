@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -10,8 +11,9 @@ from zipfile import ZipFile
 from pydantic import Field
 
 from conversion_jobs.publishing.mlflow_registry import register
+from conversion_jobs.tensorrt.version import TEST_DOUBLE
 from jobkit import job
-from jobkit.errors import DataValidationError
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
 from jobkit.model_storage import ModelStorage, Published
@@ -49,6 +51,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         raise DataValidationError(
             f"{arguments.archive} is {actual}, not {arguments.sha256}: another run has packaged over it; package again"
         )
+    refuse_test_double(archive)
     with ModelStorage() as storage:
         published = storage.upload(model, archive, arguments.sha256)
         if published.target != arguments.target:
@@ -64,6 +67,19 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         triton_version=published.triton_version,
         already_published=published.already_published,
     )
+
+
+def refuse_test_double(archive: Path) -> None:
+    """Refuse a package whose plan no TensorRT has made.
+
+    Raises:
+        ConfigurationError: trtexec was a test double.
+    """
+    with ZipFile(archive) as opened:
+        if json.loads(opened.read("meta.json")).get("made_by_test_double"):
+            raise ConfigurationError(
+                f"the plan in {archive.name} was made by a {TEST_DOUBLE}, so it is none: build it in the TensorRT image"
+            )
 
 
 def track(

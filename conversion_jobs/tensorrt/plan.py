@@ -42,6 +42,7 @@ class Plan(BaseModel):
     workspace_mib: int
     attempts: list[Attempt]
     skipped_tactics: int = Field(description="kernels that were left out for want of memory")
+    made_by_test_double: bool = Field(False, description="no TensorRT made it: it is no plan and is never published")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from conversion_jobs.onnx.graph import GraphInterface
 from conversion_jobs.onnx.session import Latency
 from conversion_jobs.tensorrt.trtexec_command import run_command, run_shapes
 from conversion_jobs.tensorrt.trtexec_log import Failure, failure
-from conversion_jobs.tensorrt.version import TensorRTVersion, find_version
+from conversion_jobs.tensorrt.version import TEST_DOUBLE, TensorRTVersion, find_version
 from jobkit.errors import ConfigurationError, DataValidationError, JobError, TransientError
 
 logger = logging.getLogger("trtexec")
@@ -34,12 +34,13 @@ _NOT_JSON = re.compile(r"(?<=[\s,\[:])(-?)(nan|inf)(?:inity)?\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Trtexec:
-    """The program: where it is, which version it is, and the file that keeps its log."""
+    """The program: where it is, which version it is, the file that keeps its log, and whether it only pretends."""
 
     path: str
     version: TensorRTVersion
     log: Path
     timeout: float = 3600.0
+    is_test_double: bool = False
 
     def run(self, command: Sequence[str], *, loads: bool = False) -> str:
         """Run a command of `command`; return its log.
@@ -69,7 +70,9 @@ def probe_trtexec(path: str, log: Path, timeout: float) -> Trtexec:
     version = find_version(text)
     if version is None:
         raise ConfigurationError(f"{path} does not say which TensorRT it is; it printed: {text[:300]!r}")
-    return Trtexec(path, version, log, timeout)
+    if is_test_double := TEST_DOUBLE in text:
+        logger.warning("%s is a %s: what it makes is no plan, and is not published", path, TEST_DOUBLE)
+    return Trtexec(path, version, log, timeout, is_test_double)
 
 
 def execute(command: Sequence[str], log: Path, timeout: float, *, quiet: bool = False) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""trtexec's command lines, which differ between 8.x, 10.x and 11.x."""
+"""trtexec's command lines, which differ between 8.6, 10.x and 11.x."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion_jobs.onnx.graph import GraphInterface, TensorInterface
-from conversion_jobs.tensorrt.version import TensorRTVersion
+from conversion_jobs.tensorrt.version import MAJORS, OLDEST, TensorRTVersion
 from jobkit.errors import ConfigurationError
 from nightshift_common.options.conversion import Precision
 
@@ -36,10 +36,12 @@ def check_supported(version: TensorRTVersion) -> None:
     """Refuse a version whose command line is not known here.
 
     Raises:
-        ConfigurationError: it is neither 8.x, nor 10.x, nor 11.x.
+        ConfigurationError: it is neither 8.6, nor 10.x, nor 11.x.
     """
-    if version.major not in (8, 10, 11):
-        raise ConfigurationError(f"TensorRT {version} is not known: 8.x, 10.x and 11.x are")
+    if version.release < OLDEST:
+        raise ConfigurationError(f"TensorRT {version} is too old: 8.6, 10.x and 11.x are supported")
+    if version.major not in MAJORS:
+        raise ConfigurationError(f"TensorRT {version} is not known: 8.6, 10.x and 11.x are supported")
 
 
 def build_command(
@@ -61,11 +63,7 @@ def build_command(
     """
     check_supported(version)
     command = [trtexec, f"--onnx={onnx}", f"--saveEngine={plan}", *shapes, f"--timingCacheFile={timing_cache}"]
-    if version.release < (8, 4):
-        command.append(f"--workspace={workspace_mib}")
-    else:
-        command.append(f"--memPoolSize=workspace:{workspace_mib}")
-    command.append("--skipInference" if version.release >= (8, 6) else "--buildOnly")
+    command += [f"--memPoolSize=workspace:{workspace_mib}", "--skipInference"]
     if version.major < 11:
         command += _precision_flags(precision, fp32_layers)
     return command

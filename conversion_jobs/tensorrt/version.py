@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from jobkit.errors import ConfigurationError
 
+TEST_DOUBLE = "test double of trtexec"
+"""What stands in the log of a program that only pretends to be trtexec, as tests have one. It makes no plans."""
+
+OLDEST = (8, 6)
+MAJORS = (8, 10, 11)
 _BANNER = re.compile(r"\[TensorRT v(\d{4,6})\](?: \[b(\d+)\])?")
 
 

@@ -23,7 +23,7 @@ from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import make_model, write_experiment
 from tests.support.trtexec_double import FIRST_LINE, install
 
-SERVING = {8203: "8.2.3", 8601: "8.6.1", 101300: "10.13.0.35", 110100: "11.1.0.106"}
+SERVING = {8503: "8.5.3", 8601: "8.6.1", 101300: "10.13.0.35", 110100: "11.1.0.106"}
 
 
 def build(trained: Trained, folder: Path, version: int = 101300, **settings: Any) -> build_plan.Result:
@@ -47,7 +47,6 @@ def record(trained: Trained, result: build_plan.Result) -> Plan:
 @pytest.mark.parametrize(
     ("version", "has", "lacks"),
     [
-        (8203, {"--fp16", "--workspace=4096", "--buildOnly"}, {"--skipInference", "--memPoolSize=workspace:4096"}),
         (8601, {"--fp16", "--memPoolSize=workspace:4096", "--skipInference"}, {"--workspace=4096"}),
         (101300, {"--fp16", "--memPoolSize=workspace:4096", "--skipInference"}, {"--workspace=4096"}),
         (110100, {"--memPoolSize=workspace:4096", "--skipInference"}, {"--fp16", "--workspace=4096"}),
@@ -64,7 +63,8 @@ def test_each_version_gets_the_options_that_it_knows(
     assert "--maxShapes=input:8x3x32x32" in building
     found = record(verified, result)
     assert (found.precision, found.tensorrt, found.gpu) == ("fp16", SERVING[version], "Tesla T4")
-    assert found.skipped_tactics == 2, "out of memory in a build that passed is a tactic left out, no failure"
+    assert found.skipped_tactics == 2, "out of memory in a build that passed is a tactic left out, once each"
+    assert found.made_by_test_double
     log = verified.bottle.read(f"{verified.experiment}/tensorrt/sm75-{SERVING[version]}/build.log").decode()
     assert FIRST_LINE in log
     running = calls(tmp_path / "trt")[-1]
@@ -124,21 +124,39 @@ def test_autocast_keeps_what_would_overflow_in_fp32(loud: Trained, tmp_path: Pat
     assert found.precision in ("fp16", "mixed"), "AutoCast looks at the values of real pictures by itself"
 
 
-def test_fp32_is_what_is_left_where_no_layer_is_to_blame(verified: Trained, tmp_path: Path) -> None:
-    key = Experiment(verified.experiment).verification
-    found = json.loads(verified.bottle.read(key))
-    verified.bottle.write(key, json.dumps({**found, "fp16_risks": []}))
-    result = build(verified, tmp_path / "trt", fault="no_kernel", once=True)
-    found_plan = record(verified, result)
-    assert found_plan.precision in ("mixed", "fp32")
-    assert "found no kernel for /fc/Gemm" in found_plan.attempts[0].reason
+def test_fp32_is_what_is_left_where_no_layer_is_to_blame(loud: Trained, tmp_path: Path) -> None:
+    key = Experiment(loud.experiment).verification
+    found = json.loads(loud.bottle.read(key))
+    loud.bottle.write(key, json.dumps({**found, "fp16_risks": []}))
+    plan = record(loud, build(loud, tmp_path / "trt"))
+    assert [(attempt.precision, attempt.accepted) for attempt in plan.attempts] == [("fp16", False), ("fp32", True)]
+
+
+@pytest.mark.parametrize("version", [8601, 101300, 110100])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("out_of_memory", TransientError), ("no_kernel", DataValidationError), ("disk_full", TransientError)],
+)
+def test_a_build_that_fails_once_gives_no_plan_of_lower_precision(
+    verified: Trained, tmp_path: Path, version: int, fault: str, error: type[JobError]
+) -> None:
+    """A GPU that is full for the FP16 build and free for the FP32 build: no slow plan is shipped in silence."""
+    with pytest.raises(error):
+        build(verified, tmp_path / "trt", version, fault=fault, once=True)
+    assert len([call for call in calls(tmp_path / "trt") if any(a.startswith("--onnx") for a in call)]) == 1
+    assert build(verified, tmp_path / "trt", version, fault=fault, once=True).precision == "fp16", "tried again"
+
+
+def test_a_tensorrt_that_is_too_old_is_refused_by_name(verified: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"TensorRT 8\.5\.3 is too old"):
+        build(verified, tmp_path / "trt", 8503)
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [
         ({"fault": "no_gpu"}, ConfigurationError, "no usable GPU.*queue of its GPU"),
-        ({"fault": "out_of_memory"}, TransientError, "memory ran out while TensorRT tried kernels.*nothing else uses"),
+        ({"fault": "out_of_memory"}, TransientError, "the GPU's memory ran out.*nothing else uses"),
         ({"fault": "unknown_operator"}, DataValidationError, "no implementation of the operator FancyNorm"),
         ({"fault": "disk_full"}, TransientError, "the disk is full"),
         ({"fault": "killed"}, TransientError, r"ended by signal 9 \(the kernel's, for memory\)"),

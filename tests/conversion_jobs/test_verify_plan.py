@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conversion_jobs import build_plan, package_model, verify_plan
+from conversion_jobs import build_plan, package_model, publish_model, verify_plan
 from conversion_jobs.tensorrt.trtexec import read_output
 from conversion_jobs.tensorrt.trtexec_log import failure
 from conversion_jobs.tensorrt.version import TensorRTVersion, find_version
@@ -70,8 +70,14 @@ def test_a_verified_plan_is_packaged_for_the_gpu_beside_the_graph(verified: Trai
         meta = json.loads(archive.read("meta.json"))
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 8)
     assert (meta["tensorrt"], meta["compute_capability"], meta["precision"]) == ("10.13.0.35", "7.5", "fp16")
+    assert meta["made_by_test_double"]
     with pytest.raises(ConfigurationError, match="--max_batch_size 16 is above the plan's 8"):
         package(verified, built, max_batch_size=16)
+    publishing = publish_model.Arguments(
+        model_name="digits", archive=packed.archive, sha256=packed.sha256, experiment=verified.experiment
+    )
+    with pytest.raises(ConfigurationError, match="made by a test double of trtexec, so it is none"):
+        publish_model.run(publishing, verified.context)
 
 
 def test_a_plan_of_another_graph_or_changed_or_for_another_machine_is_refused(

@@ -1,8 +1,9 @@
 """A stand-in for `trtexec` and `nvidia-smi`, for machines without a GPU. It builds nothing that TensorRT could load.
 
-It reproduces what was recorded of 8.6, 10.x and 11.1: which options each takes, exit codes, log lines, and the known
-traps. Its "plan" is the ONNX file with a header; to "run" one it runs ONNX Runtime, and gives infinity where a node
-that is not kept in FP32 leaves the range of half precision. Every log of it starts with a line that says so.
+It reproduces what was recorded of 8.6, 10.x and 11.1: the options that each takes (`trtexec_options.json`, from the
+parser in TensorRT's open source), exit codes, log lines and how they end, and the known traps. Its "plan" is the ONNX
+file with a header; to "run" one it runs ONNX Runtime, and gives infinity where a node that is not kept in FP32 leaves
+the range of half precision. Every log of it starts with a line that says so.
 
 `install(folder, ...)` writes both programs; what they are to do stands in the file `double.json` beside them.
 """
@@ -17,20 +18,17 @@ from pathlib import Path
 from typing import Any
 
 FIRST_LINE = "This is a test double of trtexec: no TensorRT, no GPU, and no plan that could be served."
-COMMON = {
-    "--onnx", "--saveEngine", "--loadEngine", "--minShapes", "--optShapes", "--maxShapes", "--shapes", "--loadInputs",
-    "--exportOutput", "--exportTimes", "--warmUp", "--duration", "--iterations", "--timingCacheFile", "--percentile",
-    "--help",
-}  # fmt: skip
-TYPED = {"--fp16", "--precisionConstraints", "--layerPrecisions", "--layerOutputTypes"}
-OPTIONS = {
-    8203: COMMON | TYPED | {"--workspace", "--buildOnly"},
-    8601: COMMON | TYPED | {"--workspace", "--memPoolSize", "--buildOnly", "--skipInference"},
-    101300: COMMON | TYPED | {"--memPoolSize", "--skipInference", "--stronglyTyped", "--getPlanVersionOnly"},
-    110100: COMMON | {"--memPoolSize", "--skipInference", "--getPlanVersionOnly", "--includeDataTransfers",
-                      "--noSpinWait", "--noCudaGraph"},
-}  # fmt: skip
-BUILDS = {8203: None, 8601: None, 101300: 35, 110100: 106}
+# With these end the real one's failed builds, whatever the cause. From 10.13 on without --saveEngine only: with it the
+# plan is streamed, an empty file is left, and an assertion ends the program without a word on how it ended.
+BUILD_ENDINGS = (
+    "Engine could not be created from network", "Building engine failed",
+    "Failed to create engine from model or file.", "Engine set up failed",
+)  # fmt: skip
+PARSE_ENDINGS = ("Failed to parse onnx file", "Parsing model failed", *BUILD_ENDINGS[2:])
+EMPTY_ENGINE = 'Assertion failure: false && "Attempting to access an empty engine!"'
+OPTIONS = json.loads(Path(__file__).with_name("trtexec_options.json").read_text())
+DOCUMENTED = {8503: "8.6.1", 8601: "8.6.1", 101300: "10.13.0", 110100: "11.1.0"}  # whose options a version takes
+BUILDS = {8503: None, 8601: None, 101300: 35, 110100: 106}
 HEADER = b"TEST DOUBLE, NO PLAN\n"
 FP16_MAX = 65504.0
 
@@ -66,21 +64,24 @@ def main(folder: Path, arguments: list[str]) -> int:
     print(FIRST_LINE)
     print(f"&&&& RUNNING {stamp}", flush=True)
     if "--help" in options:
-        print("=== Model Options ===")
+        print_help(version)
         return 1 if version < 100000 else 0
-    for option, value in options.items():
-        if option not in OPTIONS[version]:
-            print(f"[E] Unknown option: {option} {value}".rstrip())
-            if version < 110000:  # 11 ends without a word on how it ended
-                print(f"&&&& FAILED {stamp}")
-            return 1
+    known = OPTIONS[DOCUMENTED[version]]["options"]
+    if unknown := [f"Unknown option: {name} {value}" for name, value in options.items() if name not in known]:
+        if version >= 100000:  # before the errors; 8.6 has it after them
+            print_help(version)
+        fail(*unknown)
+        if version < 110000:  # 11 ends without a word on how it ended
+            print(f"&&&& FAILED {stamp}")
+        return 1
     code = _faults(folder, settings, options, stamp)
     if code is not None:
         return code
     try:
         (_build if "--onnx" in options else _load)(options, version)
     except Broken as error:
-        print(f"[E] {error}")
+        for line in str(error).splitlines():
+            say("E", line)
         if "--skipInference" in options and "--loadEngine" in options:
             print(f"&&&& PASSED {stamp}")  # recorded: it says so after a plan that it could not read
             return 0
@@ -90,12 +91,44 @@ def main(folder: Path, arguments: list[str]) -> int:
     return 0
 
 
+def print_help(version: int) -> None:
+    """Print the options without their explanations, which are NVIDIA's."""
+    print("=== Model Options ===")
+    for option in OPTIONS[DOCUMENTED[version]]["options"]:
+        print(f"  {option}")
+
+
 class Broken(Exception):
-    """What trtexec would write as an error."""
+    """What trtexec would write as errors, a line each."""
+
+
+def say(level: str, text: str) -> None:
+    """Print a line of the log as the real one does."""
+    print(time.strftime("[%m/%d/%Y-%H:%M:%S]"), f"[{level}] {text}")
+
+
+def fail(*lines: str) -> None:
+    """Print errors."""
+    for line in lines:
+        say("E", line)
+
+
+def fail_to_build(version: int, options: dict[str, str], stamp: str, *lines: str) -> int:
+    """End as a build does that gave no plan; return the exit code."""
+    fail(*lines)
+    if version >= 100000 and "--saveEngine" in options:
+        Path(options["--saveEngine"]).touch()
+        say("I", "Created engine with size: 0 MiB")
+        say("I", "Engine built in 0.01 sec.")
+        fail(EMPTY_ENGINE)
+        return 1
+    fail(*BUILD_ENDINGS)
+    print(f"&&&& FAILED {stamp}")
+    return 1
 
 
 def _faults(folder: Path, settings: dict[str, Any], options: dict[str, str], stamp: str) -> int | None:
-    fault = settings.get("fault")
+    fault, version = settings.get("fault"), settings["version"]
     if fault is None or (settings.get("builds_only", True) and "--onnx" not in options):
         return None
     happened = folder / "happened"
@@ -103,25 +136,29 @@ def _faults(folder: Path, settings: dict[str, Any], options: dict[str, str], sta
         return None
     happened.touch()
     if fault == "no_gpu":
-        print("[E] Error[6]: CUDA initialization failure with error: 100. no CUDA-capable device is detected")
+        print("Cuda failure: no CUDA-capable device is detected")
         return 1
     if fault == "out_of_memory":
-        print("[E] Error[1]: [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)")
-        print("[W] [TRT] Requested amount of GPU memory (15485030400 bytes) could not be allocated.")
-        print(
-            "[E] Error[10]: IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any "
-            "implementation for node {ForeignNode[/backbone/conv1.../backbone/act1]}.)"
-        )
-        print("[E] Engine could not be created from network")
+        say("W", "[TRT] Requested amount of GPU memory (15485030400 bytes) could not be allocated.")
+        return fail_to_build(
+            version, options, stamp,
+            "Error[2]: [virtualMemoryBuffer.cpp::resizePhysical::154] Error Code 2: OutOfMemory (Requested size was "
+            "15485030400 bytes.)",
+            "Error[10]: IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any "
+            "implementation for node {ForeignNode[/backbone/conv1.../backbone/act1]}.)",
+        )  # fmt: skip
     if fault == "no_kernel":
-        print("[E] Error[10]: Error Code 10: Internal Error (Could not find any implementation for node /fc/Gemm.)")
+        message = "Error[10]: Error Code 10: Internal Error (Could not find any implementation for node /fc/Gemm.)"
+        return fail_to_build(version, options, stamp, message)
     if fault == "unknown_operator":
-        print("[E] [TRT] ModelImporter.cpp:771: ERROR: ModelImporter.cpp:195 In function parseGraph:")
-        print("[E] [TRT] [8] No importer registered for op: FancyNorm.")
-        print("[E] Failed to parse onnx file")
+        say("I", "[TRT] No importer registered for op: FancyNorm. Attempting to import as plugin.")
+        fail('[TRT] ModelImporter.cpp:963: While parsing node number 7 [FancyNorm -> "/FancyNorm_output_0"]:')
+        fail("[TRT] ModelImporter.cpp:968: ERROR: onnxOpCheckers.cpp:819 In function checkFallbackPluginImporter:")
+        print('[6] creator && "Plugin not found, are the plugin name, version, and namespace correct?"')
+        fail(*PARSE_ENDINGS)
     if fault == "disk_full":
         Path(options["--saveEngine"]).write_bytes(b"half a pl")
-        print("[E] Saving engine to file failed.")
+        fail("Saving engine to file failed.", "Engine set up failed")
     if fault == "killed":
         sys.stdout.flush()
         os.kill(os.getpid(), 9)
@@ -141,9 +178,13 @@ def _build(options: dict[str, str], version: int) -> None:
     graph = onnx.load(options["--onnx"])
     free = any(not dim.HasField("dim_value") for dim in graph.graph.input[0].type.tensor_type.shape.dim)
     if free and "--optShapes" not in options:
-        raise Broken("Network has dynamic or shape inputs, but no optimization profile has been defined.")
-    print("[W] [TRT] Tactic Device request: 1100MB Available: 900MB. Device memory is insufficient to use tactic.")
-    print("[W] [TRT] Skipping tactic 3 due to insufficient memory on requested size of 1100 detected: OutOfMemory")
+        message = "Error[4]: Network has dynamic or shape inputs, but no optimization profile has been defined."
+        raise Broken("\n".join((message, *BUILD_ENDINGS)))
+    say("I", "[TRT] No importer registered for op: EfficientNMS_TRT. Attempting to import as plugin.")  # and goes on
+    for tactic in ("0x0000000000000004", "0x000000000000003c", "0x000000000000003c"):
+        say("W", "[TRT] Tactic Device request: 541MB Available: 201MB. Device memory is insufficient to use tactic.")
+        say("W", "[TRT] Skipping tactic 3 due to insufficient memory on requested size of 541 detected for tactic "
+            f"{tactic}.")  # fmt: skip
     layers = [part.rpartition(":")[0] for part in options.get("--layerPrecisions", "").split(",") if part]
     plan = {"version": version, "fp16": "--fp16" in options, "fp32_layers": layers}
     Path(options["--saveEngine"]).write_bytes(
@@ -156,17 +197,16 @@ def _load(options: dict[str, str], version: int) -> None:
     content = Path(options["--loadEngine"]).read_bytes()
     if not content.startswith(HEADER):
         raise Broken(
-            "Error Code 1: Serialization (Serialization assertion magicTagRead failed.)\n"
-            "[E] Engine deserialization failed"
+            "Error Code 1: Serialization (Serialization assertion magicTagRead failed.)\nEngine deserialization failed"
         )
     header, _, graph = content[len(HEADER) :].partition(b"\n")
     plan = json.loads(header)
     if plan["version"] != version:
         raise Broken(
             "Error Code 1: Serialization (Version tag does not match. Note: Current Version: 1, Serialized "
-            "Engine Version: 2)\n[E] Engine deserialization failed"
+            "Engine Version: 2)\nEngine deserialization failed"
         )
-    print("[I] Engine deserialized in 0.01 sec.")
+    say("I", "Engine deserialized in 0.01 sec.")
     if "--skipInference" in options:
         return
     outputs = _infer(plan, graph, options)
