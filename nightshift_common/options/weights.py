@@ -13,6 +13,8 @@ from nightshift_common.options.base import Options
 Family = Literal["classifier", "vit", "head", "torchscript", "factory", "ultralytics"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Activation = Literal["none", "sigmoid", "softmax"]
+HiddenActivation = Literal["none", "relu", "gelu", "gelu_tanh", "leaky_relu", "silu", "tanh"]
+HIDDEN_ACTIVATIONS: tuple[HiddenActivation, ...] = get_args(HiddenActivation)
 Resize = Literal["letterbox", "stretch"]
 RUNTIMES: dict[Family, str] = {"ultralytics": "detection"}
 """Family -> the runtime that its weights need; the others need `jobs`. Ultralytics is AGPL, so it has its own."""
@@ -61,6 +63,10 @@ class SourceOptions(SuppressionOptions):
     """3: RGB; 1: gray"""
     activation: Activation = Field("none", title="Activation")
     """for a head: what is put behind it; its outputs are then probabilities"""
+    hidden_activation: HiddenActivation | None = Field(None, title="Hidden activation")
+    """for a head of several linear layers: what its own code has between them, which weights do not tell"""
+    negative_slope: float = Field(0.01, ge=0, lt=1, title="Negative slope")
+    """of a leaky_relu"""
 
     @model_validator(mode="after")
     def _family_has_what_it_needs(self) -> Self:
