@@ -41,6 +41,7 @@ check-gpu: ## on a GPU worker: does all that TensorRT plans need work here? (doc
 		python -m conversion_jobs.check_gpu $(ARGS)
 
 clean: down ## remove the state (.nightshift/) and the environments (.venv/)
+	@if [ -x .venv/services/bin/python ]; then NIGHTSHIFT_STATE= $(LOCAL) clean; fi
 	rm -rf .nightshift .venv
 
 .PHONY: install

@@ -106,6 +106,7 @@ def stack(prepare: Callable[[Path, str], None] = lambda *_: None) -> Iterator[St
                 if process is not None:
                     process.send_signal(number)
                     process.wait()
+            postgres.remove(folder / "postgres")
 
 
 def _is_ready(client: httpx.Client) -> bool:

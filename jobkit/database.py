@@ -24,8 +24,9 @@ COMPLETED = ("promoted", "rejected", "pinned")
 _LOCK = 0x6E69676874  # "night": the advisory lock under which the schema is made
 _VERSION = 1
 
+# CREATE SCHEMA IF NOT EXISTS would take the right to make schemas even where it is there.
 _SCHEMA = """
-CREATE SCHEMA IF NOT EXISTS nightshift;
+DO $$ BEGIN IF to_regnamespace('nightshift') IS NULL THEN CREATE SCHEMA nightshift; END IF; END $$;
 CREATE TABLE IF NOT EXISTS nightshift.schema_version (version integer NOT NULL);
 CREATE TABLE IF NOT EXISTS nightshift.pipeline_runs (
     id bigserial PRIMARY KEY,

@@ -1,4 +1,4 @@
-"""The local stack's command line, called by make: `python -m local up | down | status | run [--once]`."""
+"""The local stack's command line, called by make: `python -m local up | down | status | run [--once] | clean`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from local import stack
+from local import postgres, stack
 from local.airflow import ADMIN, run_url
 from local.components import triton_server
 from local.pipelines import served_model
@@ -29,6 +29,7 @@ def main() -> None:
     commands.add_parser("up", help="start the stack and leave it running")
     commands.add_parser("down", help="stop every process of the stack; its state is kept")
     commands.add_parser("status", help="say what is running, and where")
+    commands.add_parser("clean", help="stop the stack and remove its database")
     run = commands.add_parser("run", help="start the stack, retrain, show the result")
     run.add_argument(
         "--once", action="store_true", help="stop everything at the end; exit 0 only if the model is served"
@@ -56,6 +57,9 @@ def _run_command(options: argparse.Namespace, settings: Settings) -> int:
         _show_addresses(settings)
     elif options.command == "down":
         stack.down(settings, console.print)
+    elif options.command == "clean":
+        stack.down(settings, console.print)
+        postgres.remove(settings.state / "postgres")  # also where it is kept outside of the state folder
     elif options.command == "status":
         return _show_status(settings)
     else:

@@ -89,6 +89,7 @@ def connections(settings: Settings) -> dict[str, str]:
     values: dict[str, dict[str, Any]] = {
         "bottle": {"conn_type": "generic", "extra": {"root": str(settings.folder("bottle"))}},
         "database": {"conn_type": "generic", "extra": {"url": settings.database_url("nightshift")}},
+        "operations": {"conn_type": "generic", "extra": {"url": settings.database_url("operations")}},
         "mlflow": {"conn_type": "generic", "extra": {"url": settings.url("mlflow"), "ui": settings.url("mlflow")}},
         "collect": {
             "conn_type": "generic",

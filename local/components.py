@@ -48,8 +48,8 @@ def all_components(settings: Settings) -> list[Component]:
 
 
 def prepare_databases(settings: Settings) -> None:
-    """Make the databases of Airflow, MLflow and Nightshift."""
-    postgres.create_databases(settings.database_url("postgres"), ["airflow", "mlflow", "nightshift"])
+    """Make the databases of Airflow, MLflow and Nightshift, and a role for each part."""
+    postgres.make_roles(settings.port("postgres"), settings.secrets["postgres"], settings.database_passwords())
 
 
 def load_digits(settings: Settings) -> None:
@@ -141,7 +141,7 @@ def _model_storage(settings: Settings) -> Component:
         environment={
             "PYTHONPATH": str(ROOT),
             "MODEL_STORAGE_REPOSITORY": str(settings.folder("storage")),
-            "MODEL_STORAGE_DATABASE_URL": settings.database_url("nightshift"),
+            "MODEL_STORAGE_DATABASE_URL": settings.database_url("model_storage"),
             "MODEL_STORAGE_TRITON_GRPC": f"{HOST}:{settings.port('triton_grpc')}",
             "MODEL_STORAGE_TRITON_KEY_FILE": str(triton_server(settings).key_file),
             "MODEL_STORAGE_MLFLOW_URL": settings.url("mlflow"),
@@ -168,14 +168,14 @@ def _mlflow(settings: Settings) -> Component:
             str(port),
             "--workers",
             "1",
-            "--backend-store-uri",
-            settings.database_url("mlflow", "+psycopg2"),
             "--artifacts-destination",
             str(settings.folder("mlflow")),
             "--allowed-hosts",
             ",".join(hosts),
         ],
         environment={
+            # Here and not in the command line, which every user of this machine can read.
+            "MLFLOW_BACKEND_STORE_URI": settings.database_url("mlflow", "+psycopg2"),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # halves its start and its memory
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PATH": f"{Path(python('services')).parent}{os.pathsep}{os.environ.get('PATH', '')}",

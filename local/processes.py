@@ -3,6 +3,9 @@
 Every process that the stack starts, and all that they start in turn, carry `NIGHTSHIFT_STACK=<state folder>` in their
 environment. So nothing escapes: not what Airflow's standalone command orphans when it is killed, not a job whose
 worker died, not a server whose pid file is gone.
+
+One cannot always be asked for its environment: root's PostgreSQL runs as another user, and where root may not trace
+others (a container without CAP_SYS_PTRACE) that is hidden. So what root starts is written down, too, in `run/`.
 """
 
 from __future__ import annotations
@@ -42,6 +45,10 @@ def start(name: str, command: list[str], state: Path, environment: dict[str, str
             start_new_session=True,
             env={**os.environ, **environment, **marks},
         )
+    if os.geteuid() == 0:
+        note = state / "run" / f"{name}.started"
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(f"{process.pid} {_start_ticks(process.pid)}")
     return psutil.Process(process.pid)
 
 
@@ -50,18 +57,43 @@ def of_stack(state: Path, component: str | None = None, with_jobs: bool = True) 
     return list(_marked(state, component, with_jobs))
 
 
+def is_job(process: psutil.Process) -> bool:
+    """Whether a process of the stack belongs to a job; jobs never run as another user than the stack."""
+    try:
+        return JOB in process.environ()
+    except psutil.AccessDenied:
+        return False
+
+
 def _marked(state: Path, component: str | None, with_jobs: bool) -> Iterator[psutil.Process]:
+    started = {path.read_text(): path.stem for path in (state / "run").glob("*.started")}
     for process in psutil.process_iter():
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            environment = process.environ()
-        except psutil.Error:
+            environment = _environment(process, started, state)
+        except (psutil.Error, OSError):
             continue
         if environment.get(MARK) != str(state) or (component and environment.get(COMPONENT) != component):
             continue
         if with_jobs or JOB not in environment:
             yield process
+
+
+def _environment(process: psutil.Process, started: dict[str, str], state: Path) -> dict[str, str]:
+    """Return a process' environment; where that is hidden, the marks of what was started: itself, or its parent."""
+    try:
+        return process.environ()
+    except psutil.AccessDenied:
+        for pid in (process.pid, process.ppid()):
+            if name := started.get(f"{pid} {_start_ticks(pid)}"):
+                return {MARK: str(state), COMPONENT: name}
+        return {}
+
+
+def _start_ticks(pid: int) -> str:
+    """Return when a process started (field 22 of /proc/PID/stat): a later one of the same number has another."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def stop(processes: Callable[[], list[psutil.Process]], number: int = signal.SIGTERM, patience: float = 10.0) -> None:

@@ -26,6 +26,16 @@ PREFERRED_PORTS = {
 }
 
 
+# The role of each part, and the database that it works in: docker/postgres/databases.sql says what it may do there.
+DATABASES = {
+    "airflow": "airflow",
+    "mlflow": "mlflow",
+    "nightshift": "nightshift",  # jobs
+    "model_storage": "nightshift",
+    "operations": "nightshift",  # Airflow's plugin: failures
+}
+
+
 class LocalStackError(Exception):
     """Something that the person at the terminal has to know; shown without a traceback."""
 
@@ -59,9 +69,20 @@ class Settings:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def database_url(self, database: str, driver: str = "") -> str:
-        """Return the address of a database of the embedded PostgreSQL; `driver` as in SQLAlchemy, say `+psycopg2`."""
-        return f"postgresql{driver}://postgres:{self.secrets['postgres']}@{HOST}:{self.port('postgres')}/{database}"
+    def database_url(self, role: str, driver: str = "") -> str:
+        """Return the address by which a part reaches its database in the embedded PostgreSQL.
+
+        Args:
+            role: one of `DATABASES`, or `postgres`, the superuser in a database of its own.
+            driver: as in SQLAlchemy, say `+psycopg2`.
+        """
+        database = DATABASES.get(role, role)
+        password = self.secrets["postgres"] if role == "postgres" else self.database_passwords()[role]
+        return f"postgresql{driver}://{role}:{password}@{HOST}:{self.port('postgres')}/{database}"
+
+    def database_passwords(self) -> dict[str, str]:
+        """Return the password of each role of `DATABASES`."""
+        return {role: self.secrets[f"database_{role}"] for role in DATABASES}
 
     @cached_property
     def secrets(self) -> dict[str, str]:
@@ -90,6 +111,7 @@ def _token() -> str:
 
 _SECRETS = {
     "postgres": _token,
+    **{f"database_{role}": _token for role in DATABASES},
     "airflow_admin": lambda: secrets.token_urlsafe(9),
     "airflow_fernet": lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode(),
     "airflow_jwt": _token,

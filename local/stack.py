@@ -39,8 +39,8 @@ def up(settings: Settings, say: Callable[[str], None]) -> None:
             _sweep(settings, part)
             _check_ports(settings, part)
         if database in todo:
-            postgres.initialize(settings.state / "postgres", settings.secrets["postgres"])
-            _start(settings, database)
+            postgres.initialize(settings.state / "postgres", settings.secrets["postgres"], say)
+            _start(settings, components.all_components(settings)[0])  # where it is was decided only now
         components.prepare_databases(settings)
         interrupted = Event()
         with ThreadPoolExecutor(len(parts)) as pool:
@@ -99,7 +99,7 @@ def _sweep(settings: Settings, part: Component, with_jobs: bool = False) -> None
 
 def _is_leader(process: psutil.Process) -> bool:
     with suppress(OSError):
-        return os.getsid(process.pid) == process.pid and processes.JOB not in process.environ()
+        return os.getsid(process.pid) == process.pid and not processes.is_job(process)
     return False
 
 

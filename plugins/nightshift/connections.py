@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from airflow.sdk import Connection
@@ -104,17 +105,23 @@ def _connection(conn_id: str) -> Connection:
     return connection
 
 
-def database_url() -> str:
-    """Return the address of Nightshift's database, in whichever of Airflow's processes.
+def operations_url() -> str:
+    """Return the address of the database that failures are written to, in whichever of Airflow's processes.
+
+    No job is given it: a failure that a job could rewrite would say nothing.
 
     Raises:
         JobConfigurationError: the connection is not defined or has no address.
     """
+    name = "nightshift_operations"
+    extra: dict[str, Any]
     try:
-        return resolve(["database"]).secrets["NIGHTSHIFT_DATABASE_URL"]
+        extra = _connection(name).extra_dejson
     except JobConfigurationError:
         # Airflow's servers read connections from its database by its models; a worker has no way there.
         from airflow.models.connection import Connection as StoredConnection
 
-        stored = StoredConnection.get_connection_from_secrets("nightshift_database")
-        return str(stored.extra_dejson["url"])
+        extra = StoredConnection.get_connection_from_secrets(name).extra_dejson
+    if not extra.get("url"):
+        raise JobConfigurationError(f"the connection {name} lacks extra.url, the address of the database of failures")
+    return str(extra["url"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from local.settings import DATABASES
 from local.triton import KEY_HEADER, RESTRICTED
 from tests.containers.cluster import ROOT, clean_environment
 
 ALWAYS = {
-    "postgres", "redis", "init", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "mlflow",
-    "model-storage",
+    "postgres", "databases", "redis", "init", "api-server", "scheduler", "dag-processor", "triggerer", "worker",
+    "mlflow", "model-storage",
 }  # fmt: skip
 PROFILES = {
     "gpu": {"worker-gpu"},
@@ -29,7 +31,8 @@ PROFILES = {
     "s3": {"s3"},
     "monitoring": {"prometheus", "grafana"},
 }
-ONCE = {"init", "collect-digits"}  # end by themselves: nobody waits for their health
+SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|_KEY$")
+ONCE = {"databases", "init", "collect-digits"}  # end by themselves: nobody waits for their health
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,43 @@ def test_workers_reserve_gpus_by_id_and_only_where_a_profile_asks(settings: Path
     assert "NIGHTSHIFT_JOB_GPUS" not in found["worker"]["environment"]
     (device,) = found["triton"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia" and device["device_ids"] == ["0"]
+
+
+def test_no_secret_stands_in_a_command_line_or_a_health_check(settings: Path) -> None:
+    known = dict(line.split("=", 1) for line in settings.read_text().splitlines() if "=" in line)
+    secrets = {name: value for name, value in known.items() if SECRET.search(name)}
+    assert len(secrets) >= 16 and all(len(value) >= 16 for value in secrets.values())
+    found = services(settings, *PROFILES)
+    told = {
+        name
+        for name, value in secrets.items()
+        if any(value in str(one["environment"]) for one in found.values() if "environment" in one)
+    }
+    assert told == set(secrets), "what nobody is given could stand nowhere"
+    for service, one in found.items():
+        lines = str([one.get("command"), one.get("entrypoint"), one.get("healthcheck")])
+        assert not [name for name, value in secrets.items() if value in lines], service
+
+
+def test_redis_takes_its_password_by_standard_input(settings: Path, tmp_path: Path) -> None:
+    """The script of the service, with doubles that tell what they were given."""
+    redis = services(settings)["redis"]
+    for name, text in (("docker-entrypoint.sh", 'exec "$@"'), ("redis-server", 'echo "$@"; cat')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REDISCLI_AUTH": "a pass$word"}
+    script = redis["command"][-1].replace("$$", "$")
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["- --appendonly yes", 'requirepass "a pass$word"']
+
+
+def test_the_superuser_s_password_is_given_to_the_server_and_the_maker_of_roles_alone(settings: Path) -> None:
+    known = dict(line.split("=", 1) for line in settings.read_text().splitlines() if "=" in line)
+    found = services(settings, *PROFILES)
+    holders = {name for name, one in found.items() if known["POSTGRES_PASSWORD"] in str(one.get("environment"))}
+    assert holders == {"postgres", "databases"}
+    urls = str([one["environment"] for name, one in found.items() if name not in holders and "environment" in one])
+    assert set(re.findall(r"postgresql(?:\+psycopg2)?://(\w+):", urls)) == set(DATABASES)
 
 
 def test_triton_s_key_is_shared_with_the_model_storage_alone_and_each_start_makes_another(

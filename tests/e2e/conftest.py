@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from local import stack
+from local import postgres, stack
 from local.components import python
 from local.settings import PREFERRED_PORTS, ROOT, Settings, port_variable
 from tests.support.servers import free_ports
@@ -38,5 +38,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         yield found
     finally:
         stack.down(found, print)
+        postgres.remove(found.state / "postgres")  # root's may lie outside of the state folder
         patch.undo()
         os.sync()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local import processes
+from local import postgres, processes
 from local.settings import PREFERRED_PORTS, ROOT, port_variable
 from tests.e2e.support import wait_for
 from tests.support.servers import free_ports
@@ -34,6 +34,7 @@ def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path, number: int
     finally:
         run.kill()
         processes.stop(lambda: processes.of_stack(tmp_path))
+        postgres.remove(tmp_path / "postgres")
         os.close(terminal)
 
 

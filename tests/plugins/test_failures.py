@@ -123,7 +123,7 @@ def rows(airflow: Airflow, run: str) -> list[tuple[Any, ...]]:
     connection = psycopg2.connect(airflow.database)
     with connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT kind, try_number, will_retry, resolved_at IS NOT NULL FROM nightshift.failures"
+            "SELECT kind, try_number, will_retry, resolved_at IS NOT NULL FROM operations.failures"
             " WHERE run_id = %s ORDER BY try_number",
             (run,),
         )
@@ -175,13 +175,13 @@ class FakeTask:
 
 def name_database(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     connection = {"conn_type": "generic", "extra": {"url": url}}
-    monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_DATABASE", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_OPERATIONS", json.dumps(connection))
 
 
 @pytest.fixture
 def stored(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(
-        "AIRFLOW_CONN_NIGHTSHIFT_DATABASE", json.dumps({"conn_type": "generic", "extra": {"url": database_url}})
+        "AIRFLOW_CONN_NIGHTSHIFT_OPERATIONS", json.dumps({"conn_type": "generic", "extra": {"url": database_url}})
     )
     return database_url
 
@@ -220,7 +220,7 @@ def test_a_database_that_is_away_or_hangs_fails_nothing_and_holds_nobody_for_lon
         started = time.monotonic()
         listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=JobTransientError("x"))
         assert time.monotonic() - started < listener.PATIENCE_SECONDS + 1
-    monkeypatch.delenv("AIRFLOW_CONN_NIGHTSHIFT_DATABASE")
+    monkeypatch.delenv("AIRFLOW_CONN_NIGHTSHIFT_OPERATIONS")
     listener.on_task_instance_failed(previous_state=None, task_instance=FakeTask(), error=JobConfigurationError("x"))
     listener.on_dag_run_failed(dag_run=object(), msg="")
     silent.server_close()

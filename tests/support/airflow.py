@@ -87,10 +87,10 @@ def airflow(home: Path, state: Path, postgres_url: str, **environment: str) -> I
     _create_databases(postgres_url, f"airflow_{port}", f"nightshift_{port}")
     settings = Settings(state)
     url = f"http://127.0.0.1:{port}"
+    database = json.dumps({"conn_type": "generic", "extra": {"url": f"{base}/nightshift_{port}"}})
     variables = _environment(settings, home, port, f"{base}/airflow_{port}") | {
-        "AIRFLOW_CONN_NIGHTSHIFT_DATABASE": json.dumps(
-            {"conn_type": "generic", "extra": {"url": f"{base}/nightshift_{port}"}}
-        ),
+        "AIRFLOW_CONN_NIGHTSHIFT_DATABASE": database,
+        "AIRFLOW_CONN_NIGHTSHIFT_OPERATIONS": database,
         **environment,
     }
     logs = settings.folder("logs")

@@ -81,19 +81,8 @@ def answers(url: str) -> Callable[[], bool]:
 def postgres(folder: Path) -> Iterator[str]:
     """Run a PostgreSQL; yield the address of its database `postgres`."""
     port, password = free_port(), "a password"
-    prepare = (
-        "import json, pathlib, sys; from local import postgres; data = pathlib.Path(sys.argv[1]);"
-        "postgres.initialize(data, sys.argv[2]); print(json.dumps(postgres.command(data, int(sys.argv[3]))))"
-    )
-    done = subprocess.run(
-        [str(SERVICES / "python"), "-c", prepare, str(folder / "postgres"), password, str(port)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    command = json.loads(done.stdout)
+    prepare = "postgres.initialize(data, sys.argv[2]); print(json.dumps(postgres.command(data, int(sys.argv[3]))))"
+    command = json.loads(_local_postgres(prepare, folder, password, str(port)))
     url = f"postgresql://postgres:{password.replace(' ', '%20')}@127.0.0.1:{port}/postgres"
 
     def healthy() -> bool:
@@ -105,8 +94,25 @@ def postgres(folder: Path) -> Iterator[str]:
             return False
         return True
 
-    with running(command, folder / "postgres.log", healthy, signal.SIGINT):
-        yield url
+    try:
+        with running(command, folder / "postgres.log", healthy, signal.SIGINT):
+            yield url
+    finally:
+        _local_postgres("postgres.remove(data)", folder)  # root's may lie outside of `folder`
+
+
+def _local_postgres(code: str, folder: Path, *arguments: str) -> str:
+    """Run code with `local.postgres` in the environment that has its programs; return what it printed."""
+    start = "import json, pathlib, sys; from local import postgres; data = pathlib.Path(sys.argv[1]);"
+    done = subprocess.run(
+        [str(SERVICES / "python"), "-c", start + code, str(folder / "postgres"), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def _safely(look: Callable[[], Any], write: Callable[[str, Any], None]) -> None:
 
 def _write(write: Callable[[str, Any], None], found: Any) -> None:
     try:
-        write(connections.database_url(), found)
+        write(connections.operations_url(), found)
     except Exception as error:  # noqa: BLE001 - what it listens to goes on
         log.warning("a failure could not be written down: %s", error)
 

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 SECONDS = 2
 SHOWN_DAYS = 14
 MESSAGE_LIMIT = 2000
-_LOCK = 0x6E69676874  # the lock under which jobkit/database.py makes the same schema
+_LOCK = 0x6661696C  # "fail": the advisory lock under which the schema is made
+# CREATE SCHEMA IF NOT EXISTS would take the right to make schemas even where it is there.
 _SCHEMA = """
-CREATE SCHEMA IF NOT EXISTS nightshift;
-CREATE TABLE IF NOT EXISTS nightshift.failures (
+DO $$ BEGIN IF to_regnamespace('operations') IS NULL THEN CREATE SCHEMA operations; END IF; END $$;
+CREATE TABLE IF NOT EXISTS operations.failures (
     id bigserial PRIMARY KEY,
     occurred_at timestamptz NOT NULL DEFAULT now(),
     kind text NOT NULL,
@@ -40,7 +41,7 @@ CREATE TABLE IF NOT EXISTS nightshift.failures (
     resolved_at timestamptz,
     UNIQUE (dag_id, run_id, task_id, map_index, try_number)
 );
-CREATE INDEX IF NOT EXISTS failures_open ON nightshift.failures (dag_id) WHERE resolved_at IS NULL;
+CREATE INDEX IF NOT EXISTS failures_open ON operations.failures (dag_id) WHERE resolved_at IS NULL;
 """
 
 
@@ -84,7 +85,7 @@ def record(url: str, failures: list[Failure]) -> None:
     """
     columns, values = ", ".join(COLUMNS), ", ".join(["%s"] * len(COLUMNS))
     statement = (
-        f"INSERT INTO nightshift.failures ({columns}) VALUES ({values})"  # noqa: S608 - names of our own
+        f"INSERT INTO operations.failures ({columns}) VALUES ({values})"  # noqa: S608 - names of our own
         " ON CONFLICT (dag_id, run_id, task_id, map_index, try_number) DO NOTHING"
     )
     with _connect(url) as connection, connection.cursor() as cursor:
@@ -111,7 +112,7 @@ def open_failures(url: str) -> list[OpenFailure]:
     with _connect(url) as connection, connection.cursor(cursor_factory=RealDictCursor) as cursor:
         cursor.execute(
             f"SELECT * FROM (SELECT DISTINCT ON (dag_id, run_id, task_id, map_index) {', '.join(COLUMNS)}, occurred_at"  # noqa: S608
-            "  FROM nightshift.failures"
+            "  FROM operations.failures"
             "  WHERE resolved_at IS NULL AND occurred_at > now() - make_interval(days => %s)"
             "  ORDER BY dag_id, run_id, task_id, map_index, try_number DESC) AS latest"
             " ORDER BY occurred_at DESC",
@@ -124,7 +125,7 @@ def open_failures(url: str) -> list[OpenFailure]:
 def _resolve(url: str, condition: str, values: tuple[Any, ...]) -> None:
     with _connect(url) as connection, connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE nightshift.failures SET resolved_at = now() WHERE resolved_at IS NULL AND {condition}",  # noqa: S608
+            f"UPDATE operations.failures SET resolved_at = now() WHERE resolved_at IS NULL AND {condition}",  # noqa: S608
             values,
         )
 
@@ -141,7 +142,7 @@ def _connect(url: str) -> Iterator[PostgresConnection]:
     try:
         with connection:
             with connection.cursor() as cursor:
-                cursor.execute("SELECT to_regclass('nightshift.failures') IS NOT NULL")
+                cursor.execute("SELECT to_regclass('operations.failures') IS NOT NULL")
                 if not cursor.fetchone()[0]:
                     cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
                     cursor.execute(_SCHEMA)

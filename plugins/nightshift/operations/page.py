@@ -134,7 +134,7 @@ def _done(user: BaseUser, change: Callable[[], Any]) -> Response:
 
 def _page(user: BaseUser, model: str = "", at: str = "", note: str = "", status: int = 200) -> HTMLResponse:
     failed, failed_note = _or_why_not(
-        lambda: store.open_failures(connections.database_url()), "PostgreSQL (connection nightshift_database)"
+        lambda: store.open_failures(connections.operations_url()), "PostgreSQL (connection nightshift_operations)"
     )
     models, models_note = _or_why_not(
         lambda: production.models(model, f"{at}Z" if at else ""), "the model storage (connection nightshift_storage)"
@@ -155,7 +155,7 @@ def list_failures() -> list[dict[str, Any]]:
 
 def open_failures() -> list[dict[str, Any]]:
     """Return the open failures as rows of the page: the DAG files that Airflow cannot read, then what failed."""
-    return as_rows([*unreadable_pipelines(), *store.open_failures(connections.database_url())])
+    return as_rows([*unreadable_pipelines(), *store.open_failures(connections.operations_url())])
 
 
 def as_rows(open_failures: list[OpenFailure]) -> list[dict[str, Any]]:

@@ -32,8 +32,9 @@ IDLE_CONNECTIONS = 4
 LOCK_SECONDS = 150  # longer than a load may take: the second of two promotions waits for the first
 
 _LOCK_NAME = "hashtextextended('model_storage:' || %s, 0)"
+# CREATE SCHEMA IF NOT EXISTS would take the right to make schemas even where it is there.
 _SCHEMA = """
-CREATE SCHEMA IF NOT EXISTS model_storage;
+DO $$ BEGIN IF to_regnamespace('model_storage') IS NULL THEN CREATE SCHEMA model_storage; END IF; END $$;
 CREATE TABLE IF NOT EXISTS model_storage.promotions (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model text NOT NULL,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from local import postgres
 from tests.services.model_storage.support import Database, Storage, new_triton, serving, settings_for
 
 
@@ -21,6 +22,7 @@ def database() -> Iterator[Database]:
     running.start()
     yield running
     running.stop()
+    postgres.remove(running.data)
     shutil.rmtree(folder, ignore_errors=True)
 
 
