@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from local.triton import KEY_HEADER, RESTRICTED
+from nightshift_common.storage_tokens import OPERATOR, TOKENS
 from tests.containers.cluster import ROOT, clean_environment
 
 ALWAYS = {
@@ -139,6 +140,22 @@ def test_triton_s_key_is_shared_with_the_model_storage_alone_and_each_start_make
         )
         keys.add(key)
     assert len(keys) == 2
+
+
+def test_the_storage_knows_each_token_with_its_scopes_and_airflow_gives_each_its_connection(settings: Path) -> None:
+    found = services(settings)
+    known = json.loads(found["model-storage"]["environment"]["MODEL_STORAGE_TOKENS"])
+    assert {name: tuple(token["scopes"]) for name, token in known.items()} == TOKENS
+    start = "AIRFLOW_CONN_NIGHTSHIFT_STORAGE_"
+    variables = found["api-server"]["environment"]
+    given = {name.removeprefix(start).lower(): json.loads(variables[name]) for name in variables if start in name}
+    assert {name: value["password"] for name, value in given.items()} == {
+        name: token["token"] for name, token in known.items() if name != OPERATOR
+    }
+    assert len({token["token"] for token in known.values()}) == len(TOKENS)
+    for name, service in found.items():
+        held = [token["token"] for token in known.values() if token["token"] in json.dumps(service)]
+        assert not held or name in ("model-storage", "api-server"), name
 
 
 def test_a_worker_s_own_host_needs_its_file_and_three_secrets_only(settings: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conversion_jobs.serving import TOKEN, Serving, serving
+from tests.conversion_jobs.serving import TOKEN, TOKENS, Serving, serving
 from tests.support.airflow import Airflow
 from tests.support.tiny_onnx import scaling_config, scaling_model
 from tests.support.waiting import wait_for
@@ -37,7 +37,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iter
 def connected(airflow: Airflow, storage: Serving) -> Iterator[Airflow]:
     """Airflow with a connection to the storage, made as in its UI, and a pipeline that makes the model."""
     connection = {
-        "connection_id": "nightshift_storage", "conn_type": "generic", "password": TOKEN,
+        "connection_id": "nightshift_storage_airflow", "conn_type": "generic", "password": TOKENS["airflow"],
         "extra": json.dumps({"url": storage.url}),
     }  # fmt: skip
     airflow.call("POST", "/connections", json=connection)
@@ -48,7 +48,7 @@ def connected(airflow: Airflow, storage: Serving) -> Iterator[Airflow]:
     pipeline.write_text(PIPELINE)
     yield airflow
     pipeline.unlink()
-    airflow.call("DELETE", "/connections/nightshift_storage")
+    airflow.call("DELETE", "/connections/nightshift_storage_airflow")
 
 
 @pytest.fixture
@@ -127,7 +127,9 @@ def test_one_click_brings_the_version_before_back_and_a_second_one_changes_nothi
     assert champion(storage) == "0.0.2"
     assert storage.models_in_triton()[MODEL] == "2"
     latest = storage.get(f"/history/{MODEL}").json()[0]
-    assert (latest["action"], latest["actor"], latest["reason"]) == ("rollback", "admin", "it flickers")
+    assert (latest["action"], latest["reason"]) == ("rollback", "it flickers")
+    assert (latest["actor"], latest["on_behalf_of"]) == ("airflow", "admin")
+    assert "<td>airflow on behalf of admin</td>" in page(connected)
     again = send(connected, "rollback", form)
     assert again.status_code == 409
     assert "Nothing was changed: 409: not version 0.0.3" in again.text

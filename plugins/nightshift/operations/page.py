@@ -137,7 +137,8 @@ def _page(user: BaseUser, model: str = "", at: str = "", note: str = "", status:
         lambda: store.open_failures(connections.database_url()), "PostgreSQL (connection nightshift_database)"
     )
     models, models_note = _or_why_not(
-        lambda: production.models(model, f"{at}Z" if at else ""), "the model storage (connection nightshift_storage)"
+        lambda: production.models(model, f"{at}Z" if at else ""),
+        "the model storage (connection nightshift_storage_airflow)",
     )
     shown = templates.get_template("ops_page.html").render(
         failures=as_rows([*unreadable_pipelines(), *(failed or [])]), failures_note=failed_note,
