@@ -81,7 +81,9 @@ def stack(prepare: Callable[[Path, str], None] = lambda *_: None) -> Iterator[St
             "MODEL_STORAGE_DATABASE_URL": url,
             "MODEL_STORAGE_TRITON_GRPC": triton.grpc,
             "MODEL_STORAGE_TRITON_KEY_FILE": str(triton.key_file),
-            "MODEL_STORAGE_TOKENS": json.dumps({TOKEN: ["read", "publish", "promote"]}),
+            "MODEL_STORAGE_TOKENS": json.dumps(
+                {"benchmark": {"token": TOKEN, "scopes": ["read", "publish", "promote"]}}
+            ),
             "MODEL_STORAGE_PORT": str(service_port),
         }
         client = httpx.Client(

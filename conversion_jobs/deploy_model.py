@@ -64,7 +64,7 @@ def deploy(
         "run_id": context.task_instance.run_id if context.task_instance else None,
         "snapshot_id": arguments.snapshot_id,
         "reason": "deploy_model",
-        "actor": context.task_instance.dag_id if context.task_instance else None,
+        "on_behalf_of": context.task_instance.dag_id if context.task_instance else None,
     }
     previous = storage.promote(model, version.version, note)
     try:

@@ -123,7 +123,7 @@ with DAG(
                     "target": TARGET,
                 },
                 params=model_name,
-                connections=("bottle", "mlflow", "storage"),
+                connections=("bottle", "mlflow", "storage_publish"),
             ),
             only_if_param="publish",
         ),
@@ -137,7 +137,7 @@ with DAG(
                     "reference": output_of("verify_onnx", "reference"),
                 },
                 params=model_name,
-                connections=("bottle", "mlflow", "storage", "triton"),
+                connections=("bottle", "mlflow", "storage_deploy", "triton"),
             ),
         ),
     )

@@ -142,7 +142,7 @@ def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, J
             "sha256": output_of(packaged.task_id, "sha256"), "target": target,
             "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
         },
-        connections=("bottle", "mlflow", "storage"),
+        connections=("bottle", "mlflow", "storage_publish"),
     )  # fmt: skip
     return packaged, task(f"publish_model{suffix}", upload, only_if_param="publish")
 
@@ -156,7 +156,7 @@ def deployment(pipeline: Pipeline) -> Step:
             "reference": output_of("verify_onnx", "reference"), "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
             "max_latency_ms": pipeline.publish.max_latency_ms,
         },
-        connections=("bottle", "mlflow", "storage", "triton"),
+        connections=("bottle", "mlflow", "storage_deploy", "triton"),
     )  # fmt: skip
 
 

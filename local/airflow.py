@@ -11,6 +11,7 @@ import httpx
 
 from local.settings import HOST, ROOT, LocalStackError, Settings
 from nightshift_common.pools import pools
+from nightshift_common.storage_tokens import OPERATOR, TOKENS
 
 HEARTBEAT_SECONDS = 5
 ADMIN = "admin"
@@ -97,7 +98,15 @@ def connections(settings: Settings) -> dict[str, str]:
             "password": settings.secrets["collect"],
             "extra": {"url": settings.url("collect"), "files_url": f"{settings.url('collect')}/files"},
         },
-        "storage": {"conn_type": "generic", "password": settings.secrets["model_storage"], "extra": storage},
+        **{
+            f"storage_{token}": {
+                "conn_type": "generic",
+                "password": settings.secrets[f"model_storage_{token}"],
+                "extra": storage,
+            }
+            for token in TOKENS
+            if token != OPERATOR
+        },
         "triton": {"conn_type": "generic", "extra": {"url": f"{HOST}:{settings.port('triton')}"}},
     }
     return {f"AIRFLOW_CONN_NIGHTSHIFT_{name.upper()}": json.dumps(value) for name, value in values.items()}

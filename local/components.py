@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import httpx
 from local import airflow, postgres
 from local.settings import HOST, ROOT, LocalStackError, Settings
 from local.triton import TritonServer
+from nightshift_common.storage_tokens import TOKENS
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ def _collect(settings: Settings) -> Component:
 
 
 def _model_storage(settings: Settings) -> Component:
-    token = settings.secrets["model_storage"]
+    tokens = {
+        name: {"token": settings.secrets[f"model_storage_{name}"], "scopes": scopes} for name, scopes in TOKENS.items()
+    }
     return Component(
         name="model_storage",
         ports=("model_storage",),
@@ -145,7 +149,7 @@ def _model_storage(settings: Settings) -> Component:
             "MODEL_STORAGE_TRITON_GRPC": f"{HOST}:{settings.port('triton_grpc')}",
             "MODEL_STORAGE_TRITON_KEY_FILE": str(triton_server(settings).key_file),
             "MODEL_STORAGE_MLFLOW_URL": settings.url("mlflow"),
-            "MODEL_STORAGE_TOKENS": f'{{"{token}": ["read", "publish", "promote"]}}',
+            "MODEL_STORAGE_TOKENS": json.dumps(tokens),
             "MODEL_STORAGE_HOST": HOST,
             "MODEL_STORAGE_PORT": str(settings.port("model_storage")),
         },

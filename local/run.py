@@ -139,7 +139,7 @@ def ask_served_model(settings: Settings, model_name: str, group: str, snapshot_i
     environment |= {
         "NIGHTSHIFT_BOTTLE": values["AIRFLOW_CONN_NIGHTSHIFT_BOTTLE"]["extra"]["root"],
         "NIGHTSHIFT_STORAGE_URL": settings.url("model_storage"),
-        "NIGHTSHIFT_STORAGE_TOKEN": settings.secrets["model_storage"],
+        "NIGHTSHIFT_STORAGE_TOKEN": settings.secrets["model_storage_evaluate"],
         "NIGHTSHIFT_TRITON_URL": values["AIRFLOW_CONN_NIGHTSHIFT_TRITON"]["extra"]["url"],
         "NIGHTSHIFT_JOB_DIR": str(settings.folder("run") / "predict"),
     }

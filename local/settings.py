@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from nightshift_common.storage_tokens import TOKENS
+
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 PREFERRED_PORTS = {
@@ -117,5 +119,5 @@ _SECRETS = {
     "airflow_jwt": _token,
     "airflow_api": _token,
     "collect": _token,
-    "model_storage": _token,
+    **{f"model_storage_{name}": _token for name in TOKENS},
 }

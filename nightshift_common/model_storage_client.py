@@ -134,7 +134,7 @@ class ModelStorageClient:
         self._object("DELETE", f"{_path(model)}/stage")
 
     def promote(self, model: str, version: str, **note: str | None) -> dict[str, Any]:
-        """Bring a version into production. The note: `reason`, `actor`, `run_id`, `snapshot_id`."""
+        """Bring a version into production. The note: `reason`, `on_behalf_of`, `run_id`, `snapshot_id`."""
         return self._object("POST", f"{_path(model, version)}/promote", json=note)
 
     def rollback(self, model: str, **note: str | None) -> dict[str, Any]:
@@ -149,9 +149,9 @@ class ModelStorageClient:
         """Bring a version into production and keep it there until `unpin`."""
         return self._object("POST", f"{_path(model, version)}/pin", json=note)
 
-    def unpin(self, model: str, actor: str) -> dict[str, Any]:
+    def unpin(self, model: str, on_behalf_of: str) -> dict[str, Any]:
         """Let other versions come into production again."""
-        return self._object("DELETE", f"{_path(model)}/pin", params={"actor": actor})
+        return self._object("DELETE", f"{_path(model)}/pin", params={"on_behalf_of": on_behalf_of})
 
     def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._json(method, path, **options)

@@ -10,6 +10,7 @@ from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from nightshift.errors import JobConfigurationError
+from nightshift_common.storage_tokens import OPERATOR, TOKENS
 
 
 @dataclass
@@ -23,6 +24,8 @@ class JobEnvironment:
         """Return the texts that no log may show: the secrets; of an address its password, as written and as meant."""
         return [text for value in self.secrets.values() for text in _hidden_parts(value) if text]
 
+
+STORAGE = [("NIGHTSHIFT_STORAGE_URL", "extra.url", False), ("NIGHTSHIFT_STORAGE_TOKEN", "password?", True)]
 
 # connection -> (variable, where its value stands in the connection, whether it is a secret)
 VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
@@ -46,7 +49,7 @@ VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
         ("NIGHTSHIFT_COLLECT_LOGIN", "login", False),
         ("NIGHTSHIFT_COLLECT_PASSWORD", "password", True),
     ],
-    "storage": [("NIGHTSHIFT_STORAGE_URL", "extra.url", False), ("NIGHTSHIFT_STORAGE_TOKEN", "password?", True)],
+    **{f"storage_{token}": STORAGE for token in TOKENS if token != OPERATOR},
     "triton": [("NIGHTSHIFT_TRITON_URL", "extra.url", False)],
 }
 

@@ -1,4 +1,4 @@
-"""Airflow's hook for the model storage: its client, by the connection `nightshift_storage`."""
+"""Airflow's hook for the model storage: its client, by one of the connections `nightshift_storage_<token>`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ class ModelStorageHook(BaseHook):
     """Gives tasks and pages a `ModelStorageClient`.
 
     Args:
+        caller: which token of the storage is used, and so what may be done (`nightshift_common/storage_tokens.py`).
         timeout: seconds for one call; a promotion answers when the model is loaded.
     """
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self, caller: str = "evaluate", timeout: float | None = None) -> None:
         super().__init__()
+        self.caller = caller
         self.timeout = TIMEOUT if timeout is None else timeout
 
     def get_conn(self) -> ModelStorageClient:
@@ -25,7 +27,7 @@ class ModelStorageHook(BaseHook):
         Raises:
             JobConfigurationError: the connection is not defined or not complete.
         """
-        environment = connections.resolve(["storage"])
+        environment = connections.resolve([f"storage_{self.caller}"])
         return ModelStorageClient(
             environment.variables["NIGHTSHIFT_STORAGE_URL"],
             environment.secrets.get("NIGHTSHIFT_STORAGE_TOKEN", ""),

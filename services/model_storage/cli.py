@@ -70,12 +70,12 @@ def get(client: ModelStorageClient, options: argparse.Namespace) -> Any:
 
 def promote(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Bring a version into production."""
-    return client.promote(options.model, options.version, reason=options.reason, actor=getpass.getuser())
+    return client.promote(options.model, options.version, reason=options.reason, on_behalf_of=getpass.getuser())
 
 
 def pin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Bring a version into production and keep it there."""
-    return client.pin(options.model, options.version, reason=options.reason, actor=getpass.getuser())
+    return client.pin(options.model, options.version, reason=options.reason, on_behalf_of=getpass.getuser())
 
 
 def unpin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
@@ -85,7 +85,7 @@ def unpin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
 
 def rollback(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Go back to the version that was in production before."""
-    return client.rollback(options.model, reason=options.reason, actor=getpass.getuser())
+    return client.rollback(options.model, reason=options.reason, on_behalf_of=getpass.getuser())
 
 
 def stages(client: ModelStorageClient, options: argparse.Namespace) -> Any:
@@ -115,7 +115,7 @@ def _show_versions(answer: list[Any]) -> None:
     if not answer or isinstance(answer[0], str):
         console.print("\n".join(answer) or "no models yet", markup=False)
         return
-    _show_table(answer, ("version", "triton_version", "target", "created_at", "sha256"))
+    _show_table(answer, ("version", "triton_version", "target", "created_at", "published_by", "sha256"))
 
 
 def _show_stages(answer: dict[str, Any]) -> None:
@@ -126,8 +126,8 @@ def _show_stages(answer: dict[str, Any]) -> None:
 
 
 def _show_history(answer: list[dict[str, Any]]) -> None:
-    columns = ("promoted_at", "action", "version", "previous_version", "actor", "reason", "run_id", "snapshot_id")
-    _show_table(answer, columns)
+    columns = ("promoted_at", "action", "version", "previous_version", "actor", "on_behalf_of", "reason", "run_id")
+    _show_table(answer, (*columns, "snapshot_id"))
 
 
 def _show_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:

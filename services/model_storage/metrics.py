@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -14,7 +15,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "model_storage_requests_total", "Answered requests", ["method", "route", "status"], registry=self.registry
+            "model_storage_requests_total",
+            "Answered requests, by the name of their token",
+            ["method", "route", "status", "token"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "model_storage_request_seconds",
@@ -59,5 +63,6 @@ class Measured:
         finally:
             route = getattr(scope.get("route"), "path", "(none)")
             method = scope["method"] if route != "(none)" else "(any)"
-            self._metrics.requests.labels(method, route, status).inc()
+            token = getattr(Request(scope).state, "token_name", "")
+            self._metrics.requests.labels(method, route, status, token).inc()
             self._metrics.seconds.labels(method, route).observe(time.perf_counter() - started)

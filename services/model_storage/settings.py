@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Scope = Literal["read", "publish", "promote"]
+from nightshift_common.names import NAME_RULE, is_name
+from nightshift_common.storage_tokens import Scope
+
+MIN_TOKEN = 16
+_EXAMPLE = '{"evaluate": {"token": "<at least 16 characters>", "scopes": ["read"]}}'
+
+
+class Token(BaseModel):
+    """A bearer token, by its SHA-256, and what it may do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    scopes: Annotated[list[Scope], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hashed(cls, given: Any) -> Any:
+        """Take the token itself in the place of its SHA-256."""
+        if not isinstance(given, dict) or "token" not in given:
+            return given
+        token = given["token"]
+        if "sha256" in given:
+            raise ValueError("give the token or its sha256, not both")
+        if not isinstance(token, str) or len(token) < MIN_TOKEN:
+            raise ValueError(f"a token of less than {MIN_TOKEN} characters could be guessed")
+        rest = {key: value for key, value in given.items() if key != "token"}
+        return rest | {"sha256": hashlib.sha256(token.encode()).hexdigest()}
 
 
 class Settings(BaseSettings):
     """One variable a field, say `MODEL_STORAGE_PORT`; `MODEL_STORAGE_TOKENS` is JSON."""
 
-    model_config = SettingsConfigDict(env_prefix="MODEL_STORAGE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MODEL_STORAGE_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     repository: str = Field(
         min_length=1,
@@ -37,7 +67,7 @@ class Settings(BaseSettings):
     mlflow_url: str = Field("", description="MLflow whose registry's aliases follow the stages; empty: none")
     mlflow_username: str = ""
     mlflow_password: str = ""
-    tokens: dict[str, list[Scope]] = Field({}, description="bearer token -> what it may do")
+    tokens: dict[str, Token] = Field({}, description="name -> its token, or the token's sha256, and scopes")
     auth: Literal["on", "off"] = Field("on", description="off: everyone may do everything; on a loopback host only")
     host: str = "127.0.0.1"
     port: int = Field(8300, gt=0, lt=65536)
@@ -47,6 +77,18 @@ class Settings(BaseSettings):
         15.0, gt=0, description="how often to see that Triton serves the champions: a restarted one serves nothing"
     )
 
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _have_names(cls, given: Any) -> Any:
+        """Refuse what earlier releases took, and names that cannot stand in the history; no message shows a token."""
+        if not isinstance(given, dict):
+            return given
+        if any(isinstance(value, list) for value in given.values()):
+            raise ValueError(f"tokens have names now: instead of '<token>': [<scopes>] write {_EXAMPLE}")
+        if not all(isinstance(name, str) and is_name(name) for name in given):
+            raise ValueError(f"a token's name has {NAME_RULE}; say {_EXAMPLE}")
+        return given
+
     @model_validator(mode="after")
     def _someone_may_do_something(self) -> Settings:
         if self.auth == "off" and not _is_loopback(self.host):
@@ -55,16 +97,16 @@ class Settings(BaseSettings):
             )
         if self.auth == "on" and not self.tokens:
             raise ValueError(
-                'MODEL_STORAGE_TOKENS is empty, so nobody could do anything: set it, say {"<token>": ["read", '
-                '"publish", "promote"]}, or set MODEL_STORAGE_AUTH=off on a loopback address'
+                f"MODEL_STORAGE_TOKENS is empty, so nobody could do anything: set it, say {_EXAMPLE}, or set "
+                "MODEL_STORAGE_AUTH=off on a loopback address"
             )
         if self.triton_key_file and len(self.triton_servers()) != self.triton_key_file.count(",") + 1:
             raise ValueError(
                 f"MODEL_STORAGE_TRITON_KEY_FILE={self.triton_key_file!r} must name one file for each address of "
                 f"MODEL_STORAGE_TRITON_GRPC={self.triton_grpc!r}"
             )
-        if any(len(token) < 16 for token in self.tokens):
-            raise ValueError("MODEL_STORAGE_TOKENS has a token of less than 16 characters: it could be guessed")
+        if len({token.sha256 for token in self.tokens.values()}) < len(self.tokens):
+            raise ValueError("MODEL_STORAGE_TOKENS has one token under two names: who used it could not be told")
         return self
 
     def triton_servers(self) -> list[tuple[str, Path | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,9 +17,11 @@ from tests.containers import cluster as clusters
 from tests.containers.cluster import ROOT, Cluster
 from tests.containers.conftest import build
 from tests.support import servers
+from tests.support.airflow import signed
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.container
+REFUSED = (401, 403)
 READ_LOGS = "find /var/lib/nightshift/logs -type f -exec cat {} +"
 JOB_IMAGES = ("training", "conversion", "detection")  # which end by themselves: nothing asks for their health
 NAMES = ("airflow", "services", *JOB_IMAGES, "triton-cpu")
@@ -157,6 +160,57 @@ def test_no_secret_is_where_it_does_not_belong(cluster: Cluster) -> None:
     assert "***" in texts["the tasks' logs"]  # masked, so it was there
     found = [f"{name} in {place}" for place, text in texts.items() for name, value in secrets.items() if value in text]
     assert not found, found
+
+
+def test_nothing_that_a_worker_holds_makes_a_log_in(cluster: Cluster) -> None:
+    """An administrator's token was made for a user who does not exist, while workers had the key of log-ins."""
+    held = held_by_a_worker(cluster)
+    assert cluster.values["REDIS_PASSWORD"] in held and cluster.values["AIRFLOW_SECRET_KEY"] in held
+    secrets = {name: value for name, value in cluster.values.items() if name.endswith(("PASSWORD", "TOKEN", "_KEY"))}
+    everything = "\n".join(held)
+    found = {name for name, value in secrets.items() if value in everything}
+    assert found == {"AIRFLOW_SECRET_KEY", "REDIS_PASSWORD"}
+    assert cluster.values["AIRFLOW_JWT_SECRET"] not in everything
+    nobody = {"sub": "nobody", "role": "admin", "aud": "apache-airflow"}
+    for key in held:
+        assert log_in(cluster, signed(key, **nobody)) in REFUSED, f"{key[:4]}…"
+    task = {"sub": str(uuid.uuid4()), "role": "admin", "aud": "urn:airflow.apache.org:task"}
+    assert log_in(cluster, signed(cluster.values["AIRFLOW_JWT_SECRET"], **task)) in REFUSED, (
+        "a task's token is no log-in"
+    )
+    assert log_in(cluster, signed(cluster.values["AIRFLOW_JWT_SECRET"], **nobody)) == 200, "the attack as it was"
+
+
+def held_by_a_worker(cluster: Cluster) -> set[str]:
+    """Return what a worker could sign with: each value of its environment and configuration, whole and in parts."""
+    look = "env; cat $AIRFLOW_HOME/* 2>/dev/null; airflow config list --defaults --include-env-vars 2>/dev/null"
+    lines = cluster.compose("exec", "-T", "worker", "bash", "-c", look).splitlines()
+    values = {line.partition("=")[2].strip(" '\"") for line in lines if "=" in line}
+    parts = {part for value in values for part in re.split(r"[:/@, \"{}]+", value)}
+    jwt_secret = cluster.compose("exec", "-T", "worker", "airflow", "config", "get-value", "api_auth", "jwt_secret")
+    return {part for part in values | parts | {jwt_secret.strip()} if len(part) >= 8}
+
+
+def log_in(cluster: Cluster, token: str) -> int:
+    """Return what the API server answers to the holder of a token who asks for what administrators may read."""
+    headers = {"Authorization": f"Bearer {token}"}
+    return httpx.get(f"{cluster.url('AIRFLOW')}/api/v2/connections", headers=headers, timeout=30).status_code
+
+
+def test_the_api_server_reads_a_worker_s_log_of_the_worker_and_a_stranger_does_not(cluster: Cluster) -> None:
+    run = cluster.airflow.trigger("one_job", marks="/marks")
+    assert cluster.airflow.finished("one_job", run)[0] == "success"
+    find = f"cd /var/lib/nightshift/logs && find . -path '*{run}*' -name '*.log' -printf '%P\\n'"
+    path = cluster.compose("exec", "-T", "worker", "bash", "-c", find).split()[0]
+    read = (
+        "from airflow.utils.log.file_task_handler import _fetch_logs_from_service as fetch\n"
+        "import requests, sys\n"
+        "url = f'http://worker:8793/log/{sys.argv[1]}'\n"
+        "print(fetch(url, sys.argv[1]).status_code, 'started' in fetch(url, sys.argv[1]).text,"
+        " requests.get(url, timeout=9).status_code)"
+    )
+    answered = cluster.compose("exec", "-T", "api-server", "python", "-c", read, path).splitlines()[-1]
+    assert answered == "200 True 403"
 
 
 def test_nothing_can_start_without_secrets_or_with_ports_open_to_others(cluster: Cluster) -> None:

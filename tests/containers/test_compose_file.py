@@ -16,6 +16,7 @@ import pytest
 
 from local.settings import DATABASES
 from local.triton import KEY_HEADER, RESTRICTED
+from nightshift_common.storage_tokens import OPERATOR, TOKENS
 from tests.containers.cluster import ROOT, clean_environment
 
 ALWAYS = {
@@ -32,6 +33,7 @@ PROFILES = {
     "monitoring": {"prometheus", "grafana"},
 }
 SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|_KEY$")
+WORKERS = ("worker", "worker-gpu", "worker-t4")
 ONCE = {"databases", "init", "collect-digits"}  # end by themselves: nobody waits for their health
 
 
@@ -181,9 +183,56 @@ def test_triton_s_key_is_shared_with_the_model_storage_alone_and_each_start_make
     assert len(keys) == 2
 
 
-def test_a_worker_s_own_host_needs_its_file_and_three_secrets_only(settings: Path, tmp_path: Path) -> None:
+def test_the_storage_knows_each_token_with_its_scopes_and_airflow_gives_each_its_connection(settings: Path) -> None:
+    found = services(settings)
+    known = json.loads(found["model-storage"]["environment"]["MODEL_STORAGE_TOKENS"])
+    assert {name: tuple(token["scopes"]) for name, token in known.items()} == TOKENS
+    start = "AIRFLOW_CONN_NIGHTSHIFT_STORAGE_"
+    variables = found["api-server"]["environment"]
+    given = {name.removeprefix(start).lower(): json.loads(variables[name]) for name in variables if start in name}
+    assert {name: value["password"] for name, value in given.items()} == {
+        name: token["token"] for name, token in known.items() if name != OPERATOR
+    }
+    assert len({token["token"] for token in known.values()}) == len(TOKENS)
+    for name, service in found.items():
+        held = [token["token"] for token in known.values() if token["token"] in json.dumps(service)]
+        assert not held or name in ("model-storage", "api-server"), name
+
+
+KEYS = {
+    "AIRFLOW__API_AUTH__JWT_SECRET": {"api-server", "scheduler"},
+    "AIRFLOW__API__SECRET_KEY": {"api-server", "triggerer", *WORKERS},
+    "AIRFLOW__CELERY__BROKER_URL": {"scheduler", *WORKERS},
+    "AIRFLOW__CELERY__RESULT_BACKEND": {"scheduler", *WORKERS},
+    "AIRFLOW__CORE__FERNET_KEY": {"init", "api-server", "scheduler", "dag-processor", "triggerer"},
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": {"init", "api-server", "scheduler", "dag-processor", "triggerer"},
+    "NIGHTSHIFT_ADMIN_PASSWORD": {"api-server"},
+    "AIRFLOW_CONN_NIGHTSHIFT_BOTTLE": {"api-server"},
+}
+
+
+@pytest.mark.parametrize("variable", KEYS)
+def test_each_key_of_airflow_is_where_it_is_needed_and_nowhere_else(settings: Path, variable: str) -> None:
+    """By its value as well: under another name it would open as much."""
+    found = services(settings, *PROFILES)
+    values = {found[name]["environment"][variable] for name in KEYS[variable]}
+    (value,) = values
+    assert {name for name, service in found.items() if json.dumps(value)[1:-1] in json.dumps(service)} == KEYS[variable]
+
+
+def test_a_worker_has_two_secrets_of_the_cluster(settings: Path) -> None:
     known = dict(line.split("=", 1) for line in settings.read_text().splitlines() if "=" in line)
-    names = ("AIRFLOW_JWT_SECRET", "AIRFLOW_SECRET_KEY", "REDIS_PASSWORD", "DOCKER_GID")
+    secret = [name for name in known if name.endswith(("PASSWORD", "TOKEN", "_KEY", "_SECRET"))]
+    assert len(secret) >= 18
+    found = services(settings, *PROFILES)
+    for worker in WORKERS:
+        held = {name for name in secret if known[name] in json.dumps(found[worker])}
+        assert held == {"AIRFLOW_SECRET_KEY", "REDIS_PASSWORD"}, worker
+
+
+def test_a_worker_s_own_host_needs_its_file_and_two_secrets_only(settings: Path, tmp_path: Path) -> None:
+    known = dict(line.split("=", 1) for line in settings.read_text().splitlines() if "=" in line)
+    names = ("AIRFLOW_SECRET_KEY", "REDIS_PASSWORD", "DOCKER_GID")
     values = {name: known[name] for name in names} | {
         "NIGHTSHIFT_API_URL": "http://10.0.0.5:8080", "NIGHTSHIFT_REDIS": "10.0.0.5:6379", "NIGHTSHIFT_QUEUE": "gpu",
         "NIGHTSHIFT_WORKER_NAME": "gpu-1",
@@ -193,7 +242,8 @@ def test_a_worker_s_own_host_needs_its_file_and_three_secrets_only(settings: Pat
     done = config(file, "--file", "docker/worker.yaml", "--project-directory", ".")
     assert done.returncode == 0, done.stderr
     (worker,) = json.loads(done.stdout)["services"].values()
-    assert not [name for name in worker["environment"] if name.startswith("AIRFLOW_CONN") or "SQL_ALCHEMY" in name]
+    elsewhere = [name for name, having in KEYS.items() if "worker" not in having]
+    assert not [name for name in worker["environment"] if name.startswith("AIRFLOW_CONN") or name in elsewhere]
 
 
 @pytest.mark.parametrize("missing", ["POSTGRES_PASSWORD", "AIRFLOW_JWT_SECRET", "REDIS_PASSWORD", "MLFLOW_PASSWORD"])

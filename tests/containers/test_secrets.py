@@ -55,10 +55,24 @@ def test_every_secret_is_generated_kept_and_its_owner_s_alone(tmp_path: Path, en
 def test_a_worker_s_host_gets_only_what_it_needs_and_is_told_what_to_copy(tmp_path: Path, engine_socket: Path) -> None:
     done = make(tmp_path / "env", "--worker", "10.0.0.5", engine=engine_socket)
     assert done.returncode == 1
-    assert "AIRFLOW_JWT_SECRET, AIRFLOW_SECRET_KEY, REDIS_PASSWORD" in done.stderr
+    assert "copy the values of AIRFLOW_SECRET_KEY, REDIS_PASSWORD from" in done.stderr
     found = values(tmp_path / "env")
     assert found["NIGHTSHIFT_API_URL"] == "http://10.0.0.5:8080"
-    assert not [name for name in found if "DB_PASSWORD" in name or "TOKEN" in name]
+    secret = [name for name in found if name.endswith(("PASSWORD", "TOKEN", "_KEY", "_SECRET"))]
+    assert sorted(secret) == ["AIRFLOW_SECRET_KEY", "REDIS_PASSWORD"]
+
+
+def test_a_worker_s_host_that_has_more_of_the_cluster_s_secrets_is_told_to_remove_them(
+    tmp_path: Path, engine_socket: Path
+) -> None:
+    """As one does that an earlier release has set up, or to which the whole file was copied."""
+    file = tmp_path / "env"
+    file.write_text("AIRFLOW_SECRET_KEY=a\nREDIS_PASSWORD=b\nAIRFLOW_JWT_SECRET=c\nMODEL_STORAGE_DEPLOY_TOKEN=d\n")
+    done = make(file, "--worker", "10.0.0.5", engine=engine_socket)
+    assert done.returncode == 1
+    assert "remove AIRFLOW_JWT_SECRET, MODEL_STORAGE_DEPLOY_TOKEN from" in done.stderr
+    file.write_text("AIRFLOW_SECRET_KEY=a\nREDIS_PASSWORD=b\n")
+    assert make(file, "--worker", "10.0.0.5", engine=engine_socket).returncode == 0
 
 
 def test_a_host_without_an_engine_is_told_so(tmp_path: Path) -> None:

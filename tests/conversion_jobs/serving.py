@@ -12,9 +12,13 @@ from pathlib import Path
 import httpx
 
 from local.triton import TritonServer
+from nightshift_common import storage_tokens
 from tests.support.servers import ROOT, SERVICES, answers, free_port, free_ports, running
 
-TOKEN = "a token that is long enough"
+TOKENS = {name: f"a token to {name} with" for name in storage_tokens.TOKENS}
+TOKEN = TOKENS[storage_tokens.OPERATOR]
+LACKING = {scope: f"a token that may not {scope}" for scope in storage_tokens.TOKENS[storage_tokens.OPERATOR]}
+"""Tokens that may do all but one thing: what needs a scope fails with one, and what does not goes well."""
 
 
 @dataclass
@@ -32,6 +36,14 @@ class Serving:
         url, headers = f"http://{self.triton.http}/v2/repository/index", self.triton.http_headers
         index = httpx.post(url, json={}, headers=headers, timeout=20).json()
         return {entry["name"]: entry["version"] for entry in index if entry.get("state") == "READY"}
+
+
+def known_tokens() -> dict[str, dict[str, object]]:
+    """Return the tokens as the storage's settings have them."""
+    known = {name: {"token": TOKENS[name], "scopes": scopes} for name, scopes in storage_tokens.TOKENS.items()}
+    for scope, token in LACKING.items():
+        known[f"no-{scope}"] = {"token": token, "scopes": [other for other in LACKING if other != scope]}
+    return known
 
 
 @contextmanager
@@ -53,7 +65,7 @@ def serving(folder: Path, postgres_url: str) -> Iterator[Serving]:
         "MODEL_STORAGE_DATABASE_URL": f"{postgres_url.rpartition('/')[0]}/{database}",
         "MODEL_STORAGE_TRITON_GRPC": triton.grpc,
         "MODEL_STORAGE_TRITON_KEY_FILE": str(triton.key_file),
-        "MODEL_STORAGE_TOKENS": json.dumps({TOKEN: ["read", "publish", "promote"]}),
+        "MODEL_STORAGE_TOKENS": json.dumps(known_tokens()),
         "MODEL_STORAGE_PORT": str(port),
     }
     command = [str(SERVICES / "python"), "-m", "services.model_storage"]

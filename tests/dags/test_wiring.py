@@ -135,6 +135,20 @@ def test_a_task_whose_word_is_forgotten_is_seen(with_plan: Any) -> None:
     assert "retrain_with_plan: nobody asks pull_dataset whether it stopped the run" in wrong
 
 
+def test_each_job_is_given_the_storage_s_token_of_its_kind_and_no_other(all_dags: dict[str, Any]) -> None:
+    """Which scopes a job needs is tried out in tests/conversion_jobs/test_storage_tokens.py."""
+    given = {
+        (task.module, name) for dag in all_dags.values() for task in dag.tasks for name in task.connections
+        if "storage" in name
+    }  # fmt: skip
+    assert given == {
+        ("training_jobs.evaluate", "storage_evaluate"),
+        ("training_jobs.evaluate_detector", "storage_evaluate"),
+        ("conversion_jobs.publish_model", "storage_publish"),
+        ("conversion_jobs.deploy_model", "storage_deploy"),
+    }
+
+
 class WithLearningRate(ClassificationPipeline):
     """A classifier whose learning rate is asked by the form."""
 

@@ -27,7 +27,7 @@ def wait_for(find: Callable[[], T], what: str, seconds: float = 120) -> T:
 
 def versions(settings: Settings, model: str = "digits") -> list[str]:
     """Return the versions of a model in the model storage."""
-    headers = {"Authorization": f"Bearer {settings.secrets['model_storage']}"}
+    headers = {"Authorization": f"Bearer {settings.secrets['model_storage_operator']}"}
     answer = httpx.get(f"{settings.url('model_storage')}/models/{model}/versions", headers=headers, timeout=30)
     if answer.status_code == 404:
         return []

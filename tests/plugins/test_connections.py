@@ -5,6 +5,8 @@ import json
 import pytest
 
 from nightshift.connections import JobEnvironment, resolve
+from nightshift.errors import JobConfigurationError
+from nightshift_common.storage_tokens import TOKENS
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,19 @@ def test_an_address_with_a_password_is_a_secret(url: str, is_secret: bool, monke
     assert (environment.secrets if is_secret else environment.variables)["MLFLOW_TRACKING_URI"] == url
     assert environment.masked() == (["pl4nted", "pl4nted"] if is_secret else [])
     assert "pl4nted" not in json.dumps(environment.variables)  # they stand in the job's job.json
+
+
+def test_of_the_storage_s_tokens_a_job_gets_the_one_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in TOKENS:
+        value = {"conn_type": "generic", "password": f"secret of {token}", "extra": {"url": "http://storage"}}
+        monkeypatch.setenv(f"AIRFLOW_CONN_NIGHTSHIFT_STORAGE_{token.upper()}", json.dumps(value))
+    environment = resolve(["storage_publish"])
+    assert environment.variables == {"NIGHTSHIFT_STORAGE_URL": "http://storage"}
+    assert environment.secrets == {"NIGHTSHIFT_STORAGE_TOKEN": "secret of publish"}
+    with pytest.raises(KeyError):
+        resolve(["storage_operator"])  # that is for people
+
+
+def test_a_token_that_airflow_does_not_have_is_asked_for_by_its_connection() -> None:
+    with pytest.raises(JobConfigurationError, match="connection nightshift_storage_deploy is not defined"):
+        resolve(["storage_deploy"])

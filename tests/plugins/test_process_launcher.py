@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from local import airflow
+from local.settings import Settings
 from nightshift.launchers.base import JobSpec, Status, command_options
 from nightshift.launchers.process import ProcessLauncher
 from nightshift_common.task_instance import TaskInstanceKey
@@ -115,6 +117,21 @@ def test_a_folder_tells_what_was_started_and_the_names_of_its_secrets(launcher: 
     assert described["task_instance"] == TASK_INSTANCE.to_dict()
     assert (described["module"], described["variables"]) == ("jobs_for_tests.example", {"PLAIN": "shown"})
     assert described["secrets"] == ["TOKEN"]
+
+
+def test_a_job_inherits_no_secret_of_the_local_stack(
+    launcher: ProcessLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(tmp_path / "stack")
+    for name, value in airflow.environment(settings).items():
+        if name != "NIGHTSHIFT_STATE":
+            monkeypatch.setenv(name, value)
+    assert settings.secrets["airflow_jwt"] in os.environ.values(), "what starts the job has them"
+    code = "import json, os; print(json.dumps(dict(os.environ)))"
+    job = launcher.start(JobSpec("jobs_for_tests.script", [code], "jobs", TASK_INSTANCE))
+    (line,) = launcher.follow_logs(job)
+    assert json.loads(line)["NIGHTSHIFT_JOB_DIR"]
+    assert [name for name, secret in settings.secrets.items() if secret in line] == []
 
 
 def test_options_keep_their_types() -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conversion_jobs.serving import TOKEN, Serving, serving
-from tests.support.airflow import Airflow
+from local.settings import Settings
+from tests.conversion_jobs.serving import TOKEN, TOKENS, Serving, serving
+from tests.support.airflow import Airflow, signed
 from tests.support.tiny_onnx import scaling_config, scaling_model
 from tests.support.waiting import wait_for
 
 MODEL = "seasons"
+TOKEN_AUDIENCE = "nightshift.operations.page"
 PIPELINE = f"""\
 description: A pipeline
 owner: ml-team
@@ -37,7 +39,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iter
 def connected(airflow: Airflow, storage: Serving) -> Iterator[Airflow]:
     """Airflow with a connection to the storage, made as in its UI, and a pipeline that makes the model."""
     connection = {
-        "connection_id": "nightshift_storage", "conn_type": "generic", "password": TOKEN,
+        "connection_id": "nightshift_storage_airflow", "conn_type": "generic", "password": TOKENS["airflow"],
         "extra": json.dumps({"url": storage.url}),
     }  # fmt: skip
     airflow.call("POST", "/connections", json=connection)
@@ -48,7 +50,7 @@ def connected(airflow: Airflow, storage: Serving) -> Iterator[Airflow]:
     pipeline.write_text(PIPELINE)
     yield airflow
     pipeline.unlink()
-    airflow.call("DELETE", "/connections/nightshift_storage")
+    airflow.call("DELETE", "/connections/nightshift_storage_airflow")
 
 
 @pytest.fixture
@@ -127,7 +129,9 @@ def test_one_click_brings_the_version_before_back_and_a_second_one_changes_nothi
     assert champion(storage) == "0.0.2"
     assert storage.models_in_triton()[MODEL] == "2"
     latest = storage.get(f"/history/{MODEL}").json()[0]
-    assert (latest["action"], latest["actor"], latest["reason"]) == ("rollback", "admin", "it flickers")
+    assert (latest["action"], latest["reason"]) == ("rollback", "it flickers")
+    assert (latest["actor"], latest["on_behalf_of"]) == ("airflow", "admin")
+    assert "<td>airflow on behalf of admin</td>" in page(connected)
     again = send(connected, "rollback", form)
     assert again.status_code == 409
     assert "Nothing was changed: 409: not version 0.0.3" in again.text
@@ -161,7 +165,11 @@ def test_a_form_needs_the_token_of_its_users_page_with_and_without_an_origin(
     form = {"model": MODEL, "from_version": "0.0.3"}
     right, anothers = token_of(connected.client), token_of(guest)
     changed = right[:-2] + ("A" if right[-2] != "A" else "B") + right[-1]
-    wrong = ["", "wrong", "\u0436", changed, right.partition(".")[0], anothers]
+    login = connected.client.headers["Authorization"].removeprefix("Bearer ")
+    secrets = Settings(connected.state).secrets
+    of_a_worker = signed(secrets["airflow_api"], sub="admin", aud=TOKEN_AUDIENCE)  # the key of a worker's log server
+    old = signed(secrets["airflow_jwt"], seconds=-60, sub="admin", aud=TOKEN_AUDIENCE)
+    wrong = ["", "wrong", "\u0436", changed, right.partition(".")[0], anothers, login, of_a_worker, old]
     for headers in ({}, {"Origin": connected.url}):
         for token in wrong:
             for path in ("rollback", "unpin"):
@@ -170,6 +178,8 @@ def test_a_form_needs_the_token_of_its_users_page_with_and_without_an_origin(
                 assert "not of this page" in refused.json()["detail"]
         without = connected.client.post("/nightshift/rollback", data=form, headers=headers)
         assert (without.status_code, champion(storage)) == (403, "0.0.3")
+    refused = httpx.get(f"{connected.url}/api/v2/dags", headers={"Authorization": f"Bearer {right}"}, timeout=30)
+    assert refused.status_code in (401, 403), "a form's token is no log-in"
     assert send(connected, "rollback", {"token": right, **form}).status_code == 303
     assert champion(storage) == "0.0.2"
 

@@ -97,7 +97,7 @@ class ClassificationPipeline(Pipeline):
                 "experiment": EXPERIMENT,
                 "model_name": self.publish.model_name,
             },
-            connections=("bottle", "mlflow", "storage"),
+            connections=("bottle", "mlflow", "storage_evaluate"),
             not_in_fingerprint=frozenset({"model_name"}),
         )
 

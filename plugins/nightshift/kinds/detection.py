@@ -74,7 +74,7 @@ class DetectionPipeline(Pipeline):
                 "model_name": self.publish.model_name,
                 **self.evaluate.model_dump(),
             },
-            connections=("bottle", "mlflow", "storage"),
+            connections=("bottle", "mlflow", "storage_evaluate"),
             not_in_fingerprint=frozenset({"model_name"}),
         )
 

@@ -5,9 +5,9 @@ It asks for a login as Airflow's own pages do; to roll a model back one needs th
 Whatever is away, the rest of the page is shown.
 
 A form is taken from this page only. It has to carry the token that the page had when its user opened it: the user's id,
-signed with the secret key of Airflow's API, good for 12 hours. Where a browser also says by `Origin` from which page a
-form was sent, that has to be this one. The token alone would do, since no other page can read it; the origin is there
-already, and holds where a token was copied.
+signed with the key of Airflow's log-in tokens, which no worker has, and good for 12 hours. Where a browser also says by
+`Origin` from which page a form was sent, that has to be this one. The token alone would do, since no other page can
+read it; the origin is there already, and holds where a token was copied.
 """
 # Without `from __future__ import annotations`: FastAPI reads the annotations of the routes.
 
@@ -22,15 +22,15 @@ import psycopg2
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagDetails
-from airflow.api_fastapi.auth.tokens import get_signing_key
+from airflow.api_fastapi.auth.tokens import JWTGenerator, JWTValidator, get_sig_validation_args, get_signing_args
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_view
 from airflow.models.errors import ParseImportError
 from airflow.sdk.exceptions import AirflowException
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Environment, FileSystemLoader
+from jwt import InvalidTokenError
 from sqlalchemy import select
 
 from nightshift import connections
@@ -45,6 +45,7 @@ from nightshift_common.names import NAME_RULE, is_name
 log = logging.getLogger(__name__)
 ROUTE = "/nightshift"
 TOKEN_SECONDS = 12 * 3600
+TOKEN_AUDIENCE = "nightshift.operations.page"  # noqa: S105 - a log-in token is no form's, and the other way round
 AWAY = (psycopg2.Error, StorageUnavailable, StorageRefused, AirflowException, KeyError, ValueError)
 templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 app = FastAPI(
@@ -110,14 +111,16 @@ def _no_name(what: str, text: str) -> str:
     return f"{text[:100]!r} cannot be the name of a {what}: {NAME_RULE}"
 
 
-def _tokens() -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(get_signing_key("api", "secret_key"), salt="nightshift.operations.page")
+def _token_of(user: BaseUser) -> str:
+    generator = JWTGenerator(**get_signing_args(), valid_for=TOKEN_SECONDS, audience=TOKEN_AUDIENCE)
+    return generator.generate({"sub": str(user.get_id())})
 
 
 def _is_token_of(user: BaseUser, token: str) -> bool:
+    validator = JWTValidator(**get_sig_validation_args(), audience=TOKEN_AUDIENCE)
     try:
-        return bool(_tokens().loads(token, max_age=TOKEN_SECONDS) == user.get_id())
-    except BadSignature:
+        return bool(validator.validated_claims(token).get("sub") == str(user.get_id()))
+    except InvalidTokenError:
         return False
 
 
@@ -137,12 +140,13 @@ def _page(user: BaseUser, model: str = "", at: str = "", note: str = "", status:
         lambda: store.open_failures(connections.operations_url()), "PostgreSQL (connection nightshift_operations)"
     )
     models, models_note = _or_why_not(
-        lambda: production.models(model, f"{at}Z" if at else ""), "the model storage (connection nightshift_storage)"
+        lambda: production.models(model, f"{at}Z" if at else ""),
+        "the model storage (connection nightshift_storage_airflow)",
     )
     shown = templates.get_template("ops_page.html").render(
         failures=as_rows([*unreadable_pipelines(), *(failed or [])]), failures_note=failed_note,
         models=models or [], models_note=models_note, model=model, at=at, note=note,
-        token=_tokens().dumps(user.get_id()),
+        token=_token_of(user),
     )  # fmt: skip
     return HTMLResponse(shown, status, headers={"Cache-Control": "no-store"})
 

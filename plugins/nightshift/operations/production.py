@@ -11,6 +11,7 @@ from nightshift.pipelines.folders import pipelines_folder
 from nightshift_common.model_storage_client import ModelStorageClient, StorageRefused
 from nightshift_common.yaml_file import ConfigFileError
 
+CALLER = "airflow"
 SECONDS = 5.0
 ROLLBACK_SECONDS = 300.0  # a model is loaded meanwhile
 CHANGES = 10
@@ -49,29 +50,29 @@ def models(named: str = "", at: str = "") -> list[Model]:
         JobConfigurationError: the storage's connection is not defined or not complete.
         StorageRefused, StorageUnavailable: the storage refuses, or does not answer.
     """
-    with ModelStorageHook(SECONDS).get_conn() as storage:
+    with ModelStorageHook(CALLER, SECONDS).get_conn() as storage:
         return [_model(storage, name, at) for name in ([named] if named else sorted(dags_of_models()))]
 
 
-def roll_back(name: str, from_version: str, pin: bool, reason: str, actor: str) -> str:
+def roll_back(name: str, from_version: str, pin: bool, reason: str, user: str) -> str:
     """Bring the version before `from_version` into production, pin it if that is asked for, and return it.
 
     Raises:
         StorageRefused: another version than `from_version` is in production, or there is no way back.
         StorageUnavailable: the storage or Triton does not answer; what was in production is.
     """
-    with ModelStorageHook(ROLLBACK_SECONDS).get_conn() as storage:
-        note = {"reason": reason or "rolled back in Airflow", "actor": actor}
+    with ModelStorageHook(CALLER, ROLLBACK_SECONDS).get_conn() as storage:
+        note = {"reason": reason or "rolled back in Airflow", "on_behalf_of": user}
         version = str(storage.rollback(name, from_version=from_version, **note)["version"])
         if pin:
             storage.pin(name, version, **note)
         return version
 
 
-def unpin(name: str, actor: str) -> None:
+def unpin(name: str, user: str) -> None:
     """Let other versions come into production again."""
-    with ModelStorageHook(SECONDS).get_conn() as storage:
-        storage.unpin(name, actor)
+    with ModelStorageHook(CALLER, SECONDS).get_conn() as storage:
+        storage.unpin(name, user)
 
 
 def _model(storage: ModelStorageClient, name: str, at: str) -> Model:

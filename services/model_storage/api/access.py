@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Request, Security
+from fastapi import APIRouter, Depends, HTTPException, Request, Security
 from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 
+from nightshift_common.storage_tokens import Scope
 from services.guard import MAX_BODY, FailedLogins, guarded, unauthorized
-from services.model_storage.settings import Scope, Settings
+from services.model_storage.settings import Settings, Token
 
 _bearer = HTTPBearer(auto_error=False, description="a token of MODEL_STORAGE_TOKENS")
 HOW_TO_LOG_IN = "send 'Authorization: Bearer <token>' with a token of this model storage"
@@ -39,17 +42,30 @@ class Access:
         scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
         if scheme.lower() != "bearer" or not token:
             raise unauthorized(HOW_TO_LOG_IN)
-        scopes = _scopes(self._settings.tokens, token)
-        if scopes is None:
+        name = _name_of(self._settings.tokens, token)
+        if name is None:
             raise self._failed.fail(request, HOW_TO_LOG_IN)
+        request.state.token_name = name
+        scopes = self._settings.tokens[name].scopes
         if scope not in scopes:
-            raise HTTPException(403, f"this token may {', '.join(scopes) or 'do nothing'}; this call needs {scope!r}")
+            raise HTTPException(403, f"the token {name!r} may {', '.join(scopes)}; this call needs {scope!r}")
 
 
-def _scopes(tokens: Mapping[str, Sequence[Scope]], given: str) -> Sequence[Scope] | None:
-    """Return the scopes of a token, None for an unknown one; takes as long for any that is wrong."""
+def token_name(request: Request) -> str | None:
+    """Return the name of the token that a request came with; None where there is no log-in."""
+    name: str | None = getattr(request.state, "token_name", None)
+    return name
+
+
+Actor = Annotated[str | None, Depends(token_name)]
+"""Who calls, by the name of the token."""
+
+
+def _name_of(tokens: Mapping[str, Token], given: str) -> str | None:
+    """Return the name of a token, None for an unknown one; takes as long for any that is wrong."""
+    digest = hashlib.sha256(given.encode(errors="replace")).hexdigest()
     found = None
-    for token, scopes in tokens.items():
-        if hmac.compare_digest(token.encode(), given.encode()):
-            found = scopes
+    for name, token in tokens.items():
+        if hmac.compare_digest(token.sha256, digest):
+            found = name
     return found

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from services.model_storage.api import legacy_calls
-from services.model_storage.api.access import Access
+from services.model_storage.api.access import Access, Actor
 from services.model_storage.api.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
@@ -81,13 +81,39 @@ class Stages(BaseModel):
     pinned: str | None
 
 
-class CanaryNote(Note):
+class Change(BaseModel):
+    """Why something is changed, and for whom. Who changes it is told by the token alone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Text | None = None
+    run_id: Text | None = None
+    snapshot_id: Text | None = None
+    on_behalf_of: Text | None = Field(
+        None,
+        validation_alias=AliasChoices("on_behalf_of", "actor"),
+        description="whom the caller acts for; the history shows it as the caller's word. `actor`, which earlier "
+        "clients send, is taken as the same",
+    )
+
+    def note(self, actor: str | None) -> Note:
+        """Return what the history is told of a change that the holder of a token makes."""
+        return Note(
+            reason=self.reason,
+            run_id=self.run_id,
+            snapshot_id=self.snapshot_id,
+            actor=actor,
+            on_behalf_of=self.on_behalf_of,
+        )
+
+
+class CanaryChange(Change):
     """Which share of the requests the canary gets, and why."""
 
     share: float = Field(gt=0, le=0.5)
 
 
-class RollbackNote(Note):
+class RollbackChange(Change):
     """Why to go back, and from which version: another one in production is left alone."""
 
     from_version: Text | None = None
@@ -251,40 +277,49 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
         return {"removed": production.unstage(model)}
 
     @router.post("/models/{model}/versions/{version}/canary")
-    def canary(model: str, version: str, note: CanaryNote) -> Staged:
+    def canary(model: str, version: str, change: CanaryChange, actor: Actor) -> Staged:
         """Serve a version as `<model>__canary` for a share of the requests; ask `route` which name to use."""
-        row = production.start_canary(model, version, note.share, note)
+        row = production.start_canary(model, version, change.share, change.note(actor))
         return Staged(model=model + CANARY, triton_version=str(row.triton_version))
 
     @router.delete("/models/{model}/canary")
-    def end_canary(model: str) -> dict[str, bool]:
+    def end_canary(model: str, actor: Actor) -> dict[str, bool]:
         """Take the canary out of Triton: it has shown that it is no better."""
-        return {"removed": production.end_canary(model, Note(reason="ended by hand"))}
+        return {"removed": production.end_canary(model, Note(reason="ended by hand", actor=actor))}
 
     @router.post("/models/{model}/versions/{version}/promote")
-    def promote(model: str, version: str, note: Note | None = None) -> Promoted:
+    def promote(model: str, version: str, actor: Actor, change: Change | None = None) -> Promoted:
         """Bring a version into production; on any failure the one before serves on."""
         with changes.labels("promote", "failed").count_exceptions():
-            row = production.promote(model, version, note or Note())
+            row = production.promote(model, version, (change or Change()).note(actor))
         changes.labels("promote", "done").inc()
         return Promoted.model_validate(row.model_dump())
 
     @router.post("/models/{model}/versions/{version}/pin")
-    def pin(model: str, version: str, note: Note | None = None) -> Champion:
+    def pin(model: str, version: str, actor: Actor, change: Change | None = None) -> Champion:
         """Bring a version into production and keep it: until it is unpinned, promotions and rollbacks answer 409."""
-        return Champion.model_validate(production.pin(model, version, note or Note()).model_dump())
+        row = production.pin(model, version, (change or Change()).note(actor))
+        return Champion.model_validate(row.model_dump())
 
     @router.delete("/models/{model}/pin")
-    def unpin(model: str, actor: Annotated[Text | None, Query()] = None) -> dict[str, bool]:
+    def unpin(
+        model: str,
+        actor: Actor,
+        on_behalf_of: Annotated[Text | None, Query(description="whom the caller acts for")] = None,
+        said: Annotated[
+            Text | None, Query(alias="actor", deprecated=True, description="what earlier clients send for on_behalf_of")
+        ] = None,
+    ) -> dict[str, bool]:
         """Let other versions come into production again."""
-        return {"removed": production.unpin(model, Note(reason="unpinned", actor=actor))}
+        note = Note(reason="unpinned", actor=actor, on_behalf_of=on_behalf_of or said)
+        return {"removed": production.unpin(model, note)}
 
     @router.post("/models/{model}/rollback")
-    def rollback(model: str, note: RollbackNote | None = None) -> Promoted:
+    def rollback(model: str, actor: Actor, change: RollbackChange | None = None) -> Promoted:
         """Go back to the version that was in production before."""
         with changes.labels("rollback", "failed").count_exceptions():
-            note = note or RollbackNote()
-            row = production.rollback(model, note, note.from_version)
+            change = change or RollbackChange()
+            row = production.rollback(model, change.note(actor), change.from_version)
         changes.labels("rollback", "done").inc()
         return Promoted.model_validate(row.model_dump())
 

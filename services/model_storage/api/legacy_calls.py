@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from nightshift_common.names import NAME_PATTERN
-from services.model_storage.api.access import Access
+from services.model_storage.api.access import Access, Actor, token_name
 from services.model_storage.api.uploads import Upload, received
 from services.model_storage.errors import NotFound, Refused
 from services.model_storage.production.history import Note
@@ -91,28 +92,28 @@ def _serving(service: Service, routes: APIRouter) -> APIRouter:
     production, catalog = service.production, service.catalog
 
     @routes.post("/set_semantic_version/", tags=["production"])
-    def set_semantic_version(model_name: str, semantic_version: str) -> dict[str, str]:
+    def set_semantic_version(model_name: str, semantic_version: str, actor: Actor) -> dict[str, str]:
         """Bring a version into production; answers its folder in Triton's repository."""
-        row = production.promote(model_name, semantic_version, Note(reason="set_semantic_version"))
+        row = production.promote(model_name, semantic_version, Note(reason="set_semantic_version", actor=actor))
         return {"version": str(row.triton_version)}
 
     @routes.post("/set_version/{model}", tags=["production"])
-    def set_version(model: str, version: int = Query(ge=1)) -> dict[str, str]:
+    def set_version(model: str, actor: Actor, version: int = Query(ge=1)) -> dict[str, str]:
         """Bring the version in a given folder of Triton's into production."""
         record = catalog.by_number(model, version)
-        production.promote(model, record.version, Note(reason="set_version"))
+        production.promote(model, record.version, Note(reason="set_version", actor=actor))
         return {"message": f"{model} serves Triton version {version}, which is {record.version}"}
 
     @routes.post("/load_model/{model}", tags=["production"])
-    def load_model(model: str) -> dict[str, str]:
+    def load_model(model: str, actor: Actor) -> dict[str, str]:
         """Load what is in production, or was before it was unloaded; of a new model the latest version."""
-        row = production.load(model, Note(reason="load_model"))
+        row = production.load(model, Note(reason="load_model", actor=actor))
         return {"message": f"{model} {row.version} is loaded"}
 
     @routes.post("/unload_model/{model}", tags=["production"])
-    def unload_model(model: str) -> dict[str, str]:
+    def unload_model(model: str, actor: Actor) -> dict[str, str]:
         """Take a model out of Triton: nothing is in production then."""
-        production.unload(model, Note(reason="unload_model"))
+        production.unload(model, Note(reason="unload_model", actor=actor))
         return {"message": f"{model} is unloaded"}
 
     return routes
@@ -133,7 +134,7 @@ async def _publish(service: Service, request: Request, file_field: str) -> tuple
             archive = upload.path
             if file_field == "file":
                 archive = await run_in_threadpool(_zipped, upload)
-            publish = service.catalog.publish
+            publish = partial(service.catalog.publish, published_by=token_name(request))
             found = await run_in_threadpool(publish, model, wanted, archive, upload.sha256, number, upload.diverted)
             service.published(model)
             return found

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import psycopg2
 import psycopg2.extensions
 from psycopg2.extras import RealDictCursor
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from services.model_storage.errors import Conflict, Unavailable
 
@@ -50,6 +50,15 @@ CREATE TABLE IF NOT EXISTS model_storage.promotions (
     promoted_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS share real;
+DO $$ BEGIN
+    IF NOT EXISTS (
+        SELECT FROM information_schema.columns
+        WHERE table_schema = 'model_storage' AND table_name = 'promotions' AND column_name = 'on_behalf_of'
+    ) THEN -- until now an actor was what the caller said of itself
+        ALTER TABLE model_storage.promotions ADD COLUMN on_behalf_of text;
+        UPDATE model_storage.promotions SET on_behalf_of = actor, actor = NULL;
+    END IF;
+END $$;
 ALTER TABLE model_storage.promotions DROP CONSTRAINT IF EXISTS promotions_action_check;
 CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (model, id DESC);
 """
@@ -58,16 +67,20 @@ CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (mo
 class Note(BaseModel):
     """Who changes what is in production, and why."""
 
-    model_config = ConfigDict(extra="forbid")
-
     reason: Text | None = None
     run_id: Text | None = None
     snapshot_id: Text | None = None
     actor: Text | None = None
+    """the name of the token; None where there is no log-in"""
+    on_behalf_of: Text | None = None
+    """for whom, as the holder of the token says"""
 
 
 class Promotion(BaseModel):
-    """One change; `version` is None from an unloading on, `share` is a canary's share of the requests."""
+    """One change; `version` is None from an unloading on, `share` is a canary's share of the requests.
+
+    `actor` is the name of the token that it was made with, `on_behalf_of` whom its holder named.
+    """
 
     id: int
     model: str
@@ -82,6 +95,13 @@ class Promotion(BaseModel):
     actor: str | None
     promoted_at: datetime
     share: float | None = None
+    on_behalf_of: str | None = None
+
+    @property
+    def by(self) -> str:
+        """Who made the change, for people."""
+        whose = f" on behalf of {self.on_behalf_of}" if self.on_behalf_of else ""
+        return f"{self.actor or 'nobody named'}{whose}"
 
 
 class History:
@@ -235,11 +255,11 @@ class Change:
         """Write the row of this change, commit it, and return it."""
         previous = self.champion.version if self.champion else None
         values: list[str | float | None] = [self._model, action, version, number, target, previous]
-        values += [note.run_id, note.snapshot_id, note.reason, note.actor, share]
+        values += [note.run_id, note.snapshot_id, note.reason, note.actor, share, note.on_behalf_of]
         self._cursor.execute(
             "INSERT INTO model_storage.promotions (model, action, version, triton_version, target, previous_version, "
-            "run_id, snapshot_id, reason, actor, share) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
-            "RETURNING *",
+            "run_id, snapshot_id, reason, actor, share, on_behalf_of) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
             values,
         )
         row = Promotion.model_validate(dict(self._cursor.fetchone() or {}))

@@ -289,7 +289,7 @@ def _refuse_if_pinned(change: Change, version: str | None) -> None:
         why = f": {pin.reason}" if pin.reason else ""
         raise Conflict(
             f"version {pin.version} of {pin.model!r} is pinned since {pin.promoted_at:%Y-%m-%d %H:%M} UTC by "
-            f"{pin.actor or 'nobody named'}{why}; unpin it first"
+            f"{pin.by}{why}; unpin it first"
         )
 
 

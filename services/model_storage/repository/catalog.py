@@ -55,6 +55,8 @@ class Record(BaseModel):
     meta: dict[str, Any]
     left_out: list[str] = []
     """Fields of the uploaded config.pbtxt that are not served."""
+    published_by: str | None = None
+    """The name of the token that it was uploaded with; None of earlier versions, and where there is no log-in."""
 
     @property
     def folder(self) -> str:
@@ -127,11 +129,13 @@ class Catalog:
         sha256: str,
         number: int | None = None,
         diverted: Mapping[int, Diverted] = MappingProxyType({}),
+        published_by: str | None = None,
     ) -> tuple[Record, bool]:
         """Make the zip `archive` a version; return it, and whether it was there already.
 
         With `wanted` = "next" the version is the next patch version after the latest, or the one that has exactly
         this content. `number` asks for a certain Triton folder; `diverted` is what is no longer in the archive.
+        `published_by` is the name of the token; a version that is there already keeps its own.
 
         Raises:
             Refused: the name, the version or the archive is not acceptable, or the version exists.
@@ -145,7 +149,7 @@ class Catalog:
         try:
             with out_of_space():
                 files = unpack(archive, folder, self._max_bytes, diverted)
-            draft = _examine(model, folder, files, sha256)
+            draft = _examine(model, folder, files, sha256).model_copy(update={"published_by": published_by})
             with self.locks.of(model):
                 return self._place(draft, wanted, folder, number)
         finally:

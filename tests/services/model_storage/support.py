@@ -156,7 +156,11 @@ def settings_for(triton: TritonServer, database_url: str, **more: object) -> Set
         "database_url": database_url,
         "triton_grpc": triton.grpc,
         "triton_key_file": str(triton.key_file),
-        "tokens": {TOKEN: ["read", "publish", "promote"], READ_TOKEN: ["read"], PUBLISH_TOKEN: ["read", "publish"]},
+        "tokens": {
+            "everything": {"token": TOKEN, "scopes": ["read", "publish", "promote"]},
+            "reader": {"token": READ_TOKEN, "scopes": ["read"]},
+            "publisher": {"token": PUBLISH_TOKEN, "scopes": ["read", "publish"]},
+        },
         "watch_seconds": 3600,
     }
     return Settings(**(values | more))

@@ -1,5 +1,6 @@
 """Who may do what, and how the service starts."""
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tests.services.model_storage.support import PUBLISH_TOKEN, READ_TOKEN, Stor
 
 ROOT = Path(__file__).resolve().parents[3]
 OPEN = {"/health/live", "/health/ready", "/metrics"}
+LONG = "a token that is long enough"
 VALUES = {"repository": "models", "database_url": "postgresql://nobody@127.0.0.1:1/none"}
 
 
@@ -41,7 +43,9 @@ def test_a_token_may_do_only_what_its_scopes_say(storage: Storage, model: str, t
         assert reply.status_code == (200 if may_publish else 403)
         for call in (f"/models/{model}/versions/0.0.1/promote", f"/load_model/{model}", f"/models/{model}/rollback"):
             refused = client.post(call)
-            assert (refused.status_code, "'promote'" in refused.json()["detail"]) == (403, True)
+            assert refused.status_code == 403
+            name, may = ("publisher", "read, publish") if may_publish else ("reader", "read")
+            assert refused.json()["detail"] == f"the token '{name}' may {may}; this call needs 'promote'"
 
 
 @pytest.mark.parametrize(
@@ -50,13 +54,34 @@ def test_a_token_may_do_only_what_its_scopes_say(storage: Storage, model: str, t
         ({}, "MODEL_STORAGE_TOKENS is empty"),
         ({"auth": "off", "host": "0.0.0.0"}, "loopback"),
         ({"auth": "off", "host": "storage.example"}, "loopback"),
-        ({"tokens": {"short": ["read"]}}, "less than 16"),
-        ({"tokens": {"a token that is long": ["everything"]}}, "'read', 'publish' or 'promote'"),
+        ({"tokens": {"evaluate": {"token": "short", "scopes": ["read"]}}}, "less than 16"),
+        ({"tokens": {"evaluate": {"token": LONG, "scopes": ["everything"]}}}, "'read', 'publish' or 'promote'"),
+        ({"tokens": {"evaluate": {"token": LONG, "scopes": []}}}, "at least 1 item"),
+        ({"tokens": {"evaluate": {"scopes": ["read"]}}}, "sha256"),
+        ({"tokens": {"evaluate": {"sha256": LONG, "scopes": ["read"]}}}, "sha256"),
+        ({"tokens": {"evaluate": {"token": LONG, "sha256": "0" * 64, "scopes": ["read"]}}}, "not both"),
+        ({"tokens": {"on behalf of": {"token": LONG, "scopes": ["read"]}}}, "a token's name has letters"),
+        (
+            {"tokens": {name: {"token": LONG, "scopes": ["read"]} for name in ("evaluate", "publish")}},
+            "one token under two names",
+        ),
+        ({"tokens": {LONG: ["read", "publish"]}}, r'tokens have names now: .*{"evaluate": {"token": '),
     ],
 )
 def test_settings_that_would_let_anyone_in_are_refused(more: dict, reason: str) -> None:
-    with pytest.raises(ValidationError, match=reason):
+    with pytest.raises(ValidationError, match=reason) as refused:
         Settings(**VALUES, **more)
+    assert LONG not in str(refused.value), "a message may stand in a log"
+
+
+def test_a_token_may_be_given_by_its_sha256() -> None:
+    digest = hashlib.sha256(LONG.encode()).hexdigest()
+    told, hashed = (
+        Settings(**VALUES, tokens={"evaluate": {**value, "scopes": ["read"]}}).tokens
+        for value in ({"token": LONG}, {"sha256": digest})
+    )
+    assert told == hashed
+    assert LONG not in str(told)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
@@ -80,5 +105,5 @@ def test_requests_are_counted_by_route_and_not_by_path(storage: Storage) -> None
         assert storage.client.get(path).status_code == 404
     lines = storage.client.get("/metrics").text.splitlines()
     counted = [line for line in lines if line.startswith("model_storage_requests_total")]
-    assert any('route="/models/{model}/versions",status="404"' in line for line in counted)
+    assert any('route="/models/{model}/versions",status="404",token="everything"' in line for line in counted)
     assert not any("stranger" in line or "nothing" in line for line in counted)

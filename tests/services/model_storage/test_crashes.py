@@ -51,7 +51,10 @@ def doomed(point: str, settings: Settings) -> Iterator[httpx.Client]:
     port = free_port()
     values = settings.model_dump(mode="json", include={"repository", "database_url", "triton_grpc", "triton_key_file"})
     environment = os.environ | {f"MODEL_STORAGE_{key.upper()}": value for key, value in values.items()}
-    environment |= {"MODEL_STORAGE_PORT": str(port), "MODEL_STORAGE_TOKENS": json.dumps(settings.tokens)}
+    environment |= {
+        "MODEL_STORAGE_PORT": str(port),
+        "MODEL_STORAGE_TOKENS": json.dumps(settings.model_dump()["tokens"]),
+    }
     command = [sys.executable, "-m", "tests.services.model_storage.crashing", point]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

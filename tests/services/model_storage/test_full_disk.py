@@ -31,7 +31,7 @@ def client() -> Iterator[httpx.Client]:
             "MODEL_STORAGE_REPOSITORY": folder,
             "MODEL_STORAGE_DATABASE_URL": f"postgresql://nobody@{HOST}:1/none",
             "MODEL_STORAGE_TRITON_GRPC": f"{HOST}:1",
-            "MODEL_STORAGE_TOKENS": json.dumps({TOKEN: ["read", "publish"]}),
+            "MODEL_STORAGE_TOKENS": json.dumps({"publisher": {"token": TOKEN, "scopes": ["read", "publish"]}}),
             "MODEL_STORAGE_PORT": str(port),
         }
         mount = f"mount -t tmpfs -o size=8m tmpfs {folder} && exec {sys.executable} -m services.model_storage"

@@ -39,7 +39,7 @@ def process(storage: Storage, database: Database, tmp_path_factory: pytest.TempP
     settings = settings_for(storage.triton, database.new(), repository=str(folder / "models"))
     values = settings.model_dump(mode="json", include={"repository", "database_url", "triton_grpc"})
     environment = {f"MODEL_STORAGE_{key.upper()}": value for key, value in values.items()}
-    environment |= {"MODEL_STORAGE_TOKENS": json.dumps(settings.tokens)}
+    environment |= {"MODEL_STORAGE_TOKENS": json.dumps(settings.model_dump()["tokens"])}
     environment |= {"MODEL_STORAGE_MAX_UPLOAD_BYTES": str(LONGEST_UPLOAD)}
     port, log = free_port(), folder / "log"
     command = [sys.executable, "-m", "services.model_storage"]

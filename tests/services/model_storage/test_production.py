@@ -22,14 +22,16 @@ def history(storage: Storage, model: str) -> list[tuple[str, str | None]]:
 
 def test_a_promoted_version_is_served_and_its_origin_is_known(storage: Storage, model: str) -> None:
     storage.published(model, 2.0)
-    reply = storage.promote(model, "0.0.1", run_id="run 1", snapshot_id="snap 1", reason="better", actor="nightly")
+    reply = storage.promote(
+        model, "0.0.1", run_id="run 1", snapshot_id="snap 1", reason="better", on_behalf_of="nightly"
+    )
     assert reply.json() == {"model": model, "version": "0.0.1", "triton_version": 1, "previous_version": None}
     assert storage.scale_served(model) == 2.0
     answer = storage.client.get(f"/models/{model}/champion").json()
     assert (answer["version"], answer["triton_version"], answer["target"]) == ("0.0.1", 1, "onnx")
     assert (answer["run_id"], answer["snapshot_id"]) == ("run 1", "snap 1")
     row = storage.client.get(f"/history/{model}").json()[0]
-    assert (row["reason"], row["actor"]) == ("better", "nightly")
+    assert (row["reason"], row["actor"], row["on_behalf_of"]) == ("better", "everything", "nightly")
 
 
 def test_promoting_what_is_in_production_already_adds_no_row(storage: Storage, model: str) -> None:

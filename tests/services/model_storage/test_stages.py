@@ -67,7 +67,10 @@ def test_a_pinned_version_stays_until_it_is_unpinned(storage: Storage, model: st
     assert storage.scale_served(model) == 3.0
     refused = storage.promote(model, "0.0.3")
     assert refused.status_code == 409
-    assert "0.0.2" in refused.json()["detail"] and "by ops: the new ones flicker" in refused.json()["detail"]
+    assert (
+        "0.0.2" in refused.json()["detail"]
+        and "by everything on behalf of ops: the new ones flicker" in refused.json()["detail"]
+    )
     assert storage.client.post(f"/models/{model}/rollback").status_code == 409
     assert storage.client.post(f"/models/{model}/versions/0.0.1/pin").status_code == 409
     assert storage.promote(model, "0.0.2").status_code == 200, "it is in production"
