@@ -3,8 +3,8 @@
     python3.11 -m local.bootstrap services airflow jobs     # the named environments
     python3.11 -m local.bootstrap --test all                # every environment, with what the tests need
 
-An environment is made anew when its locked requirements change, by uv, which this module installs first. What is installed
-has one of the hashes in the locks, uv too; `install_torch` says where torch's builds are an exception.
+An environment is made anew when its locked requirements change, by uv, which this module installs first. What is
+installed has one of the hashes in the locks, uv too; `install_torch` says where torch's builds are an exception.
 """
 
 import argparse
@@ -25,7 +25,9 @@ WITH_TORCH = ("jobs", "detection")
 TOOLS = ("tools", "sbom")  # what Nightshift is checked and described with
 TORCH = REQUIREMENTS / "torch.in"
 WITHOUT_DEPENDENCIES = ("jobs", "triton")  # each has a lock of packages that ask for more than is used of them
-LOCKED_CUDA = "cu130"  # the build of torch that PyPI has, and so the one whose hashes, with all of CUDA's, can be locked
+LOCKED_CUDA = (
+    "cu130"  # the build of torch that PyPI has, and so the one whose hashes, with all of CUDA's, can be locked
+)
 # A lock is complete: what a package asks for is not looked up again, and nothing is installed without a known hash.
 VERIFIED = ("--no-deps", "--require-hashes")
 SHIM = Path(__file__).parent / "torchvision_cpu" / "nightshift_torchvision_cpu.py"
@@ -117,7 +119,7 @@ def torch_backend() -> str | None:
 
 
 def has_cuda(backend: str | None) -> bool:
-    """Whether torch comes for CUDA: as asked for, or where this machine has NVIDIA's driver; a wheel at hand does not."""
+    """Whether torch comes for CUDA: as asked for, or where this machine has NVIDIA's driver; no wheel at hand does."""
     if backend == "auto":
         return shutil.which("nvidia-smi") is not None
     return backend is not None and backend.startswith("cu")
