@@ -18,7 +18,7 @@ def test_airflow_is_the_same_in_the_images_and_in_the_environments() -> None:
     wanted = f"apache-airflow=={VERSIONS['AIRFLOW_VERSION']}"
     for name in ("airflow.in", "airflow.txt"):
         lines = (ROOT / "requirements" / name).read_text().splitlines()
-        pinned = [line for line in lines if re.match(r"apache-airflow(\[.*\])?==", line)]
+        pinned = [line.removesuffix(" \\") for line in lines if re.match(r"apache-airflow(\[.*\])?==", line)]
         assert pinned == [wanted], f"requirements/{name} and docker/versions.env name different versions of Airflow"
 
 
