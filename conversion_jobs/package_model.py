@@ -23,6 +23,7 @@ from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, Spec, described_input
 from jobkit.paths import checked_name, inference_model
+from jobkit.sbom import SBOM_FILE, ModelFacts, model_sbom
 from nightshift_common.options.conversion import PackageOptions
 
 logger = logging.getLogger("conversion_jobs.package_model")
@@ -81,9 +82,11 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     )  # fmt: skip
     if problems := contradictions(parse(to_text(config)), graph):
         raise DataValidationError(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")
+    described = meta(name, spec, graph, experiment, digest)
     texts = {
         "config.pbtxt": to_text(config),
-        "meta.json": json.dumps(meta(name, spec, graph, experiment, digest) | artifact.facts, indent=2) + "\n",
+        "meta.json": json.dumps(described | artifact.facts, indent=2) + "\n",
+        SBOM_FILE: sbom(bottle, described, artifact, spec),
         SPEC_FILE: spec.model_dump_json(indent=2) + "\n",
     }
     if spec.labels:
@@ -108,6 +111,25 @@ def write_package(bottle: Bottle, folder: str, artifact: Artifact, texts: dict[s
         key = f"{folder}/{artifact.archive}"
         bottle.put(key, archive)
         return key, sha256_of(archive)
+
+
+def sbom(bottle: Bottle, described: dict[str, Any], artifact: Artifact, spec: Spec) -> str:
+    """Return the package's `sbom.cdx.json`, with what the training left about itself, if it was one of ours."""
+    metrics = Experiment(described["experiment"]).metrics
+    trained = json.loads(bottle.read(metrics)) if bottle.exists(metrics) else {}
+    facts = ModelFacts(
+        name=described["model_name"],
+        experiment=described["experiment"],
+        architecture=spec.architecture,
+        task=spec.task if isinstance(spec, DetectorSpec) else "classification",
+        files={artifact.name: artifact.facts.get("plan_sha256", described["onnx_sha256"])}
+        | {"model.onnx": described["onnx_sha256"]},
+        inputs=[f"{entry['dtype']} {entry['shape']}" for entry in described["inputs"]],
+        outputs=[f"{entry['dtype']} {entry['shape']}" for entry in described["outputs"]],
+        snapshot_id=spec.snapshot_id,
+        provenance=trained.get("provenance", {}),
+    )
+    return model_sbom(facts)
 
 
 def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_size: int) -> Artifact:

@@ -5,9 +5,13 @@ FROM ${PYTHON_IMAGE} AS build
 WORKDIR /opt/nightshift
 ENV UV_LINK_MODE=copy
 COPY local/__init__.py local/bootstrap.py local/
-COPY requirements/airflow.txt requirements/airflow.txt
-RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap airflow && rm -rf .venv/tools
-RUN rm -f .venv/*/.lock # anyone could write to it
+COPY requirements/uv.txt requirements/airflow.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap airflow
+COPY requirements/sbom.txt requirements/
+COPY docker/sbom.py docker/
+RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap sbom \
+ && .venv/sbom/bin/python docker/sbom.py nightshift-airflow .venv/airflow/bin/python > sbom.cdx.json \
+ && rm -rf .venv/tools .venv/sbom .venv/*/.lock # anyone could write to a lock
 
 FROM ${PYTHON_IMAGE}
 ARG AIRFLOW_VERSION
@@ -25,6 +29,7 @@ ENV PATH=/opt/nightshift/.venv/airflow/bin:$PATH PYTHONPATH=/opt/nightshift PYTH
     AIRFLOW__USAGE_DATA_COLLECTION__ENABLED=False
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY --from=build /opt/nightshift/sbom.cdx.json /usr/share/nightshift/sbom.cdx.json
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
 COPY LICENSE NOTICE ./
 COPY configs configs

@@ -7,10 +7,15 @@ ARG TORCH_BACKEND
 ENV NIGHTSHIFT_TORCH_BACKEND=${TORCH_BACKEND} UV_LINK_MODE=copy
 COPY local/__init__.py local/bootstrap.py local/
 COPY local/torchvision_cpu local/torchvision_cpu
-COPY requirements/detection.txt requirements/detection.txt
+COPY requirements/uv.txt requirements/detection.txt requirements/
+COPY requirements/torch.in requirements/torch-cu130.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,source=docker/wheels,target=/wheels \
-    PIP_FIND_LINKS=/wheels python3 -m local.bootstrap detection && rm -rf .venv/tools
-RUN rm -f .venv/*/.lock # anyone could write to it
+    PIP_FIND_LINKS=/wheels python3 -m local.bootstrap detection
+COPY requirements/sbom.txt requirements/
+COPY docker/sbom.py docker/
+RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap sbom \
+ && .venv/sbom/bin/python docker/sbom.py nightshift-detection .venv/detection/bin/python > sbom.cdx.json \
+ && rm -rf .venv/tools .venv/sbom .venv/*/.lock # anyone could write to a lock
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-detection" \
@@ -25,13 +30,17 @@ ENV PATH=/opt/nightshift/.venv/detection/bin:$PATH HOME=/job/home TMPDIR=/job/tm
     YOLO_OFFLINE=1 YOLO_AUTOINSTALL=false YOLO_CONFIG_DIR=/job/tmp/ultralytics
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY --from=build /opt/nightshift/sbom.cdx.json /usr/share/nightshift/sbom.cdx.json
 COPY LICENSE NOTICE ./
+COPY requirements/detection.txt requirements/detection.txt
 COPY nightshift_common nightshift_common
 COPY jobkit jobkit
 COPY configs configs
 COPY training_jobs training_jobs
 COPY conversion_jobs conversion_jobs
 RUN python -m compileall -q nightshift_common jobkit training_jobs conversion_jobs
+ARG NIGHTSHIFT_COMMIT
+ENV NIGHTSHIFT_COMMIT=${NIGHTSHIFT_COMMIT}
 USER nightshift
 HEALTHCHECK NONE
 CMD ["python", "-c", "print('say which job: python -m training_jobs.<name> --help')"]

@@ -5,9 +5,13 @@ FROM ${PYTHON_IMAGE} AS build
 WORKDIR /opt/nightshift
 ENV UV_LINK_MODE=copy
 COPY local/__init__.py local/bootstrap.py local/
-COPY requirements/services.txt requirements/services.txt
-RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap services && rm -rf .venv/tools
-RUN rm -f .venv/*/.lock # anyone could write to it
+COPY requirements/uv.txt requirements/services.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap services
+COPY requirements/sbom.txt requirements/
+COPY docker/sbom.py docker/
+RUN --mount=type=cache,target=/root/.cache/uv python3 -m local.bootstrap sbom \
+ && .venv/sbom/bin/python docker/sbom.py nightshift-services .venv/services/bin/python > sbom.cdx.json \
+ && rm -rf .venv/tools .venv/sbom .venv/*/.lock # anyone could write to a lock
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="nightshift-services" \
@@ -20,6 +24,7 @@ ENV PATH=/opt/nightshift/.venv/services/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTW
     MLFLOW_DISABLE_TELEMETRY=true
 WORKDIR /opt/nightshift
 COPY --from=build /opt/nightshift/.venv /opt/nightshift/.venv
+COPY --from=build /opt/nightshift/sbom.cdx.json /usr/share/nightshift/sbom.cdx.json
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
 COPY LICENSE NOTICE ./
 COPY nightshift_common nightshift_common

@@ -15,9 +15,12 @@ RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin nightshift \
 RUN [ -e /usr/local/lib/libpython3.11.so.1.0 ] || { apt-get update && \
     apt-get install -y --no-install-recommends libpython3.11 && rm -rf /var/lib/apt/lists/*; }
 COPY local/__init__.py local/bootstrap.py local/
-COPY requirements/triton.txt requirements/triton.txt
-RUN --mount=type=cache,target=/root/.cache/uv UV_LINK_MODE=copy python3 -m local.bootstrap triton && rm -rf .venv/tools
-RUN rm -f .venv/*/.lock # anyone could write to it
+COPY requirements/uv.txt requirements/sbom.txt requirements/triton.txt requirements/triton-without-dependencies.txt requirements/
+COPY docker/sbom.py docker/
+RUN --mount=type=cache,target=/root/.cache/uv UV_LINK_MODE=copy python3 -m local.bootstrap triton sbom \
+ && mkdir /usr/share/nightshift \
+ && .venv/sbom/bin/python docker/sbom.py nightshift-triton-cpu .venv/triton/bin/python > /usr/share/nightshift/sbom.cdx.json \
+ && rm -rf .venv/tools .venv/sbom .venv/*/.lock # anyone could write to a lock
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
 COPY LICENSE NOTICE ./
 COPY local local

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "opencv-python-headless")
 
 
 def provenance(environment: str, *libraries: str) -> dict[str, Any]:
-    """Return commit (`NIGHTSHIFT_COMMIT` in an image without git), lock hash, library and CUDA versions, and device.
+    """Return commit, lock hash, the versions of all packages and of CUDA, and device.
 
     Args:
         environment: whose lock in `requirements/` it is.
@@ -23,21 +24,37 @@ def provenance(environment: str, *libraries: str) -> dict[str, Any]:
     """
     import torch
 
-    lock = ROOT / "requirements" / f"{environment}.txt"
     return {
-        "commit": os.environ.get("NIGHTSHIFT_COMMIT") or _commit(),
-        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+        "commit": commit(),
+        "lock_sha256": lock_sha256(environment),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in (*LIBRARIES, *libraries)},
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"cpu, {torch.get_num_threads()} threads",
+        "packages": {found.name: found.version for found in metadata.distributions()},
     }
 
 
-def _commit() -> str | None:
-    """Return the checkout's commit, with `-dirty` where tracked files were changed."""
+def environment_of_process() -> str:
+    """Return the name of the environment that this process runs in: the folder that `local/bootstrap.py` made."""
+    return Path(sys.prefix).name
+
+
+def lock_sha256(environment: str) -> str | None:
+    """Return the hash of an environment's lock, None where it has none; images hold the locks of their environments."""
+    lock = ROOT / "requirements" / f"{environment}.txt"
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
+
+
+def commit() -> str | None:
+    """Return the commit of the code: `NIGHTSHIFT_COMMIT`, which `docker/build` writes into images, or the checkout's.
+
+    It ends with `-dirty` where tracked files were changed, and is None where neither is there.
+    """
+    if given := os.environ.get("NIGHTSHIFT_COMMIT"):
+        return given
     try:
         shown = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="],

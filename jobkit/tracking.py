@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from jobkit import settings
 from jobkit.errors import ConfigurationError, TransientError
+from jobkit.provenance import commit, environment_of_process, lock_sha256
 from nightshift_common.task_instance import VARIABLE, TaskInstanceKey
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ logger = logging.getLogger("jobkit.tracking")
 PARENT_TAG = "mlflow.parentRunId"
 DAG_RUN_TAG = "nightshift.dag_run"
 TASK_TAG = "nightshift.task"
+COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name, which its UI shows
+LOCK_TAG = "nightshift.lock_sha256"
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training, not chats
 SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
 SETTLE_CALLS = 4  # on a busy machine: so many times what our own calls took
@@ -99,10 +102,14 @@ class Run:
     @classmethod
     def start(cls, task_instance: TaskInstanceKey | None) -> Run:
         """Find or make the run of this job, and say where it is on a log line."""
+        from mlflow.entities import RunTag
+
         api = client()
+        origin = {COMMIT_TAG: commit(), LOCK_TAG: lock_sha256(environment_of_process())}
         with server_errors("starting the run"):
             run = cls._by_hand(api) if task_instance is None else cls._child(api, task_instance)
             api.update_run(run.run_id, status="RUNNING")
+            api.log_batch(run.run_id, tags=[RunTag(name, value) for name, value in origin.items() if value])
         logger.info("MLflow run: %s", run.url, extra={"event": "tracking", "run_id": run.run_id, "url": run.url})
         return run
 

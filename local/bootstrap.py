@@ -3,7 +3,8 @@
     python3.11 -m local.bootstrap services airflow jobs     # the named environments
     python3.11 -m local.bootstrap --test all                # every environment, with what the tests need
 
-An environment is made anew when its locked requirements change, by uv, which this module installs first.
+An environment is made anew when its locked requirements change, by uv, which this module installs first. What is
+installed has one of the hashes in the locks, uv too; `install_torch` says where torch's builds are an exception.
 """
 
 import argparse
@@ -21,17 +22,21 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 ENVIRONMENTS = ("airflow", "jobs", "services", "triton", "detection")
 WITH_TORCH = ("jobs", "detection")
-UV_VERSION = "0.13.8"
-# The server inside nvidia-pytriton needs none of the Python packages that the wheel asks for; of nvidia-modelopt only
-# AutoCast is used, which needs what requirements/jobs.in names and none of its ninety packages for language models.
-WITHOUT_DEPENDENCIES = {"triton": ["nvidia-pytriton==0.7.0"], "jobs": ["nvidia-modelopt==0.47.0"]}
+TOOLS = ("tools", "sbom")  # what Nightshift is checked and described with
+TORCH = REQUIREMENTS / "torch.in"
+WITHOUT_DEPENDENCIES = ("jobs", "triton")  # each has a lock of packages that ask for more than is used of them
+LOCKED_CUDA = (
+    "cu130"  # the build of torch that PyPI has, and so the one whose hashes, with all of CUDA's, can be locked
+)
+# A lock is complete: what a package asks for is not looked up again, and nothing is installed without a known hash.
+VERIFIED = ("--no-deps", "--require-hashes")
 SHIM = Path(__file__).parent / "torchvision_cpu" / "nightshift_torchvision_cpu.py"
 
 
 def main() -> None:
     """Make the environments that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("environments", nargs="+", choices=[*ENVIRONMENTS, "tools", "all"])
+    parser.add_argument("environments", nargs="+", choices=[*ENVIRONMENTS, *TOOLS, "all"])
     parser.add_argument("--test", action="store_true", help="install what the tests need too")
     options = parser.parse_args()
     if sys.version_info[:2] != (3, 11):
@@ -53,9 +58,10 @@ def install_tools(with_linters: bool) -> None:
     """Install uv, and with `with_linters` all of requirements/tools.txt, into `.venv/tools`."""
     if not (VENV / "tools" / "bin" / "uv").exists():
         run([sys.executable, "-m", "venv", "--clear", str(VENV / "tools")])
-        run([str(VENV / "tools" / "bin" / "pip"), "install", "--quiet", f"uv=={UV_VERSION}"])
+        pip = [str(VENV / "tools" / "bin" / "pip"), "install", "--quiet", "--require-hashes"]
+        run([*pip, "--requirement", str(REQUIREMENTS / "uv.txt")])
     if with_linters and not is_current("tools", test=False):
-        uv("pip", "install", "--python", str(VENV / "tools"), "--requirement", str(REQUIREMENTS / "tools.txt"))
+        install_verified(VENV / "tools", [REQUIREMENTS / "tools.txt"])
         stamp("tools").write_text(digest("tools", test=False))
 
 
@@ -66,33 +72,62 @@ def install(name: str, test: bool) -> None:
     stamp(name).unlink(missing_ok=True)
     if not (folder / "bin" / "python").exists():
         uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
-    files = [REQUIREMENTS / f"{name}.txt"] + ([REQUIREMENTS / f"{name}-test.txt"] if test and name != "triton" else [])
-    options = torch_backend() if name in WITH_TORCH else []
-    # What Ultralytics asks for is overridden when its file is compiled, and asked for again by its wheel.
-    options += ["--no-deps"] if name == "detection" else []
-    uv("pip", "install", "--python", str(folder), *options, *(arg for f in files for arg in ("--requirement", str(f))))
-    gpu = REQUIREMENTS / "jobs-gpu.txt"  # the image for conversion goes without
-    if name == "jobs" and has_cuda(options) and gpu.exists():
-        uv("pip", "install", "--python", str(folder), "--no-deps", "--requirement", str(gpu))
-    for package in WITHOUT_DEPENDENCIES.get(name, []):
-        uv("pip", "install", "--python", str(folder), "--no-deps", package)
+    files = [REQUIREMENTS / f"{name}.txt"] + ([REQUIREMENTS / f"{name}-test.txt"] if test and has_tests(name) else [])
+    if name in WITH_TORCH:
+        install_verified(folder, files, "--excludes", str(TORCH))
+        backend = torch_backend()
+        install_torch(folder, name, backend)
+        if name == "jobs" and has_cuda(backend) and (gpu := REQUIREMENTS / "jobs-gpu.txt").exists():
+            install_verified(folder, [gpu])  # the image for conversion goes without
+    else:
+        install_verified(folder, files)
+    if name in WITHOUT_DEPENDENCIES:
+        install_verified(folder, [REQUIREMENTS / f"{name}-without-dependencies.txt"])
     if name in WITH_TORCH:
         make_torchvision_importable(folder)
     stamp(name).write_text(digest(name, test))
 
 
-def torch_backend() -> list[str]:
-    """Return uv's option that picks torch's build for this machine: none where a wheel is at hand locally."""
+def install_verified(folder: Path, files: list[Path], *options: str) -> None:
+    """Install what locks list, and nothing else; whatever has none of their hashes is refused."""
+    named = [arg for file in files for arg in ("--requirement", str(file))]
+    uv("pip", "install", "--python", str(folder), *VERIFIED, *options, *named)
+
+
+def install_torch(folder: Path, name: str, backend: str | None) -> None:
+    """Install torch and torchvision.
+
+    A wheel at hand must have the hash in the environment's lock, and the build for CUDA 13.0 comes with all its
+    libraries from a lock of its own. Of the other builds, which PyTorch's own indexes have, and of the libraries that
+    they bring along, only the version is pinned.
+    """
+    if backend == LOCKED_CUDA:
+        install_verified(folder, [REQUIREMENTS / f"torch-{LOCKED_CUDA}.txt"])
+        return
+    lock = str(REQUIREMENTS / f"{name}.txt")
+    # A requirement without a hash takes those of its constraint.
+    how = ["--no-deps", "--verify-hashes"] if backend is None else ["--no-verify-hashes", f"--torch-backend={backend}"]
+    uv("pip", "install", "--python", str(folder), *how, "--requirement", str(TORCH), "--constraint", lock)
+
+
+def torch_backend() -> str | None:
+    """Return which of torch's builds uv takes for this machine, in its words; None where a wheel is at hand locally."""
     local = [Path(folder) for folder in find_links()]
     if any(folder.is_dir() and list(folder.glob("torch-*.whl")) for folder in local):
-        return []
-    return [f"--torch-backend={os.environ.get('NIGHTSHIFT_TORCH_BACKEND', 'auto')}"]
+        return None
+    return os.environ.get("NIGHTSHIFT_TORCH_BACKEND", "auto")
 
 
-def has_cuda(options: list[str]) -> bool:
-    """Whether torch comes for CUDA by these options: as asked for, or where this machine has NVIDIA's driver."""
-    backend = options[0].partition("=")[2] if options else "cpu"
-    return backend.startswith("cu") or (backend == "auto" and shutil.which("nvidia-smi") is not None)
+def has_cuda(backend: str | None) -> bool:
+    """Whether torch comes for CUDA: as asked for, or where this machine has NVIDIA's driver; no wheel at hand does."""
+    if backend == "auto":
+        return shutil.which("nvidia-smi") is not None
+    return backend is not None and backend.startswith("cu")
+
+
+def has_tests(name: str) -> bool:
+    """Whether tests run in the environment and need more than it has."""
+    return name not in ("triton", *TOOLS)
 
 
 def find_links() -> list[str]:
@@ -129,19 +164,21 @@ def stamp(name: str) -> Path:
 
 def digest(name: str, test: bool) -> str:
     """Return a digest of everything that an environment is made from."""
-    files = (
-        [REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}-test.txt"] if test else [REQUIREMENTS / f"{name}.txt"]
-    )
-    if name == "jobs":
-        files.append(REQUIREMENTS / "jobs-gpu.txt")
-    content = b"".join(f.read_bytes() for f in [*files, SHIM] if f.exists())
-    extra = repr((WITHOUT_DEPENDENCIES.get(name), test and name not in ("triton", "tools")))
-    return hashlib.sha256(content + extra.encode()).hexdigest()
+    locks = [name, *([f"{name}-test"] if test else [])]
+    locks += [f"{name}-without-dependencies"] if name in WITHOUT_DEPENDENCIES else []
+    locks += [f"torch-{LOCKED_CUDA}"] if name in WITH_TORCH else []
+    locks += ["jobs-gpu"] if name == "jobs" else []
+    content = b"".join(f.read_bytes() for f in [*(REQUIREMENTS / f"{lock}.txt" for lock in locks), SHIM] if f.exists())
+    return hashlib.sha256(content + repr(test and has_tests(name)).encode()).hexdigest()
 
 
-def uv(*arguments: str) -> None:
-    """Run uv; it compiles bytecode, since uncompiled imports are two to three times slower at every start."""
-    environment = {**os.environ, "UV_COMPILE_BYTECODE": "1", "UV_FIND_LINKS": ",".join(find_links())}
+def uv(*arguments: str, wheels: list[str] | None = None) -> None:
+    """Run uv with folders of wheels beside its index, by default those of pip.
+
+    It compiles bytecode, since uncompiled imports are two to three times slower at every start.
+    """
+    folders = ",".join(find_links() if wheels is None else wheels)
+    environment = {**os.environ, "UV_COMPILE_BYTECODE": "1", "UV_FIND_LINKS": folders}
     run([str(VENV / "tools" / "bin" / "uv"), "--quiet", *arguments], environment)
 
 

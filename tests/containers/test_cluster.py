@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import time
@@ -93,6 +94,28 @@ def test_data_and_artifacts_are_in_s3_and_the_host_keeps_what_it_read(cluster: C
     kept, jobs = map(int, output.split())
     assert kept > 1000  # the digits, which training and evaluation read
     assert jobs <= 1  # only a container that was killed leaves its links, until another job makes room
+
+
+def test_a_run_says_of_which_commit_and_lock_it_is(cluster: Cluster, s3: str) -> None:
+    """After the run of the first test: in what training left, and in MLflow for each of its jobs."""
+    lock = hashlib.sha256((ROOT / "requirements" / "jobs.txt").read_bytes()).hexdigest()
+    commit = cluster.engine.images.get("nightshift/training:dev").labels["org.opencontainers.image.revision"]
+    found = re.findall(r"<Key>(bottle/models/digits/[^<]+/metrics\.json)</Key>", objects(s3, "bottle/models/digits/"))
+    assert found
+    for key in found:
+        made = httpx.get(f"{s3}/nightshift/{key}").json()["provenance"]
+        assert (made["commit"], made["lock_sha256"]) == (commit, lock)
+    login = ("nightshift", cluster.values["MLFLOW_PASSWORD"])
+    api = f"{cluster.url('MLFLOW')}/api/2.0/mlflow"
+    name = {"experiment_name": "retrain_digits"}
+    experiment = httpx.get(f"{api}/experiments/get-by-name", params=name, auth=login).json()["experiment"]
+    asked = {"experiment_ids": [experiment["experiment_id"]]}
+    runs = httpx.post(f"{api}/runs/search", json=asked, auth=login).json()["runs"]
+    tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in runs]
+    jobs = [found for found in tags if found.get("nightshift.task")]
+    assert {"train", "evaluate"} <= {found["nightshift.task"] for found in jobs}
+    for job in jobs:
+        assert (job["mlflow.source.git.commit"], job["nightshift.lock_sha256"]) == (commit, lock), job
 
 
 @pytest.mark.parametrize("how", ["failed", "cleared"])

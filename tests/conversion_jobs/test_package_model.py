@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import zipfile
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as schema
 
@@ -13,6 +17,7 @@ from conversion_jobs.onnx.graph import GraphInterface, TensorInterface, interfac
 from conversion_jobs.triton.model_config import contradictions, model_config, parse, to_text
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
+from jobkit.provenance import ROOT, provenance
 from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import LABELS
 
@@ -24,7 +29,9 @@ def test_the_folder_and_the_flat_archive_hold_what_model_storage_expects(verifie
         f"{result.folder}/{name}" for name in ("meta.json", "model.onnx", "model_onnx.zip")
     ]
     with zipfile.ZipFile(verified.bottle.local(result.archive)) as archive:
-        assert archive.namelist() == ["config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx"]
+        assert archive.namelist() == [
+            *("config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx", "sbom.cdx.json")
+        ]
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}, "no times: same content"
         assert archive.read("labels.txt").decode().splitlines() == LABELS
         assert archive.read("model.onnx") == verified.bottle.read(Experiment(verified.experiment).onnx)
@@ -105,3 +112,22 @@ def test_a_configuration_with_an_unknown_field_is_refused_with_its_line() -> Non
     text = to_text(model_config(graph_of(), "m"))
     with pytest.raises(ConfigurationError, match=r"config.pbtxt:1:1.*no field named .nane"):
         parse(text.replace("name:", "nane:", 1))
+
+
+def test_the_archive_says_what_the_model_was_made_of(verified: Trained) -> None:
+    """By CycloneDX's own schema; the packages against the lock, which this environment was installed from."""
+    made = provenance("jobs")
+    verified.bottle.write(Experiment(verified.experiment).metrics, json.dumps({"provenance": made}))
+    with zipfile.ZipFile(verified.bottle.local(verified.package().archive)) as archive:
+        text = archive.read("sbom.cdx.json").decode()
+        digest = hashlib.sha256(archive.read("model.onnx")).hexdigest()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    content = json.loads(text)
+    assert content["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    packages = content["formulation"][0]["components"]
+    found = {re.sub(r"[-_.]+", "-", entry["name"]).lower(): entry["version"] for entry in packages}
+    lock = (ROOT / "requirements" / "jobs.txt").read_text()
+    pins = re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==([^\s;]+)", lock, re.MULTILINE)
+    assert len(pins) > 80
+    wrong = {name: version for name, version in pins if found.get(name, "").split("+")[0] != version}
+    assert not wrong

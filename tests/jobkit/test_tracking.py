@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -61,6 +62,10 @@ def test_a_job_is_a_child_of_the_dag_runs_run(api: MlflowClient, task_instance: 
     assert parent.info.run_name == task_instance.run_id
     assert parent.info.experiment_id == stored.info.experiment_id
     assert run.parent_run().run_id == parent.info.run_id
+    lock = (ROOT / "requirements" / "jobs.txt").read_bytes()
+    assert stored.data.tags["nightshift.lock_sha256"] == hashlib.sha256(lock).hexdigest()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert stored.data.tags["mlflow.source.git.commit"].removesuffix("-dirty") == head.strip()
     run.end(succeeded=True)
     assert api.get_run(run.run_id).info.status == "FINISHED"
 

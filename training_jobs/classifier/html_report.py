@@ -45,6 +45,7 @@ def page(
 ) -> str:
     """Return the report. `truth` is int64 [N] and `probabilities` float32 [N, K], of `pictures` in order."""
     confusion = scores.confusion_matrix(truth, probabilities)
+    made = {name: value for name, value in content["provenance"].items() if name != "packages"}  # a hundred rows
     sections = [
         f"<h1>{escape(folder)}</h1><p>{escape(spec.architecture)}, {len(spec.labels)} classes, "
         f"snapshot {escape(str(spec.snapshot_id))}; best epoch {content['best_epoch'] + 1} of {content['epochs']} "
@@ -56,7 +57,7 @@ def page(
         "<h2>Calibration</h2>" + _calibration(truth, probabilities, content["metrics"]["val_ece"]),
         "<h2>Worst mistakes</h2>" + _mistakes(spec.labels, truth, probabilities, pictures),
         "<h2>Speed</h2>" + _pairs({SPEED[name]: f"{value:.3g}" for name, value in content["throughput"].items()}),
-        "<h2>To reproduce</h2>" + _pairs(content["provenance"]),
+        "<h2>To reproduce</h2>" + _pairs(made),
     ]
     title = escape(folder)
     return (

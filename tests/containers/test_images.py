@@ -1,0 +1,86 @@
+"""What the images say about themselves: where they come from, and what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tomllib
+from typing import Any
+
+import pytest
+
+from tests.containers.conftest import ROOT, build
+
+pytestmark = pytest.mark.container
+TAG = os.environ.get("NIGHTSHIFT_TAG", "dev")
+ENVIRONMENTS = {
+    "airflow": "airflow", "services": "services", "training": "jobs", "conversion": "jobs", "detection": "detection",
+    "triton-cpu": "triton",
+}  # fmt: skip
+JOBS = ("training", "conversion", "detection")
+LIST_PYTHON = "from importlib import metadata as m; [print(d.name, d.version) for d in m.distributions()]"
+LIST_DEBIAN = ["dpkg-query", "--show", "--showformat=${Package} ${Version}\n"]
+ORIGIN = (
+    "from jobkit.provenance import commit, environment_of_process as e, lock_sha256; print(commit(), lock_sha256(e()))"
+)
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def images(engine: Any) -> dict[str, Any]:
+    """The images of this checkout by name."""
+    if os.environ.get("NIGHTSHIFT_TEST_IMAGES") != "as-they-are":
+        build(*ENVIRONMENTS)
+    return {name: engine.images.get(f"nightshift/{name}:{TAG}") for name in ENVIRONMENTS}
+
+
+def output(engine: Any, image: Any, *command: str) -> str:
+    """Return what a command prints in a container without network that nothing can write to."""
+    run = engine.containers.run(image, list(command), remove=True, network_mode="none", read_only=True)
+    return str(run.decode())
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_image_says_of_which_commit_it_was_made(images: dict[str, Any], name: str) -> None:
+    labels = images[name].labels
+    found = {key: labels.get(f"org.opencontainers.image.{key}") for key in ("revision", "version", "source", "created")}
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", found["revision"])
+    assert found["revision"].removesuffix("-dirty") == git("rev-parse", "HEAD")
+    assert found["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert found["created"] == git("show", "--no-patch", "--format=%cI", "HEAD")
+    if found["source"] is not None:  # never made up
+        assert found["source"] == os.environ.get("NIGHTSHIFT_SOURCE") or "://" in git("remote", "get-url", "origin")
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_jobs_in_containers_know_commit_and_lock(engine: Any, images: dict[str, Any], name: str) -> None:
+    commit, lock = output(engine, images[name], "python", "-c", ORIGIN).split()
+    assert commit == images[name].labels["org.opencontainers.image.revision"]
+    expected = (ROOT / "requirements" / f"{ENVIRONMENTS[name]}.txt").read_bytes()
+    assert lock == hashlib.sha256(expected).hexdigest()
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_image_lists_all_that_it_holds(engine: Any, images: dict[str, Any], name: str) -> None:
+    """The list against what Python and dpkg themselves find in the image; its form was judged when it was built."""
+    content = json.loads(output(engine, images[name], "cat", "/usr/share/nightshift/sbom.cdx.json"))
+    assert content["metadata"]["component"]["name"] == f"nightshift-{name}"
+    listed: dict[str, set[tuple[str, str]]] = {"pypi": set(), "deb": set(), "generic": set()}
+    for component in content["components"]:
+        kind = re.match(r"pkg:(\w+)/", component["purl"])
+        assert kind is not None, component
+        listed[kind[1]].add((component["name"], component["version"]))
+    python = f"/opt/nightshift/.venv/{ENVIRONMENTS[name]}/bin/python"
+    found = [line.split() for line in output(engine, images[name], python, "-c", LIST_PYTHON).splitlines()]
+    assert listed["pypi"] == {(name, version) for name, version in found} and len(found) >= 5
+    debian = [line.split() for line in output(engine, images[name], *LIST_DEBIAN).splitlines()]
+    assert listed["deb"] == {(package, version) for package, version in debian} and len(debian) > 50
+    beside = json.loads((ROOT / ".nightshift" / "images" / f"{name}.cdx.json").read_text())
+    assert beside["components"] == content["components"]
+    assert beside["metadata"]["component"]["version"] == images[name].labels["org.opencontainers.image.revision"]

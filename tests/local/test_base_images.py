@@ -1,0 +1,130 @@
+"""Pinning base images by digest, against a registry that speaks the protocol and holds what the test put there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from local import base_images
+from local.base_images import RegistryError, images, pin, resolve, unpinned
+
+ROOT = Path(__file__).resolve().parents[2]
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+INDEX = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []}).encode()
+DIGEST = f"sha256:{hashlib.sha256(INDEX).hexdigest()}"
+# What buildx 0.13 printed for the index above.
+RECORDED = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "digest": DIGEST, "size": len(INDEX)})
+
+
+class Registry(BaseHTTPRequestHandler):
+    """The part of https://github.com/opencontainers/distribution-spec that reads a manifest: one tag of one image."""
+
+    def do_HEAD(self) -> None:
+        if self.path not in ("/v2/python/manifests/3.11", f"/v2/python/manifests/{DIGEST}"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", INDEX_TYPE)
+        self.send_header("Content-Length", str(len(INDEX)))
+        self.send_header("Docker-Content-Digest", DIGEST)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        if "/manifests/" in self.path:
+            self.wfile.write(INDEX)
+
+    def log_message(self, *_args: object) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    """The address of a running registry, for Docker's own client."""
+    plugin = shutil.which("docker") and subprocess.run(["docker", "buildx", "version"], capture_output=True)
+    if not plugin or plugin.returncode != 0:
+        pytest.skip("the plugin buildx of Docker's client is not installed")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def docker_that_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a `docker` that comes first in PATH: it prints the file `answer`, and lacks the tag in `fails`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "docker"
+    program.write_text(
+        "#!/bin/sh\nfor tag; do :; done\n"
+        f'if [ "$tag" = "$(cat {folder}/fails)" ]; then echo "ERROR: $tag: not found" >&2; exit 1; fi\n'
+        f"cat {folder}/answer\n"
+    )
+    program.chmod(0o755)
+    (folder / "answer").write_text(RECORDED)
+    (folder / "fails").write_text("")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def versions_file(folder: Path, *lines: str) -> Path:
+    file = folder / "versions.env"
+    file.write_text("# what it is made of\n" + "".join(f"{line}\n" for line in lines) + "TORCH_BACKEND=cu130\n")
+    return file
+
+
+def test_the_digest_is_the_one_that_a_registry_has(registry: str, tmp_path: Path) -> None:
+    file = versions_file(tmp_path, f"PYTHON_IMAGE={registry}/python:3.11")
+    assert unpinned(file) == [f"{registry}/python:3.11"]
+    pin(file, ["PYTHON_IMAGE"])
+    expected = ["# what it is made of", f"PYTHON_IMAGE={registry}/python:3.11@{DIGEST}", "TORCH_BACKEND=cu130"]
+    assert file.read_text().splitlines() == expected
+    assert unpinned(file) == []
+    assert resolve(images(file)["PYTHON_IMAGE"]) == images(file)["PYTHON_IMAGE"], "a pinned one is asked for by its tag"
+    with pytest.raises(RegistryError, match=r"python:3\.12"):
+        resolve(f"{registry}/python:3.12")
+
+
+def test_one_tag_that_is_not_there_leaves_all_as_they_are(docker_that_answers: Path, tmp_path: Path) -> None:
+    file = versions_file(tmp_path, "PYTHON_IMAGE=python:3.11", "REDIS_IMAGE=redis:7.2")
+    before = file.read_text()
+    (docker_that_answers / "fails").write_text("redis:7.2")
+    with pytest.raises(RegistryError, match=r"redis:7\.2: not found"):
+        pin(file, ["PYTHON_IMAGE", "REDIS_IMAGE"])
+    assert file.read_text() == before
+    (docker_that_answers / "fails").write_text("")
+    pin(file, ["PYTHON_IMAGE", "REDIS_IMAGE"])
+    assert images(file) == {"PYTHON_IMAGE": f"python:3.11@{DIGEST}", "REDIS_IMAGE": f"redis:7.2@{DIGEST}"}
+
+
+@pytest.mark.parametrize("answer", ["", "{}", '{"digest": "latest"}', "null"])
+def test_an_answer_without_a_digest_is_refused(docker_that_answers: Path, answer: str) -> None:
+    (docker_that_answers / "answer").write_text(answer)
+    with pytest.raises(RegistryError, match="has no digest"):
+        resolve("redis:7.2")
+
+
+@pytest.mark.parametrize("image", ["redis:7.2", "redis:7.2@sha256:abc", f"redis@{DIGEST[:-1]}", ""])
+def test_what_is_no_digest_does_not_count_as_one(tmp_path: Path, image: str) -> None:
+    assert unpinned(versions_file(tmp_path, f"REDIS_IMAGE={image}")) == [image]
+
+
+def test_a_release_is_not_built_on_images_that_have_no_digest() -> None:
+    if not unpinned():
+        pytest.skip("all images of docker/versions.env are pinned")
+    environment = {**os.environ, "NIGHTSHIFT_RELEASE": "1", "DOCKER_HOST": "unix:///no/engine"}
+    done = subprocess.run([ROOT / "docker" / "build", "services"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert all(f"{image} has no digest" in done.stderr for image in base_images.unpinned())
+    checked = subprocess.run([ROOT / "docker" / "pin", "--check"], capture_output=True, text=True)
+    assert checked.returncode == 1 and checked.stderr.count("without a digest") == len(base_images.unpinned())
