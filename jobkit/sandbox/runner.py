@@ -1,6 +1,6 @@
 """Run a function on weights of unknown origin in a process that the kernel holds; only data comes back.
 
-    with sandbox.run(export_weights, [path], path=path, opset=17) as done:
+    with runner.run(export_file, {"weights": path, "opset": 17}, reads=[path]) as done:
         bottle.put(key, done.file("model.onnx"))
 
 The function is one of a module: `function(work: Path, **arguments) -> result`. `work` is the folder that it may write
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ logger = logging.getLogger("jobkit.sandbox")
 SECONDS = 3600
 FILE_BYTES = 2**33  # of one file that is written: beyond what four times the weights are
 LARGEST_REPLY = 2**24
-KEPT_OUTPUT = 2**14
+KEPT_OUTPUT = 2**12
 CODE = ("jobkit", "nightshift_common")
 PASSED = ("NIGHTSHIFT_JOB_DIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TZ")
 """Variables that the process keeps; `NIGHTSHIFT_JOB_DIR` is how a launcher finds what a job has started."""
@@ -71,15 +71,15 @@ class Done(Generic[T]):
 
 @contextmanager
 def run(
-    function: Callable[..., T], reads: Sequence[Path], modules: Sequence[str] = (), **arguments: Any
+    function: Callable[..., T], arguments: Mapping[str, Any], reads: Sequence[Path], modules: Sequence[str] = ()
 ) -> Iterator[Done[T]]:
     """Call `function` in the sandbox; yield what it left.
 
     Args:
         function: of a module of this repository.
+        arguments: for it, by name.
         reads: the files that it may read, beside libraries and code.
         modules: code of one's own that it imports, by name (a factory).
-        arguments: for the function.
 
     Raises:
         DataValidationError: the function raised it; or the weights took too much time or memory, tried what they may
@@ -97,7 +97,7 @@ def run(
         given = sum(path.stat().st_size for path in reads)
         request = {
             "function": f"{function.__module__}:{function.__qualname__}",
-            "arguments": to_jsonable_python(arguments),
+            "arguments": to_jsonable_python(dict(arguments)),
             "readable": [str(path.resolve()) for path in (*reads, *code, base / "code")],
             "writable": [str(folder) for folder in folders],
             "parent": os.getpid(),
@@ -281,4 +281,5 @@ class _Tail:
     def text(self) -> str:
         """Return it, when the process has ended."""
         self._thread.join()
-        return _printable(self._kept.decode(errors="replace")).strip()
+        lines = _printable(self._kept.decode(errors="replace")).strip().splitlines()
+        return "\n".join(f"| {line}" for line in lines)  # no line of it looks like one of a job
