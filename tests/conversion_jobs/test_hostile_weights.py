@@ -16,10 +16,12 @@ from torch import nn
 from conversion_jobs import import_weights, torch2onnx
 from conversion_jobs.families.sources import load_torchscript
 from conversion_jobs.onnx.graph import read_graph
+from conversion_jobs.sandboxed.importing import import_source
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.job import Context
 from jobkit.sandbox import landlock, runner, seccomp
+from nightshift_common.options.weights import SourceOptions
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.test_torch2onnx import weights_of
 
@@ -37,8 +39,8 @@ class Writes(nn.Module):
         self.path = path
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        torch.from_file(self.path, shared=True, size=16).fill_(1.0)
-        return x.mean((2, 3))[:, :2]
+        written = torch.from_file(self.path, shared=True, size=16).fill_(1.0)
+        return x.mean((2, 3))[:, :2] + written[0]
 
 
 class Reads(nn.Module):
@@ -59,7 +61,7 @@ class Grows(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = [x]
         while len(kept) > 0:
-            kept.append(torch.ones(2**26))
+            kept.append(torch.ones(67108864))
         return x
 
 
@@ -99,6 +101,7 @@ def test_torchscript_that_writes_a_file_ends_the_import_and_writes_nothing(tmp_p
     done = job("import_weights", tmp_path / "bottle", tmp_path / "job", *import_options(weights, pictures))
     assert done.returncode == 3, done.stdout
     assert "writes.pt was refused: opening it ended in" in done.stdout
+    assert "Permission denied" in done.stdout
     assert "It is opened without network, files and processes" in done.stdout
     assert not target.exists()
     assert not list((tmp_path / "bottle").glob("models/**/*.pt"))
@@ -110,12 +113,12 @@ def test_torchscript_that_reads_a_secret_is_refused(tmp_path: Path) -> None:
     (tmp_path / "id_rsa").write_text("secret")
     weights = script(Reads(str(tmp_path / "id_rsa")), tmp_path / "reads.pt")
     assert bytes(load_torchscript(weights)(PICTURES)[0].byte().tolist()) == b"se", "it works where nothing holds it"
-    arguments = torch2onnx.Arguments(
-        family="torchscript", weights=weights, output=tmp_path / "out" / "model.onnx", img_size=(32, 32)
-    )
-    with pytest.raises(DataValidationError, match="Permission denied"):
-        torch2onnx.run(arguments, Context(tmp_path, None))
-    assert not (tmp_path / "out").exists()
+    options = SourceOptions(family="torchscript", img_size=(32, 32))
+    with (
+        pytest.raises(DataValidationError, match="Permission denied"),
+        runner.run(import_source, {"weights": weights, "options": options}, reads=[weights]),
+    ):
+        pass
 
 
 @needs_kernel

@@ -64,7 +64,7 @@ class KubernetesSettings(BaseModel):
     """persistent volume claim for the bottle's cache, with locks and hard links; without one it ends with the job"""
     cache_gib: float = Field(50, gt=0)
     """how much of the bottle it keeps, GiB"""
-    sandbox: Literal[require, best - effort] = "require"
+    sandbox: Literal["require", "best-effort"] = "require"
     """require: weights are opened only where the node's kernel can hold what they do (docs/security.md)"""
 
 
