@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from conversion_jobs import convert2trt
-from conversion_jobs.export_onnx import export_module
+from conversion_jobs.onnx.export import export_module
 from conversion_jobs.tensorrt.gpu import probe_gpu
 from conversion_jobs.tensorrt.trtexec import probe_trtexec
 from conversion_jobs.tensorrt.version import parse_version

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from pathlib import Path
 
 from conversion_jobs.detection.import_detector import write_detector
-from conversion_jobs.families.sources import Source, load_source
 from conversion_jobs.onnx.graph import compact_json
+from conversion_jobs.sandboxed.importing import SCRIPT, Imported, import_source
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
-from jobkit.experiment import Experiment
+from jobkit.experiment import IMPORTED, Experiment
 from jobkit.files import sha256_of
 from jobkit.local_file import local_file
 from jobkit.model_spec import HeadSpec, ModelSpec, NonMaxSuppression, Preprocessing, Spec
 from jobkit.paths import checked_name, experiments, picture
+from jobkit.sandbox import runner
 from jobkit.snapshot import Refused, Sample, write_snapshot
 from nightshift_common.options.weights import ImportOptions
 
@@ -52,7 +52,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     described = arguments.model_dump(mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings"})
     identity = [sha256_of(weights), described, sha256_of(embeddings) if embeddings else None]
     mark = hashlib.sha256(compact_json(identity).encode()).hexdigest()[:12]
-    experiment = Experiment(f"{experiments(group)}/imported_{arguments.family}_{mark}")
+    experiment = Experiment(f"{experiments(group)}/{IMPORTED}{arguments.family}_{mark}")
     if arguments.family == "ultralytics" and not bottle.exists(experiment.spec):
         write_detector(
             bottle, experiment, weights, arguments.img_size, arguments.class_names, NonMaxSuppression.of(arguments)
@@ -88,34 +88,27 @@ def write_experiment(
     Raises:
         DataValidationError: the model does not give one value a class, or takes other embeddings than those given.
     """
-    import torch
-
-    source = load_source(weights, arguments)
-    spec = spec_of(source, arguments)
+    how = {"weights": weights, "options": arguments.source}
+    with runner.run(import_source, how, reads=[weights], modules=arguments.modules) as done:
+        source = done.value
+        spec = spec_of(source, arguments)
+        if embeddings is not None:
+            check_embeddings(embeddings, source.shape[0])
+        if spec.labels and source.given != (2, len(spec.labels)):
+            raise DataValidationError(
+                f"{weights.name} gives {list(source.given)} for 2 inputs, but {len(spec.labels)} classes are named: "
+                f"{', '.join(spec.labels)}"
+            )
+        bottle.put(experiment.torchscript, done.file(SCRIPT))
     if embeddings is not None:
-        bottle.put(experiment.embeddings, checked_embeddings(embeddings, source.shape[0]))
-    example = torch.zeros(2, *source.shape)
-    with torch.inference_mode():
-        given = tuple(source.module(example).shape)
-    if spec.labels and given != (2, len(spec.labels)):
-        raise DataValidationError(
-            f"{weights.name} gives {list(given)} for 2 inputs, but {len(spec.labels)} classes are named: "
-            f"{', '.join(spec.labels)}"
-        )
-    with tempfile.TemporaryDirectory(prefix="nightshift-import-") as folder:
-        script = Path(folder) / "model.pt"
-        module = source.module
-        if not isinstance(module, torch.jit.ScriptModule):
-            module = torch.jit.trace(module, example, check_trace=False)
-        torch.jit.save(module, str(script))
-        bottle.put(experiment.torchscript, script)
+        bottle.put(experiment.embeddings, embeddings)
     if arguments.family in ("classifier", "vit"):
         bottle.put(experiment.best_checkpoint, weights)
     bottle.write(experiment.config, arguments.model_dump_json(indent=2) + "\n")  # JSON is YAML
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
 
 
-def spec_of(source: Source, arguments: Arguments) -> Spec:
+def spec_of(source: Imported, arguments: Arguments) -> Spec:
     """Return the interface of an imported model."""
     group, architecture = arguments.group, arguments.architecture or arguments.family
     labels, output = arguments.class_names, source.output
@@ -125,8 +118,8 @@ def spec_of(source: Source, arguments: Arguments) -> Spec:
     return ModelSpec(group=group, architecture=architecture, labels=labels, output=output, preprocessing=how)
 
 
-def checked_embeddings(path: Path, features: int) -> Path:
-    """Return `path`, which holds embeddings float32 [n, features].
+def check_embeddings(path: Path, features: int) -> None:
+    """See that `path` holds embeddings float32 [n, features].
 
     Raises:
         DataValidationError: it holds something else.
@@ -141,7 +134,6 @@ def checked_embeddings(path: Path, features: int) -> Path:
         raise DataValidationError(
             f"{path} holds {found.dtype} {list(found.shape)}, the head takes float32 [n, {features}]"
         )
-    return path
 
 
 def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from conversion_jobs.families.sources import load_source
 from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
 from conversion_jobs.onnx.session import OnnxModel, measure_latency
+from conversion_jobs.sandboxed.answering import answer_file, outputs_of, stored
 from conversion_jobs.torch2onnx import legacy_command_line
 from conversion_jobs.verification.checks import (
     Check,
@@ -32,6 +32,7 @@ from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import sha256_of
 from jobkit.model_spec import Preprocessing, prepare, renamed
+from jobkit.sandbox import runner
 from nightshift_common.options.conversion import VerifyOptions
 from nightshift_common.options.weights import SourceOptions
 
@@ -73,12 +74,12 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
 
         inputs, names = read_inputs(arguments.inputs, found, arguments.samples)
         compared = compare_detector_file(
-            arguments.weights, source_options(arguments.weights, found), model, inputs, names,
+            arguments.weights.absolute(), source_options(arguments.weights, found), model, inputs, names,
             arguments.atol, arguments.rtol,
         )  # fmt: skip
     else:
         inputs, names = read_inputs(arguments.inputs, found, arguments.samples)
-        source, checks = source_outputs(arguments.weights, found, inputs), all_checks(arguments, found)
+        source, checks = source_outputs(arguments.weights.absolute(), found, inputs), all_checks(arguments, found)
     sizes = sorted({1, min(2, len(inputs)), len(inputs)})
     verdicts = compared or worst_verdicts(
         {size: judge_all(checks, source, model.run(inputs, size), names) for size in sizes}
@@ -110,19 +111,14 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
         DataValidationError: the file was exported from other weights.
         ConfigurationError: the file does not say how its model is built.
     """
-    import torch
-
-    from conversion_jobs.onnx.normalization import normalized
-
-    options = source_options(weights, found)
-    module = load_source(weights, options).module
+    options, inside = source_options(weights, found), None
     # "normalised": files of earlier versions
     if found.metadata.get("normalized", found.metadata.get("normalised")) == "true":
-        how = Preprocessing.model_validate_json(found.metadata["inside"])
-        module = normalized(module, how)
-    with torch.inference_mode():
-        parts = [module(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
-    return np.asarray(torch.cat(parts).numpy(), np.float32)
+        inside = Preprocessing.model_validate_json(found.metadata["inside"])
+    with stored(inputs) as path:
+        how = {"weights": weights, "options": options, "inside": inside, "inputs": path}
+        with runner.run(answer_file, how, reads=[weights, path], modules=options.modules) as done:
+            return outputs_of(done, len(inputs))[0]
 
 
 def source_options(weights: Path, found: GraphInterface) -> SourceOptions:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from conversion_jobs.export_onnx import export_module
-from conversion_jobs.families.sources import load_source
-from conversion_jobs.onnx.graph import compact_json
+from conversion_jobs.onnx.graph import compact_json, interface, read_graph
+from conversion_jobs.sandboxed.exporting import GRAPH, export_detector_file, export_file
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_file, sha256_of
 from jobkit.model_spec import Preprocessing
+from jobkit.sandbox import runner
+from jobkit.sandbox.runner import Done
 from nightshift_common.options.conversion import ExportOptions
 from nightshift_common.options.weights import SourceOptions
 
@@ -46,39 +47,43 @@ class Result(job.Result):
 
 def run(arguments: Arguments, _context: job.Context) -> Result:
     """Load, export, check, put the file in its place."""
-    from conversion_jobs.onnx.normalization import normalized
-
     if not arguments.weights.is_file():
         raise DataValidationError(f"{arguments.weights} is not there")
-    if arguments.family == "ultralytics":
-        from conversion_jobs.detection.file_conversion import write_detector_file
-
-        write_detector_file(arguments.weights, arguments, arguments.output, arguments.opset)
-        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
-    source = load_source(arguments.weights, arguments)
-    module, how, inside = source.module, preprocessing(arguments), None
-    if arguments.normalize:
-        if len(source.shape) != 3:
-            raise ConfigurationError("--normalize is for models of pictures: a head takes embeddings")
-        module, inside = normalized(module, how), how
-        how = how.model_copy(update={"mean": (0.0,) * how.channels, "std": (1 / 255,) * how.channels})
+    weights = arguments.weights.absolute()
     metadata = {
-        "source": arguments.model_dump_json(include=set(SourceOptions.model_fields)),
-        "weights": sha256_of(arguments.weights),
-        "normalized": str(arguments.normalize).lower(),
-        "labels": compact_json(read_labels(arguments.labels)),
+        "source": arguments.source.model_dump_json(),
+        "weights": sha256_of(weights),
+        "normalized": str(arguments.normalize and arguments.family != "ultralytics").lower(),
     }
-    if len(source.shape) == 3:
-        metadata["preprocessing"] = compact_json(how.model_dump())
+    how: dict[str, Any] = {"weights": weights, "options": arguments.source, "opset": arguments.opset}
+    if arguments.family == "ultralytics":
+        with runner.run(export_detector_file, how | {"metadata": metadata}, reads=[weights]) as detector:
+            put_graph(detector, arguments.output)
+        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
+    prepared, inside = preprocessing(arguments), None
+    if arguments.normalize:
+        if arguments.family == "head":
+            raise ConfigurationError("--normalize is for models of pictures: a head takes embeddings")
+        inside = prepared
+        raw = {"mean": (0.0,) * prepared.channels, "std": (1 / 255,) * prepared.channels}
+        prepared = prepared.model_copy(update=raw)
+    metadata["labels"] = compact_json(read_labels(arguments.labels))
+    if arguments.family != "head":
+        metadata["preprocessing"] = compact_json(prepared.model_dump())
         metadata["inside"] = compact_json(inside.model_dump()) if inside else ""
-    with atomic_file(arguments.output.absolute()) as temporary, tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        found = export_module(
-            module, source.shape, path, output=source.output, opset=arguments.opset, metadata=metadata
-        )
-        shutil.copyfile(path, temporary)
-    logger.info("%s: %s -> %s", arguments.output, found.inputs[0], found.outputs[0])
+    how |= {"inside": inside, "metadata": metadata}
+    with runner.run(export_file, how, reads=[weights], modules=arguments.modules) as done:
+        put_graph(done, arguments.output)
     return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
+
+
+def put_graph(done: Done[Any], output: Path) -> None:
+    """Put the graph that the sandbox left in its place, if it is one."""
+    path = done.file(GRAPH)
+    found = interface(read_graph(path))
+    with atomic_file(output.absolute()) as temporary:
+        shutil.copyfile(path, temporary)
+    logger.info("%s: %s -> %s", output, found.inputs[0], found.outputs[0])
 
 
 def preprocessing(arguments: Arguments) -> Preprocessing:

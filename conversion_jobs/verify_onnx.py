@@ -7,8 +7,6 @@ import logging
 import os
 import resource
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_CHILDREN as CHILDREN
 from resource import RUSAGE_SELF as SELF
@@ -18,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from conversion_jobs.detection import export
 from conversion_jobs.detection.export import detector_checks, mask_verdicts
-from conversion_jobs.export_onnx import source_model
-from conversion_jobs.families.sources import load_torchscript
+from conversion_jobs.export_onnx import source_file
 from conversion_jobs.onnx.graph import compact_json, interface, read_graph
-from conversion_jobs.onnx.mapped_file import split_file
 from conversion_jobs.onnx.session import FP16_MAX, Latency, OnnxModel, largest_values, measure_latencies
-from conversion_jobs.onnx.streamed_export import LARGE
+from conversion_jobs.sandboxed.answering import answer_experiment, outputs_of, stored
+from conversion_jobs.sandboxed.answering import locate as sandboxed_locate
 from conversion_jobs.verification.checks import (
     Check,
     Close,
@@ -36,7 +32,6 @@ from conversion_jobs.verification.checks import (
     judge_all,
     worst_verdicts,
 )
-from conversion_jobs.verification.first_divergence import first_difference
 from conversion_jobs.verification.golden_inputs import golden_inputs
 from conversion_jobs.verification.record import FP16Risk, Verification
 from jobkit import job
@@ -45,6 +40,7 @@ from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
 from jobkit.model_spec import DetectorSpec, Spec, described_input
+from jobkit.sandbox import runner
 from nightshift_common.options.conversion import VerifyOptions
 
 logger = logging.getLogger("conversion_jobs.verify_onnx")
@@ -78,7 +74,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     graph = read_graph(path)
     refuse_stale_metadata(interface(graph).metadata, spec, experiment)
     inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
-    sources = source_apart(bottle.local(experiment.torchscript), inputs, spec)
+    sources = source_outputs(bottle.local(experiment.torchscript), inputs, spec)
     model = OnnxModel(path, os.cpu_count() or 1)
     batches = sorted({min(size, len(inputs)) for size in BATCHES})
     worst = worst_verdicts(compare(model, checks_of(spec, arguments), sources[0], inputs, pictures, batches))
@@ -150,31 +146,16 @@ def peak_memory_mib() -> float:
     return round(max(resource.getrusage(who).ru_maxrss for who in (SELF, CHILDREN)) / 1024, 1)
 
 
-def source_apart(path: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
-    """Return `source_outputs`; of a large model in a process of its own, so that its memory is free afterwards."""
-    if path.stat().st_size < LARGE:
-        return source_outputs(path, inputs, spec)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-        return apart.submit(source_outputs, path, inputs, spec).result()
-
-
-def source_outputs(path: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
-    """Return what the graph should give for `inputs` [n, ...], by the TorchScript model at `path`: a list of outputs.
+def source_outputs(script: Path, inputs: Pictures, spec: Spec) -> list[Pictures]:
+    """Return what the graph should give for `inputs` [n, ...], by the TorchScript model `script`: a list of outputs.
 
     Raises:
         DataValidationError: the file is not a TorchScript model, or the model itself gives NaN.
     """
-    import torch
-
-    model: Any = load_torchscript(path)
-    if isinstance(spec, DetectorSpec):
-        return export.source_outputs(model, spec, inputs)
-    with torch.inference_mode():
-        parts = [model(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
-    outputs: NDArray[np.float32] = torch.cat(parts).numpy()
-    if not np.isfinite(outputs).all():
-        raise DataValidationError(f"{path} itself gives NaN or infinity: training went wrong, not the export")
-    return [outputs]
+    with stored(inputs) as path:
+        how = {"script": script, "spec": spec, "inputs": path}
+        with runner.run(answer_experiment, how, reads=[script, path]) as done:
+            return outputs_of(done, len(inputs))
 
 
 def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> Pictures:
@@ -187,8 +168,11 @@ def locate(bottle: Bottle, experiment: Experiment, spec: Spec, picture: Pictures
     """Say where the checkpoint's model and the graph part, for one picture [C, H, W]."""
     if isinstance(spec, DetectorSpec) or not bottle.exists(experiment.best_checkpoint):
         return "not known, since there is no checkpoint to look into"
-    model, path = source_model(bottle, experiment, spec), bottle.local(experiment.onnx)
-    return first_difference(model, split_file(path), path.parent, picture, how.atol, how.rtol)
+    source, graph = source_file(bottle, experiment, spec), bottle.local(experiment.onnx)
+    with stored(picture) as path:
+        options = {"source": source, "spec": spec, "graph": graph, "picture": path, "atol": how.atol, "rtol": how.rtol}
+        with runner.run(sandboxed_locate, options, reads=[source.path, graph, path]) as done:
+            return done.value
 
 
 def fp16_risks(graph: Any, inputs: Pictures, folder: Path | None = None) -> list[FP16Risk]:

@@ -10,6 +10,9 @@ from jobkit.errors import ConfigurationError
 from jobkit.model_spec import Spec, parse_spec
 from jobkit.paths import checked_name
 
+IMPORTED = "imported_"
+"""What the names of experiments that `import_weights` makes begin with."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -36,6 +39,11 @@ class Experiment:
     def group(self) -> str:
         """The group that it was trained for."""
         return PurePosixPath(self.folder).parts[1]
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether its model came from elsewhere: its TorchScript is then a stranger's program."""
+        return PurePosixPath(self.folder).name.startswith(IMPORTED)
 
     @property
     def best_checkpoint(self) -> str:

@@ -20,6 +20,7 @@ STORAGE_TOKEN = "NIGHTSHIFT_STORAGE_TOKEN"  # noqa: S105
 TRITON_URL = "NIGHTSHIFT_TRITON_URL"
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 CACHE_GIB = "NIGHTSHIFT_CACHE_GIB"
+SANDBOX = "NIGHTSHIFT_SANDBOX"
 
 PURPOSE = {
     BOTTLE: "the data bottle: a folder, or s3://bucket/prefix",
@@ -32,6 +33,7 @@ PURPOSE = {
     STORAGE_TOKEN: "bearer token for the model storage",
     TRITON_URL: "Triton's HTTP address, host:port",
     MLFLOW_URI: "address of the MLflow server",
+    SANDBOX: "require: weights are opened only where the kernel can hold what they do; best-effort (default): always",
     CACHE_GIB: "how much of a bottle in S3 this host keeps, GiB; default 50",
 }
 

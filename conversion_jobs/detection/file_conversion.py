@@ -1,60 +1,43 @@
-"""Ultralytics' weights to an ONNX file and back to the comparison: what `torch2onnx` and `test_onnx` do for detectors.
+"""An ONNX file of a detector compared with Ultralytics' weights: what `test_onnx` does for detectors.
 
 Runs in the environment `detection`; nothing of a bottle or of Airflow is needed.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_jobs.detection.export import detector_checks, export_detector, mask_verdicts, source_outputs
-from conversion_jobs.onnx.graph import compact_json
+from conversion_jobs.detection.export import detector_checks, mask_verdicts
 from conversion_jobs.onnx.session import OnnxModel
+from conversion_jobs.sandboxed.answering import answer_detector_file, outputs_of, stored
 from conversion_jobs.verification.checks import Verdict, judge_all
-from jobkit.detection.torchscript import Detector, detector_spec, traced
-from jobkit.detection.ultralytics_weights import load_detector
-from jobkit.files import atomic_file, sha256_of
-from jobkit.model_spec import DetectorSpec, NonMaxSuppression, described_input
+from jobkit.detection.torchscript import detector_spec
+from jobkit.errors import DataValidationError
+from jobkit.model_spec import NonMaxSuppression
+from jobkit.sandbox import runner
 from nightshift_common.options.weights import SourceOptions
 
 Array = NDArray[np.float32]
 
 
-def write_detector_file(weights: Path, source: SourceOptions, output: Path, opset: int) -> None:
-    """Write the detector in `weights` to `output` as ONNX, which says what it was made from.
+def compare_detector_file(
+    weights: Path, options: SourceOptions, model: OnnxModel, inputs: Array, names: list[str], atol: float, rtol: float
+) -> list[Verdict]:
+    """Return how far the ONNX model is from the detector in `weights`, for the same `inputs` [n, 3, H, W].
 
     Raises:
-        DataValidationError, ConfigurationError: see `load_detector`, `export_detector`.
+        DataValidationError, ConfigurationError: see `load_detector`.
     """
-    detector, spec = _detector(weights, source)
-    metadata = {
-        "source": source.model_dump_json(include=set(SourceOptions.model_fields)),
-        "weights": sha256_of(weights),
-        "normalized": "false",
-        "labels": compact_json(spec.labels),
-        **{name: compact_json(value) for name, value in described_input(spec).items()},
-    }
-    with atomic_file(output.absolute()) as temporary, tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_detector(traced(detector, source.img_size), spec, path, opset, metadata)
-        shutil.copyfile(path, temporary)
-
-
-def compare_detector_file(
-    weights: Path, source: SourceOptions, model: OnnxModel, inputs: Array, names: list[str], atol: float, rtol: float
-) -> list[Verdict]:
-    """Return how far the ONNX model is from the detector in `weights`, for the same `inputs` [n, 3, H, W]."""
-    detector, spec = _detector(weights, source)
-    wanted, found = source_outputs(detector.module, spec, inputs), model.run_all(inputs, min(2, len(inputs)))
+    with stored(inputs) as path:
+        how = {"weights": weights, "options": options, "inputs": path}
+        with runner.run(answer_detector_file, how, reads=[weights, path]) as done:
+            wanted, detector = outputs_of(done, len(inputs)), done.value.detector
+    if detector is None:
+        raise DataValidationError(f"{weights} does not say what it is")
+    spec = detector_spec(detector.task, detector.labels, "", options.img_size, NonMaxSuppression.of(options))
+    found = model.run_all(inputs, min(2, len(inputs)))
     verdicts = judge_all(detector_checks(spec, atol, rtol), wanted[0], found[0], names)
     return verdicts + mask_verdicts(spec, wanted, found, names)
-
-
-def _detector(weights: Path, source: SourceOptions) -> tuple[Detector, DetectorSpec]:
-    detector = load_detector(weights, source.img_size)
-    return detector, detector_spec(detector, "", source.img_size, NonMaxSuppression.of(source))

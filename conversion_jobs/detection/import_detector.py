@@ -5,15 +5,15 @@ What is written is TorchScript and a spec: export, verification, packaging and s
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
+from conversion_jobs.sandboxed.importing import SCRIPT, import_detector
 from jobkit.bottle import Bottle
-from jobkit.detection.torchscript import detector_spec, traced
-from jobkit.detection.ultralytics_weights import load_detector
+from jobkit.detection.torchscript import detector_spec
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.model_spec import DetectorSpec, NonMaxSuppression
+from jobkit.sandbox import runner
 
 
 def write_detector(
@@ -33,14 +33,11 @@ def write_detector(
     Raises:
         DataValidationError: see `load_detector`; or the number of `labels` is not that of the classes.
     """
-    detector = load_detector(weights, img_size)
-    if labels and len(labels) != len(detector.labels):
-        raise DataValidationError(f"{weights.name} has {len(detector.labels)} classes, but {len(labels)} are named")
-    with tempfile.TemporaryDirectory(prefix="nightshift-import-") as folder:
-        script = Path(folder) / "model.pt"
-        traced(detector, img_size).save(str(script))
-        bottle.put(experiment.torchscript, script)
-    spec = detector_spec(detector, experiment.group, img_size, suppression)
-    spec = spec.model_copy(update={"labels": labels or detector.labels})
+    with runner.run(import_detector, {"weights": weights, "img_size": img_size}, reads=[weights]) as done:
+        found = done.value
+        if labels and len(labels) != len(found.labels):
+            raise DataValidationError(f"{weights.name} has {len(found.labels)} classes, but {len(labels)} are named")
+        bottle.put(experiment.torchscript, done.file(SCRIPT))
+    spec = detector_spec(found.task, labels or found.labels, experiment.group, img_size, suppression)
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     return spec

@@ -9,7 +9,8 @@
 | `factory` | state_dict of what `module:function` builds | `factory` |
 | `ultralytics` | a detector or segmenter: not here but in jobkit/detection/ultralytics_weights.py | |
 
-A state_dict is read with `weights_only`: a file with code in it is refused. A factory is code of one's own.
+A state_dict is read with `weights_only`: a file with code in it is refused. A factory is code of one's own. All of it
+runs in the sandbox alone (`conversion_jobs/sandboxed`): TorchScript is a program.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobkit.errors import ConfigurationError, DataValidationError
-from jobkit.model_spec import ModelSpec, Output, input_shape
+from jobkit.model_spec import ModelSpec, Output, Spec, input_shape
 from nightshift_common.options.weights import Activation, SourceOptions
 
 if TYPE_CHECKING:
@@ -71,15 +72,27 @@ def load_source(weights: Path, options: SourceOptions) -> Source:
     return Source(load_weights(_built(str(options.factory)), state, weights), picture, "logits")
 
 
-def load_encoder(weights: Path, spec: ModelSpec) -> nn.Module:
-    """Return the encoder of an imported experiment, in evaluation mode on the CPU.
+@dataclass(frozen=True)
+class SourceFile:
+    """Where the model of an experiment is."""
+
+    path: Path
+    kind: Literal["checkpoint", "torchscript"]
+
+
+def load_experiment(source: SourceFile, spec: Spec) -> nn.Module:
+    """Return the model of an experiment, in evaluation mode on the CPU.
 
     Raises:
-        DataValidationError: the weights are not those of `spec`.
+        DataValidationError: the file is not what it should be, or its weights are not those of `spec`.
     """
-    from jobkit.classifier import read_state_dict
+    from jobkit.classifier import load_classifier, read_state_dict
 
-    return _encoder(spec.architecture, input_shape(spec), read_state_dict(weights), weights)
+    if source.kind == "torchscript" or not isinstance(spec, ModelSpec):
+        return load_torchscript(source.path)
+    if spec.output == "embedding":
+        return _encoder(spec.architecture, input_shape(spec), read_state_dict(source.path), source.path)
+    return load_classifier(source.path, spec)
 
 
 def load_torchscript(path: Path) -> nn.Module:

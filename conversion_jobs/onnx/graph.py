@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,14 @@ def read_graph(path: Path) -> Any:
     They refer to it as ONNX's external data: what runs the graph has to be told the file's folder.
 
     Raises:
-        DataValidationError: the file is not ONNX, is cut off, breaks ONNX's rules, or its external weights are missing.
+        DataValidationError: the file is not ONNX, is cut off, breaks ONNX's rules, or its external weights are missing
+            or elsewhere.
     """
     import onnx
 
     model = split_file(path)
-    for tensor in model.graph.initializer:
-        _refuse_missing_weights(path, tensor)
+    for tensor in _tensors(model):
+        _refuse_weights_elsewhere(path, tensor)
     try:
         _refuse_newer_opset(path, model)
         onnx.checker.check_model(_with_weights_as_inputs(model), full_check=True)
@@ -87,9 +89,30 @@ def _refuse_newer_opset(path: Path, model: Any) -> None:
             )
 
 
-def _refuse_missing_weights(path: Path, tensor: Any) -> None:
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yield every tensor of a message, however deep: weights, and constants of nodes, subgraphs and functions."""
+    import onnx
+
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if field.is_repeated else [value]:
+                if isinstance(part, onnx.TensorProto):
+                    yield part
+                else:
+                    yield from _tensors(part)
+
+
+def _refuse_weights_elsewhere(path: Path, tensor: Any) -> None:
+    """Refuse weights that are not in the graph's own folder: what runs it would read any file of this host."""
     for entry in tensor.external_data:
-        if entry.key == "location" and not (path.parent / entry.value).is_file():
+        if entry.key != "location":
+            continue
+        place = path.parent / entry.value
+        if Path(entry.value).name != entry.value or place.is_symlink():
+            raise DataValidationError(
+                f"{path.name} keeps the weights of {tensor.name!r} in {entry.value!r}, which is not in its folder"
+            )
+        if not place.is_file():
             raise DataValidationError(
                 f"{path.name} keeps the weights of {tensor.name!r} in {entry.value!r}, which is missing"
             )

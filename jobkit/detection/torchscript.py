@@ -36,11 +36,12 @@ def preprocessing(img_size: tuple[int, int]) -> Preprocessing:
 
 
 def detector_spec(
-    detector: Detector, group: str, img_size: tuple[int, int], suppression: NonMaxSuppression | None
-) -> DetectorSpec:
-    """Return the interface of a detector for pictures of `img_size`, height and width."""
+    task: Literal["detect", "segment"], labels: list[str], group: str, img_size: tuple[int, int],
+    suppression: NonMaxSuppression | None,
+) -> DetectorSpec:  # fmt: skip
+    """Return the interface of a detector of the classes `labels` for pictures of `img_size`, height and width."""
     return DetectorSpec(
-        group=group, architecture=f"ultralytics {detector.task}", labels=detector.labels, task=detector.task,
+        group=group, architecture=f"ultralytics {task}", labels=labels, task=task,
         preprocessing=preprocessing(img_size), suppression=suppression,
     )  # fmt: skip
 

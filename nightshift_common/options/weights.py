@@ -75,6 +75,16 @@ class SourceOptions(SuppressionOptions):
             raise ValueError(f"family {self.family} needs {name}")
         return self
 
+    @property
+    def modules(self) -> list[str]:
+        """The modules of one's own that building the model takes."""
+        return [self.factory.partition(":")[0]] if self.factory else []
+
+    @property
+    def source(self) -> SourceOptions:
+        """These options alone, of a class that has more."""
+        return SourceOptions.model_validate(self.model_dump(include=set(SourceOptions.model_fields)))
+
 
 class ImportOptions(SourceOptions):
     """Weights that become an experiment: also their classes, how a picture is prepared, and what verifies them."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion_jobs import torch2onnx
-from conversion_jobs.export_onnx import export_module
+from conversion_jobs.onnx.export import export_module
 from conversion_jobs.onnx.graph import interface, read_graph
 from conversion_jobs.triton.repository_check import problems_of
 from jobkit.job import Context

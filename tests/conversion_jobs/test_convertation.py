@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from conversion_jobs import convert2trt
-from conversion_jobs.export_onnx import export_module
+from conversion_jobs.onnx.export import export_module
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.job import Context
 from tests.support.tiny_onnx import scaling_model

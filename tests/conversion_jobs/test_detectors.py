@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from conversion_jobs import export_onnx, predict
+from conversion_jobs import predict
 from conversion_jobs.detection.agreement import BoxAgreement
 from conversion_jobs.families.sources import load_torchscript
+from conversion_jobs.onnx.export import export
 from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.triton.model_config import parse
 from conversion_jobs.triton.served_model import Reference, ServedModel
@@ -160,7 +161,7 @@ def test_a_detector_whose_export_went_wrong_is_refused(
     changed = torch.jit.trace(model, torch.zeros(2, 3, 128, 160), check_trace=False)
     path = one.bottle.path(experiment.onnx)
     path.parent.mkdir(exist_ok=True)
-    export_onnx.export(changed, read_spec(one.bottle, experiment), path, 17, {"experiment": experiment.folder})
+    export(changed, read_spec(one.bottle, experiment), path, 17, {"experiment": experiment.folder})
     with pytest.raises(DataValidationError, match="boxes of both models are the same"):
         one.verify()
 

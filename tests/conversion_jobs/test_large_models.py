@@ -11,20 +11,20 @@ import pytest
 import timm
 import torch
 
-from conversion_jobs import verify_onnx
-from conversion_jobs.export_onnx import export_module
 from conversion_jobs.onnx import streamed_export
+from conversion_jobs.onnx.export import export, export_module
 from conversion_jobs.onnx.graph import read_graph
 from conversion_jobs.onnx.session import OnnxModel, largest_values
 from jobkit.errors import DataValidationError
+from jobkit.experiment import Experiment, read_spec
 from tests.conversion_jobs.conftest import Trained
+from tests.support.trained import make_model
 
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model counts as large."""
     monkeypatch.setattr(streamed_export, "LARGE", 0)
-    monkeypatch.setattr(verify_onnx, "LARGE", 0)
 
 
 def exported(path: Path) -> torch.nn.Module:
@@ -72,8 +72,12 @@ def test_weights_that_stay_in_the_file_are_found_by_what_runs_parts_of_the_graph
     assert apart == pytest.approx(whole, rel=1e-4)
 
 
-def test_a_large_model_is_verified_against_its_source_in_another_process(large: None, trained: Trained) -> None:
-    trained.export()
+def test_a_large_model_is_verified_from_where_its_weights_are(large: None, trained: Trained) -> None:
+    experiment = Experiment(trained.experiment)
+    spec = read_spec(trained.bottle, experiment)
+    path = trained.bottle.path(experiment.onnx)
+    path.parent.mkdir()
+    export(make_model(spec, 3), spec, path, 17, {"experiment": experiment.folder})
     assert all(verdict.passed for verdict in trained.verify().verdicts)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from conversion_jobs import export_onnx
+from conversion_jobs.onnx.export import export
 from conversion_jobs.verification.checks import Close, Cosine, Finite, Top1Agreement
 from conversion_jobs.verification.golden_inputs import choose
 from conversion_jobs.verify_onnx import fp16_risks
@@ -50,7 +50,7 @@ def replace_graph(trained: Trained, change: Callable[[nn.Module], nn.Module]) ->
     path = trained.bottle.path(experiment.onnx)
     path.parent.mkdir(exist_ok=True)
     model = change(make_model(spec, 3))
-    export_onnx.export(model, spec, path, 17, {"experiment": experiment.folder})
+    export(model, spec, path, 17, {"experiment": experiment.folder})
 
 
 class Around(nn.Module):

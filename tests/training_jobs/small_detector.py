@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from conversion_jobs.export_onnx import export
+from conversion_jobs.onnx.export import export
 from jobkit.bottle import FolderBottle
 from jobkit.detection.torchscript import preprocessing
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, NonMaxSuppression

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
+from jobkit.experiment import Experiment
 from jobkit.model_spec import SPEC_FILE, DetectorSpec, ModelSpec
 from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.unpack import open_archive
@@ -39,6 +40,8 @@ class Model(Generic[S]):
 def load_candidate(bottle: Bottle, experiment: str, kind: type[S]) -> Model[S]:
     """Return the model that an experiment made, run by PyTorch (on the GPU where there is one).
 
+    One that was imported is run by ONNX Runtime, as it was exported: its TorchScript is a program of a stranger.
+
     Args:
         bottle: where the experiment is.
         experiment: its folder, `models/<group>/<name>`.
@@ -50,7 +53,12 @@ def load_candidate(bottle: Bottle, experiment: str, kind: type[S]) -> Model[S]:
     import torch
 
     spec = _spec(bottle.read(f"{experiment}/{SPEC_FILE}"), f"{bottle}/{experiment}/{SPEC_FILE}", kind)
-    key = f"{experiment}/torchscripts/model.pt"
+    name, found = experiment.rsplit("/", 1)[-1], Experiment(experiment)
+    if found.is_imported:
+        if not bottle.exists(found.onnx):
+            raise DataValidationError(f"{bottle}/{experiment} was imported: it is evaluated once it is exported")
+        return Model(name, spec, _onnx(bottle.local(found.onnx), f"{bottle}/{found.onnx}"))
+    key = found.torchscript
     path = bottle.local(key)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -58,7 +66,7 @@ def load_candidate(bottle: Bottle, experiment: str, kind: type[S]) -> Model[S]:
     except RuntimeError as error:
         raise DataValidationError(f"{bottle}/{key} does not load: {error}") from error
 
-    return Model(experiment.rsplit("/", 1)[-1], spec, runner(module, device))
+    return Model(name, spec, runner(module, device))
 
 
 def runner(module: Any, device: torch.device) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
@@ -108,10 +116,12 @@ def _open_archive(archive: Path, name: str, version: str, kind: type[S]) -> Mode
             )
         spec = _spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {name}", kind)
         files.extractall(folder)  # the weights may lie beside the graph
-    return Model(version, spec, _onnx(folder / ONNX_FILE, f"{ONNX_FILE} of {name}"))
+    return Model(
+        version, spec, _onnx(folder / ONNX_FILE, f"{ONNX_FILE} of {name}", "; roll back, or promote another version")
+    )
 
 
-def _onnx(path: Path, name: str) -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def _onnx(path: Path, name: str, remedy: str = "") -> Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -119,7 +129,7 @@ def _onnx(path: Path, name: str) -> Callable[[NDArray[np.float32]], list[NDArray
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no public base class
-        raise DataValidationError(f"{name} does not load: {error}; roll back, or promote another version") from error
+        raise DataValidationError(f"{name} does not load: {error}{remedy}") from error
     entry = session.get_inputs()[0].name
 
     def outputs(inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Generator, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
@@ -64,6 +64,8 @@ class KubernetesSettings(BaseModel):
     """persistent volume claim for the bottle's cache, with locks and hard links; without one it ends with the job"""
     cache_gib: float = Field(50, gt=0)
     """how much of the bottle it keeps, GiB"""
+    sandbox: Literal["require", "best-effort"] = "require"
+    """require: weights are opened only where the node's kernel can hold what they do (docs/security.md)"""
 
 
 @cache
@@ -309,6 +311,7 @@ def job_object(name: str, spec: JobSpec, settings: KubernetesSettings) -> dict[s
         "NIGHTSHIFT_LOG_FORMAT": "json",
         "NIGHTSHIFT_CACHE": "/cache",
         "NIGHTSHIFT_CACHE_GIB": f"{settings.cache_gib:g}",
+        "NIGHTSHIFT_SANDBOX": settings.sandbox,
         "PYTHONUNBUFFERED": "1",
         "HOME": "/job",  # an empty volume hides the image's folders there
         "TMPDIR": "/tmp",  # noqa: S108 - in the container

@@ -25,6 +25,7 @@ def described(spec: JobSpec, image: str, gpus: tuple[str, ...], settings: Docker
         VARIABLE: spec.task_instance.to_json(),
         "NIGHTSHIFT_LOG_FORMAT": "json",
         "NIGHTSHIFT_CACHE_GIB": f"{settings.cache_gib:g}",
+        "NIGHTSHIFT_SANDBOX": settings.sandbox,
         "PYTHONUNBUFFERED": "1",
     }
     mounts = [Mount(JOB_DIR, None)]  # a volume of its own, removed with the container

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -31,6 +32,8 @@ class DockerSettings(BaseModel):
     """size of /dev/shm, which data loaders use"""
     cache_gib: float = Field(50, gt=0)
     """how much of a bottle in S3 the jobs of this host keep in /cache, which they share, GiB"""
+    sandbox: Literal["require", "best-effort"] = "require"
+    """require: weights are opened only where the host's kernel can hold what they do (docs/security.md)"""
     keep_seconds: int = Field(3600, ge=0)
     """an ended container is kept this long, for `docker logs` and `docker cp`"""
     gpus: tuple[str, ...] = ()

@@ -1,0 +1,61 @@
+"""Weights become TorchScript."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from conversion_jobs.families.sources import load_source
+from jobkit.model_spec import Output
+from nightshift_common.options.training import DetectorTask
+from nightshift_common.options.weights import SourceOptions
+
+SCRIPT = "model.pt"
+
+
+class Imported(BaseModel):
+    """A model float32 [N, *shape] -> `output`; `given` is the shape of what it gives for two inputs."""
+
+    shape: tuple[int, ...]
+    output: Output
+    given: tuple[int, ...]
+
+
+class ImportedDetector(BaseModel):
+    """What a detector's checkpoint holds: the task, and the class of each score."""
+
+    task: DetectorTask
+    labels: list[str]
+
+
+def import_source(work: Path, weights: Path, options: SourceOptions) -> Imported:
+    """Write the model in `weights` to `work` as TorchScript.
+
+    Raises:
+        DataValidationError, ConfigurationError: see `load_source`.
+    """
+    import torch
+
+    source = load_source(weights, options)
+    module, example = source.module, torch.zeros(2, *source.shape)
+    with torch.inference_mode():
+        given = tuple(module(example).shape)
+    if not isinstance(module, torch.jit.ScriptModule):
+        module = torch.jit.trace(module, example, check_trace=False)
+    torch.jit.save(module, str(work / SCRIPT))
+    return Imported(shape=source.shape, output=source.output, given=given)
+
+
+def import_detector(work: Path, weights: Path, img_size: tuple[int, int]) -> ImportedDetector:
+    """Write the Ultralytics detector in `weights` to `work` as TorchScript, for pictures of `img_size` (height, width).
+
+    Raises:
+        DataValidationError, ConfigurationError: see `load_detector`.
+    """
+    from jobkit.detection.torchscript import traced
+    from jobkit.detection.ultralytics_weights import load_detector
+
+    detector = load_detector(weights, img_size)
+    traced(detector, img_size).save(str(work / SCRIPT))
+    return ImportedDetector(task=detector.task, labels=detector.labels)
