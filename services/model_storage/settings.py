@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.model_storage.repository.signatures import Policy, Signatures
+
 Scope = Literal["read", "publish", "promote"]
 
 
@@ -41,6 +43,16 @@ class Settings(BaseSettings):
     auth: Literal["on", "off"] = Field("on", description="off: everyone may do everything; on a loopback host only")
     host: str = "127.0.0.1"
     port: int = Field(8300, gt=0, lt=65536)
+    signatures: Policy = Field(
+        "warn",
+        description="what happens to packages without a signature. off: signatures are not looked at; warn: they are "
+        "taken, and the log says so; require: they are refused. Unless off, a signature that is there must hold",
+    )
+    public_keys: str = Field(
+        "",
+        description="public keys whose signatures are trusted: PEM texts one after another, or without their first and "
+        "last lines, each in one line, separated by commas",
+    )
     max_upload_bytes: int = Field(32 << 30, gt=0, description="size of one uploaded archive")
     max_unpacked_bytes: int = Field(64 << 30, gt=0, description="size of what is in one archive")
     watch_seconds: float = Field(
@@ -63,6 +75,11 @@ class Settings(BaseSettings):
                 f"MODEL_STORAGE_TRITON_KEY_FILE={self.triton_key_file!r} must name one file for each address of "
                 f"MODEL_STORAGE_TRITON_GRPC={self.triton_grpc!r}"
             )
+        try:
+            Signatures(self.signatures, self.public_keys)
+        except ValueError as error:
+            where = f"MODEL_STORAGE_PUBLIC_KEYS, with MODEL_STORAGE_SIGNATURES={self.signatures}"
+            raise ValueError(f"{where}: {error}") from error
         if any(len(token) < 16 for token in self.tokens):
             raise ValueError("MODEL_STORAGE_TOKENS has a token of less than 16 characters: it could be guessed")
         return self

@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS model_storage.promotions (
     promoted_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS share real;
+ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS signed_by text;
 ALTER TABLE model_storage.promotions DROP CONSTRAINT IF EXISTS promotions_action_check;
 CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (model, id DESC);
 """
@@ -81,6 +82,8 @@ class Promotion(BaseModel):
     actor: str | None
     promoted_at: datetime
     share: float | None = None
+    signed_by: str | None = None
+    """Fingerprint of the key that had signed the version; None where it was not signed, and of earlier releases."""
 
 
 class History:
@@ -230,15 +233,16 @@ class Change:
         target: str | None,
         note: Note,
         share: float | None = None,
+        signed_by: str | None = None,
     ) -> Promotion:
         """Write the row of this change, commit it, and return it."""
         previous = self.champion.version if self.champion else None
         values: list[str | float | None] = [self._model, action, version, number, target, previous]
-        values += [note.run_id, note.snapshot_id, note.reason, note.actor, share]
+        values += [note.run_id, note.snapshot_id, note.reason, note.actor, share, signed_by]
         self._cursor.execute(
             "INSERT INTO model_storage.promotions (model, action, version, triton_version, target, previous_version, "
-            "run_id, snapshot_id, reason, actor, share) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
-            "RETURNING *",
+            "run_id, snapshot_id, reason, actor, share, signed_by) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
             values,
         )
         row = Promotion.model_validate(dict(self._cursor.fetchone() or {}))
