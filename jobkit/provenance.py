@@ -23,16 +23,23 @@ def provenance(environment: str, *libraries: str) -> dict[str, Any]:
     """
     import torch
 
-    lock = ROOT / "requirements" / f"{environment}.txt"
     return {
-        "commit": os.environ.get("NIGHTSHIFT_COMMIT") or _commit(),
-        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+        **code(environment),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in (*LIBRARIES, *libraries)},
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"cpu, {torch.get_num_threads()} threads",
+    }
+
+
+def code(environment: str) -> dict[str, str | None]:
+    """Return what runs: `commit` and, of the locked requirements, `lock_sha256`; None where they are not known."""
+    lock = ROOT / "requirements" / f"{environment}.txt"
+    return {
+        "commit": os.environ.get("NIGHTSHIFT_COMMIT") or _commit(),
+        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
     }
 
 

@@ -12,44 +12,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import signing
 
 from tests.services.model_storage.support import zip_of
+from tests.support.signing_keys import Key
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 SIGNATURE = "model.sig"
 Files = dict[str, bytes]
 
 
-class Key:
-    """A key pair in two files of a folder."""
-
-    def __init__(self, folder: Path, curve: ec.EllipticCurve | None = None) -> None:
-        folder.mkdir(parents=True)
-        key = ec.generate_private_key(curve or ec.SECP256R1())
-        self.private, self.public = folder / "private.pem", folder / "public.pem"
-        pem = serialization.Encoding.PEM
-        pkcs8, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        self.private.write_bytes(key.private_bytes(pem, pkcs8, no_password))
-        self.public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-
-    @property
-    def one_line(self) -> str:
-        """The public key without the first and last line of its PEM text."""
-        return "".join(self.public.read_text().splitlines()[1:-1])
-
-    def sign(self, files: Files, model: str, folder: Path) -> Files:
-        """Return `files` and their signature."""
-        package = folder / model
-        package.mkdir(parents=True)
-        for name, content in files.items():
-            (package / name).write_bytes(content)
-        signature = folder / SIGNATURE
-        config = signing.Config().use_elliptic_key_signer(private_key=self.private)
-        config.sign(package, signature)
-        return files | {SIGNATURE: signature.read_bytes()}
+def sign(key: Key, files: Files, model: str, folder: Path) -> Files:
+    """Return `files` and their signature by `key`."""
+    package = folder / model
+    package.mkdir(parents=True)
+    for name, content in files.items():
+        (package / name).write_bytes(content)
+    signature = folder / SIGNATURE
+    config = signing.Config().use_elliptic_key_signer(private_key=key.private)
+    config.sign(package, signature)
+    return files | {SIGNATURE: signature.read_bytes()}
 
 
 def package(model: str, scale: float) -> Files:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from local.triton import TritonServer
 from services.model_storage.repository.signatures import Signatures
 from services.model_storage.settings import Settings
-from tests.services.model_storage.signing import SIGNATURE, Files, Key, meaning, mutants, package
+from tests.services.model_storage.signing import SIGNATURE, Files, meaning, mutants, package, sign
 from tests.services.model_storage.support import (
     Database,
     Storage,
@@ -29,6 +29,7 @@ from tests.services.model_storage.support import (
     wait_for,
     zip_of,
 )
+from tests.support.signing_keys import Key
 
 MUTANTS = 200
 
@@ -68,7 +69,7 @@ def signed_only(triton: TritonServer, url: str, *keys: Key) -> Settings:
 
 
 def signed(key: Key, model: str, scale: float, folder: Path, signed_as: str = "") -> Files:
-    return key.sign(package(model, scale), signed_as or model, folder / f"{model}-{scale}-{signed_as}")
+    return sign(key, package(model, scale), signed_as or model, folder / f"{model}-{scale}-{signed_as}")
 
 
 def in_triton(storage: Storage, model: str) -> list[int]:
@@ -80,7 +81,7 @@ def test_of_200_mutated_packages_none_is_published_or_served_and_the_true_one_is
 ) -> None:
     true = signed(key, model, 2.0, tmp_path)
     others = (
-        Key(tmp_path / "other_key").sign(package(model, 2.0), model, tmp_path / "by_another_key"),
+        sign(Key(tmp_path / "other_key"), package(model, 2.0), model, tmp_path / "by_another_key"),
         signed(key, "another", 3.0, tmp_path),
         signed(key, model, 5.0, tmp_path),
     )
@@ -253,7 +254,7 @@ def test_what_was_in_production_before_signatures_were_asked_for_stays_and_nothi
         assert refused.status_code == 400 and "is not signed" in refused.text
         again = {**package(model, 3.0), "config.pbtxt": model_config_of(model)}
         files = {"model.onnx": again["model.onnx"], "meta.json": meta_of(3.0), "config.pbtxt": again["config.pbtxt"]}
-        assert strict.upload(model, zip_of(key.sign(files, model, tmp_path / "again"))).json() == {"version": "0.0.3"}
+        assert strict.upload(model, zip_of(sign(key, files, model, tmp_path / "again"))).json() == {"version": "0.0.3"}
         assert strict.promote(model, "0.0.3").status_code == 200
         assert strict.client.post(f"/models/{model}/rollback", json={}).json()["version"] == "0.0.1"
         assert strict.scale_served(model) == 2.0
@@ -314,7 +315,7 @@ def test_the_same_files_signed_again_are_the_same_version(
 ) -> None:
     for number in (1, 2):
         files = package(model, 2.0) | {"provenance.json": json.dumps({"attempt": number}).encode()}
-        answer = strict.upload(model, zip_of(key.sign(files, model, tmp_path / str(number)))).json()
+        answer = strict.upload(model, zip_of(sign(key, files, model, tmp_path / str(number)))).json()
         assert (answer["version"], answer.get("already_published", False)) == ("0.0.1", number == 2)
     assert strict.client.get(f"/models/{model}/versions/0.0.1").json()["provenance"] == {"attempt": 1}
 
