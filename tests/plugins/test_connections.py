@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nightshift.connections import JobEnvironment, resolve
+from nightshift.errors import JobConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,11 @@ def test_an_address_with_a_password_is_a_secret(url: str, is_secret: bool, monke
     assert (environment.secrets if is_secret else environment.variables)["MLFLOW_TRACKING_URI"] == url
     assert environment.masked() == (["pl4nted", "pl4nted"] if is_secret else [])
     assert "pl4nted" not in json.dumps(environment.variables)  # they stand in the job's job.json
+
+
+def test_the_key_that_signs_packages_is_a_secret_and_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(["signing"]) == JobEnvironment()
+    with pytest.raises(JobConfigurationError, match="nightshift_storage is not defined"):
+        resolve(["signing", "storage"])
+    monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_SIGNING", json.dumps({"conn_type": "generic", "password": "a\nkey"}))
+    assert resolve(["signing"]) == JobEnvironment(secrets={"NIGHTSHIFT_SIGNING_KEY": "a\nkey"})
