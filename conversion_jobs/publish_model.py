@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Literal
 from zipfile import ZipFile
 
 from pydantic import Field
 
 from conversion_jobs.publishing.mlflow_registry import register
+from conversion_jobs.publishing.release_provenance import Release, statement
+from conversion_jobs.publishing.signature import sign_archive
 from conversion_jobs.tensorrt.version import TEST_DOUBLE
-from jobkit import job
+from jobkit import job, settings
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
-from jobkit.model_storage import ModelStorage, Published
+from jobkit.model_storage import ARCHIVE, ModelStorage, Published
 from jobkit.paths import checked_name
 from jobkit.tracking import server_errors
+from jobkit.unpack import open_archive
+from nightshift_common.archive import CHUNK
 from nightshift_common.options.conversion import ModelOptions, Target
 
 logger = logging.getLogger("conversion_jobs.publish_model")
 
 
 class Arguments(job.Arguments, ModelOptions):
-    """Upload a package to the model storage, which gives it the next semantic version."""
+    """Upload a package to the model storage, which gives it the next semantic version.
+
+    With a key in `NIGHTSHIFT_SIGNING_KEY` the package is signed, and in it `provenance.json`: where it comes from.
+    """
 
     archive: str = Field(description="the package's key in the bottle")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the package")
     target: Target = Field("onnx", description="what the package holds")
     experiment: str = Field(description="what was packaged: models/<group>/<experiment>")
     snapshot_id: str | None = Field(None, description="what it was trained on or verified with; none for a head")
+    record: str | None = Field(None, description="for tensorrt: the plan's record in the bottle, from build_plan")
+    evaluation: str | None = Field(None, description="the evaluation that the gate judged: key in the bottle")
+    decision: Literal["promote", "reject"] | None = Field(None, description="the gate's")
+    reasons: list[str] = Field([], description="the gate's, a sentence a rule")
 
 
 class Result(job.Result):
@@ -40,10 +53,11 @@ class Result(job.Result):
     version: str
     triton_version: int
     already_published: bool
+    signed: bool = Field(description="whether the package was signed")
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
-    """Check the package, upload it, register the version."""
+    """Check the package, sign it where there is a key, upload it, register the version."""
     model = checked_name(arguments.model_name, "model name")
     experiment = Experiment(arguments.experiment)
     archive = context.bottle.local(arguments.archive)
@@ -52,8 +66,13 @@ def run(arguments: Arguments, context: job.Context) -> Result:
             f"{arguments.archive} is {actual}, not {arguments.sha256}: another run has packaged over it; package again"
         )
     refuse_test_double(archive)
-    with ModelStorage() as storage:
-        published = storage.upload(model, archive, arguments.sha256)
+    key = settings.optional(settings.SIGNING_KEY)
+    if key is None:
+        logger.warning("the package is not signed: there is no %s", settings.SIGNING_KEY)
+    with tempfile.TemporaryDirectory(prefix="nightshift-publish-") as scratch, ModelStorage() as storage:
+        upload = archive if key is None else signed(archive, Path(scratch), key, model, context, arguments)
+        sha256 = sha256_of(upload)
+        published = storage.upload(model, upload, sha256)
         if published.target != arguments.target:
             raise DataValidationError(
                 f"{arguments.archive} holds a model for {published.target}, not for {arguments.target}"
@@ -61,11 +80,12 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         known = " already" if published.already_published else ""
         logger.info("%s is%s version %s of %s", arguments.archive, known, published.version, model)
         if context.is_tracked:
-            track(context, storage, model, published, experiment, arguments)
+            track(context, storage, model, published, experiment, arguments, sha256)
     return Result(
         version=published.version,
         triton_version=published.triton_version,
         already_published=published.already_published,
+        signed=key is not None,
     )
 
 
@@ -82,6 +102,33 @@ def refuse_test_double(archive: Path) -> None:
             )
 
 
+def signed(archive: Path, folder: Path, key: str, model: str, context: job.Context, arguments: Arguments) -> Path:
+    """Return the package in `folder`, signed, with where it comes from."""
+    runs = {}
+    if context.is_tracked:
+        tracking = context.tracking
+        runs = {"publish": tracking.run_id} | ({"night": tracking.parent_id} if tracking.parent_id else {})
+    name, digest = model_file(archive)
+    known = arguments.model_dump(include=set(Release.model_fields) - {"sha256"})
+    release = Release(model=model, model_file=name, sha256=digest, **known)
+    target = folder / "signed.zip"
+    sign_archive(archive, target, model, key, statement(context.bottle, release, context.task_instance, runs))
+    return target
+
+
+def model_file(archive: Path) -> tuple[str, str]:
+    """Return name and SHA-256 of the model in a package."""
+    with open_archive(archive, ARCHIVE, archive.name) as found:
+        names = [name for name in found.namelist() if name in ("model.onnx", "model.plan")]
+        if len(names) != 1:
+            raise DataValidationError(f"{archive.name} must hold one model.onnx or model.plan, not {names}")
+        digest = hashlib.sha256()
+        with found.open(names[0]) as source:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+        return names[0], digest.hexdigest()
+
+
 def track(
     context: job.Context,
     storage: ModelStorage,
@@ -89,6 +136,7 @@ def track(
     published: Published,
     experiment: Experiment,
     arguments: Arguments,
+    sha256: str,
 ) -> None:
     """Register the version in MLflow, with what it was made from and where its archive is.
 
@@ -99,7 +147,7 @@ def track(
         "snapshot_id": arguments.snapshot_id or "",
         "experiment": experiment.folder,
         "target": arguments.target,
-        "sha256": arguments.sha256,
+        "sha256": sha256,
         "archive": storage.address(model, published.version),
     }
     tracking = context.tracking

@@ -37,7 +37,7 @@ from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Pipeline
 from nightshift.pipelines.bundle import pipeline_file
 from nightshift.pipelines.files import load_pipeline
 from nightshift.steps import Step, task
-from nightshift.task_templates import TASK_STATES, output_if_any, output_of, stopped_by
+from nightshift.task_templates import TASK_STATES, output_as_json, output_if_any, output_of, stopped_by
 from nightshift_common.options.conversion import MAX_PLAN_SAMPLES, Target
 
 FINGERPRINT = "{{ fingerprint(params) }}"
@@ -141,8 +141,11 @@ def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, J
             "model_name": publish.model_name, "archive": output_of(packaged.task_id, "archive"),
             "sha256": output_of(packaged.task_id, "sha256"), "target": target,
             "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
+            "record": output_of("build_plan", "record") if target == "tensorrt" else None,
+            "evaluation": output_of("evaluate", "report"), "decision": output_of("gate", "decision"),
+            "reasons": output_as_json("gate", "reasons"),
         },
-        connections=("bottle", "mlflow", "storage_publish"),
+        connections=("bottle", "mlflow", "storage_publish", "signing"),
     )  # fmt: skip
     return packaged, task(f"publish_model{suffix}", upload, only_if_param="publish")
 

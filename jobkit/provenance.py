@@ -25,8 +25,7 @@ def provenance(environment: str, *libraries: str) -> dict[str, Any]:
     import torch
 
     return {
-        "commit": commit(),
-        "lock_sha256": lock_sha256(environment),
+        **code(environment),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in (*LIBRARIES, *libraries)},
         "cuda": torch.version.cuda,
@@ -40,6 +39,11 @@ def provenance(environment: str, *libraries: str) -> dict[str, Any]:
 def environment_of_process() -> str:
     """Return the name of the environment that this process runs in: the folder that `local/bootstrap.py` made."""
     return Path(sys.prefix).name
+
+
+def code(environment: str) -> dict[str, str | None]:
+    """Return what runs: `commit` and, of the locked requirements, `lock_sha256`; None where they are not known."""
+    return {"commit": commit(), "lock_sha256": lock_sha256(environment)}
 
 
 def lock_sha256(environment: str) -> str | None:

@@ -17,6 +17,7 @@ COLLECT_LOGIN = "NIGHTSHIFT_COLLECT_LOGIN"
 COLLECT_PASSWORD = "NIGHTSHIFT_COLLECT_PASSWORD"  # noqa: S105 - the variable's name, not a password
 STORAGE_URL = "NIGHTSHIFT_STORAGE_URL"
 STORAGE_TOKEN = "NIGHTSHIFT_STORAGE_TOKEN"  # noqa: S105
+SIGNING_KEY = "NIGHTSHIFT_SIGNING_KEY"
 TRITON_URL = "NIGHTSHIFT_TRITON_URL"
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 CACHE_GIB = "NIGHTSHIFT_CACHE_GIB"
@@ -31,6 +32,7 @@ PURPOSE = {
     COLLECT_PASSWORD: "password for the collect API",
     STORAGE_URL: "base address of the model storage, say http://model-storage:8300",
     STORAGE_TOKEN: "bearer token for the model storage",
+    SIGNING_KEY: "private key that signs packages, EC on P-256 (PKCS#8): a PEM text, or its base64 in one line",
     TRITON_URL: "Triton's HTTP address, host:port",
     MLFLOW_URI: "address of the MLflow server",
     SANDBOX: "require: weights are opened only where the kernel can hold what they do; best-effort (default): always",

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from local.settings import HOST, ROOT, LocalStackError, Settings
+from local.signing import private_key
 from nightshift_common.pools import pools
 from nightshift_common.storage_tokens import OPERATOR, TOKENS
 
@@ -108,6 +109,7 @@ def connections(settings: Settings) -> dict[str, str]:
             if token != OPERATOR
         },
         "triton": {"conn_type": "generic", "extra": {"url": f"{HOST}:{settings.port('triton')}"}},
+        "signing": {"conn_type": "generic", "password": private_key(settings).read_text()},
     }
     return {f"AIRFLOW_CONN_NIGHTSHIFT_{name.upper()}": json.dumps(value) for name, value in values.items()}
 

@@ -14,6 +14,7 @@ import httpx
 
 from local import airflow, postgres
 from local.settings import HOST, ROOT, LocalStackError, Settings
+from local.signing import public_key
 from local.triton import TritonServer
 from nightshift_common.storage_tokens import TOKENS
 
@@ -150,6 +151,8 @@ def _model_storage(settings: Settings) -> Component:
             "MODEL_STORAGE_TRITON_KEY_FILE": str(triton_server(settings).key_file),
             "MODEL_STORAGE_MLFLOW_URL": settings.url("mlflow"),
             "MODEL_STORAGE_TOKENS": json.dumps(tokens),
+            "MODEL_STORAGE_SIGNATURES": os.environ.get("MODEL_STORAGE_SIGNATURES") or "require",
+            "MODEL_STORAGE_PUBLIC_KEYS": public_key(settings).read_text(),
             "MODEL_STORAGE_HOST": HOST,
             "MODEL_STORAGE_PORT": str(settings.port("model_storage")),
         },

@@ -105,14 +105,20 @@ class ModelStorageClient:
         """Return the address of a version's archive."""
         return f"{self.url}{_path(model, version)}/archive"
 
-    def download(self, model: str, version: str, target: Path, received: Count | None = None) -> None:
-        """Write a version to `target` as a flat zip; the file is there completely or not at all."""
+    def download(
+        self, model: str, version: str, target: Path, received: Count | None = None, as_signed: bool = False
+    ) -> None:
+        """Write a version to `target` as a flat zip; the file is there completely or not at all.
+
+        With `as_signed`, of a signed version: its files as they were when they were signed.
+        """
         partial = target.with_name(f".{target.name}.part")
         path = f"{_path(model, version)}/archive"
+        params = {"as_signed": "true"} if as_signed else {}
         try:
             with (
                 self._answering("GET", path),
-                self._client.stream("GET", path, follow_redirects=True) as reply,
+                self._client.stream("GET", path, params=params, follow_redirects=True) as reply,
                 partial.open("wb") as output,
             ):
                 if not reply.is_success:

@@ -51,7 +51,9 @@ VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
     ],
     **{f"storage_{token}": STORAGE for token in TOKENS if token != OPERATOR},
     "triton": [("NIGHTSHIFT_TRITON_URL", "extra.url", False)],
+    "signing": [("NIGHTSHIFT_SIGNING_KEY", "password", True)],
 }
+OPTIONAL = frozenset({"signing"})  # without it a job does without its variables
 
 
 def resolve(names: list[str]) -> JobEnvironment:
@@ -65,7 +67,12 @@ def resolve(names: list[str]) -> JobEnvironment:
     """
     environment = JobEnvironment()
     for name in names:
-        connection = _connection(f"nightshift_{name}")
+        try:
+            connection = _connection(f"nightshift_{name}")
+        except JobConfigurationError:
+            if name in OPTIONAL:
+                continue
+            raise
         extra = connection.extra_dejson
         for variable, place, secret in VARIABLES[name]:
             key = place.removesuffix("?")

@@ -16,6 +16,11 @@ def output_of(task_id: str, field: str) -> str:
     return f"{{{{ ti.xcom_pull('{task_id}')['{field}'] }}}}"
 
 
+def output_as_json(task_id: str, field: str) -> str:
+    """Return a template of one field, a list or an object, of what a task returned, as JSON."""
+    return f"{{{{ ti.xcom_pull('{task_id}')['{field}'] | tojson }}}}"
+
+
 def output_if_any(task_id: str, field: str) -> str:
     """Return a template of one field, a string, of what a task returned; empty where the task did not run."""
     return f"{{{{ (ti.xcom_pull('{task_id}') or {{}}).get('{field}') or '' }}}}"

@@ -64,7 +64,7 @@ def get(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     target: Path = options.output or Path(f"{options.model}-{version}.zip")
     total = sum(file["size"] for file in client.version(options.model, version)["files"].values())
     with _progress("download", total) as bar:
-        client.download(options.model, version, target, bar)
+        client.download(options.model, version, target, bar, options.as_signed)
     return {"file": str(target), "version": version}
 
 
@@ -115,7 +115,7 @@ def _show_versions(answer: list[Any]) -> None:
     if not answer or isinstance(answer[0], str):
         console.print("\n".join(answer) or "no models yet", markup=False)
         return
-    _show_table(answer, ("version", "triton_version", "target", "created_at", "published_by", "sha256"))
+    _show_table(answer, ("version", "triton_version", "target", "created_at", "published_by", "signed_by", "sha256"))
 
 
 def _show_stages(answer: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def _show_history(answer: list[dict[str, Any]]) -> None:
 def _show_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     table = Table(*columns)
     for row in rows:
-        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+        table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
     console.print(table)
 
 
@@ -158,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("model")
     added.add_argument("version", nargs="?", help="default: the one in production")
     added.add_argument("--output", type=Path, help="default: <model>-<version>.zip")
+    added.add_argument("--as_signed", action="store_true", help="the files as they were signed: docs/security.md")
     added = command("promote", promote, _show_one, "bring a version into production")
     added.add_argument("model")
     added.add_argument("version")

@@ -21,6 +21,10 @@ class TooLong(Refused):
     status = 413
 
 
+class NotTrusted(Refused):
+    """A package is not signed by who may, or is no longer what was signed."""
+
+
 class NotFound(StorageError):
     """There is no such model or version."""
 

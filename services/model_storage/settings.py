@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nightshift_common.names import NAME_RULE, is_name
 from nightshift_common.storage_tokens import Scope
+from services.model_storage.repository.signatures import Policy, Signatures
 
 MIN_TOKEN = 16
 _EXAMPLE = '{"evaluate": {"token": "<at least 16 characters>", "scopes": ["read"]}}'
@@ -71,6 +72,16 @@ class Settings(BaseSettings):
     auth: Literal["on", "off"] = Field("on", description="off: everyone may do everything; on a loopback host only")
     host: str = "127.0.0.1"
     port: int = Field(8300, gt=0, lt=65536)
+    signatures: Policy = Field(
+        "warn",
+        description="what happens to packages without a signature. off: signatures are not looked at; warn: they are "
+        "taken, and the log says so; require: they are refused. Unless off, a signature that is there must hold",
+    )
+    public_keys: str = Field(
+        "",
+        description="public keys whose signatures are trusted: PEM texts one after another, or without their first and "
+        "last lines, each in one line, separated by commas",
+    )
     max_upload_bytes: int = Field(32 << 30, gt=0, description="size of one uploaded archive")
     max_unpacked_bytes: int = Field(64 << 30, gt=0, description="size of what is in one archive")
     watch_seconds: float = Field(
@@ -107,6 +118,11 @@ class Settings(BaseSettings):
             )
         if len({token.sha256 for token in self.tokens.values()}) < len(self.tokens):
             raise ValueError("MODEL_STORAGE_TOKENS has one token under two names: who used it could not be told")
+        try:
+            Signatures(self.signatures, self.public_keys)
+        except ValueError as error:
+            where = f"MODEL_STORAGE_PUBLIC_KEYS, with MODEL_STORAGE_SIGNATURES={self.signatures}"
+            raise ValueError(f"{where}: {error}") from error
         return self
 
     def triton_servers(self) -> list[tuple[str, Path | None]]:

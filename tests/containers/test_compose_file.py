@@ -155,6 +155,18 @@ def test_the_superuser_s_password_is_given_to_the_server_and_the_maker_of_roles_
     assert set(re.findall(r"postgresql(?:\+psycopg2)?://(\w+):", urls)) == set(DATABASES)
 
 
+def test_the_key_that_signs_packages_is_the_api_server_s_alone_and_the_storage_takes_signed_ones_only(
+    settings: Path,
+) -> None:
+    key = dict(line.split("=", 1) for line in settings.read_text().splitlines() if "=" in line)["SIGNING_KEY"]
+    found = services(settings, *PROFILES)
+    assert {name for name, service in found.items() if key in json.dumps(service)} == {"api-server"}
+    environment = found["model-storage"]["environment"]
+    assert environment["MODEL_STORAGE_SIGNATURES"] == "require" and environment["MODEL_STORAGE_PUBLIC_KEYS"]
+    connection = json.loads(found["api-server"]["environment"]["AIRFLOW_CONN_NIGHTSHIFT_SIGNING"])
+    assert connection["password"] == key
+
+
 def test_triton_s_key_is_shared_with_the_model_storage_alone_and_each_start_makes_another(
     settings: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import stat
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
 from tests.containers.cluster import ROOT
 
@@ -50,6 +52,21 @@ def test_every_secret_is_generated_kept_and_its_owner_s_alone(tmp_path: Path, en
     after = values(first)
     assert {name: after[name] for name in kept} == kept and after["MY_OWN"] == "kept"
     assert after["MLFLOW_PASSWORD"] not in ("", before["MLFLOW_PASSWORD"])
+
+
+def test_the_key_that_signs_packages_fits_the_one_that_is_trusted_and_a_worker_s_host_has_neither(
+    tmp_path: Path, engine_socket: Path
+) -> None:
+    assert make(tmp_path / "env", engine=engine_socket).returncode == 0
+    found = values(tmp_path / "env")
+    private = load_der_private_key(base64.b64decode(found["SIGNING_KEY"], validate=True), None)
+    public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert base64.b64decode(found["SIGNING_PUBLIC_KEYS"], validate=True) == public
+    assert private.public_key().curve.name == "secp256r1"
+    assert make(tmp_path / "env", engine=engine_socket).returncode == 0
+    assert values(tmp_path / "env") == found
+    make(tmp_path / "worker", "--worker", "10.0.0.5", engine=engine_socket)
+    assert not [name for name in values(tmp_path / "worker") if "SIGNING" in name]
 
 
 def test_a_worker_s_host_gets_only_what_it_needs_and_is_told_what_to_copy(tmp_path: Path, engine_socket: Path) -> None:

@@ -17,6 +17,7 @@ from jobkit.bottle import FolderBottle
 from jobkit.experiment import Experiment
 from jobkit.job import Context
 from tests.conversion_jobs.serving import TOKEN, Serving, serving
+from tests.support.signing_keys import Key
 from tests.support.trained import EXPERIMENT, make_bottle
 
 
@@ -41,10 +42,10 @@ class Trained:
         return package_model.run(arguments, self.context)
 
     def publish(self, model_name: str = "digits", **options: object) -> publish_model.Result:
-        package = self.package(model_name, **options)
+        package = self.package(model_name)
         arguments = publish_model.Arguments(
             model_name=model_name, archive=package.archive, sha256=package.sha256, experiment=self.experiment,
-            snapshot_id=self.snapshot_id,
+            snapshot_id=self.snapshot_id, **options,
         )  # fmt: skip
         return publish_model.run(arguments, self.context)
 
@@ -94,17 +95,25 @@ def verified(exported_template: tuple[Path, str], tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture(scope="session")
-def serving_process(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(tmp_path_factory.mktemp("serving"), postgres_url) as running:
+def signing_key(tmp_path_factory: pytest.TempPathFactory) -> Key:
+    """The key that publishing signs with, and the storage trusts."""
+    return Key(tmp_path_factory.mktemp("keys") / "signing")
+
+
+@pytest.fixture(scope="session")
+def serving_process(postgres_url: str, signing_key: Key, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    signatures = {"MODEL_STORAGE_SIGNATURES": "require", "MODEL_STORAGE_PUBLIC_KEYS": signing_key.one_line}
+    with serving(tmp_path_factory.mktemp("serving"), postgres_url, **signatures) as running:
         yield running
 
 
 @pytest.fixture
-def served(serving_process: Serving, monkeypatch: pytest.MonkeyPatch) -> Serving:
+def served(serving_process: Serving, signing_key: Key, monkeypatch: pytest.MonkeyPatch) -> Serving:
     """Triton and the model storage, named by the environment; tests share them and use model names of their own."""
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_URL", serving_process.url)
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_TOKEN", TOKEN)
     monkeypatch.setenv("NIGHTSHIFT_TRITON_URL", serving_process.triton.http)
+    monkeypatch.setenv("NIGHTSHIFT_SIGNING_KEY", signing_key.private.read_text())
     return serving_process
 
 

@@ -47,8 +47,8 @@ def known_tokens() -> dict[str, dict[str, object]]:
 
 
 @contextmanager
-def serving(folder: Path, postgres_url: str) -> Iterator[Serving]:
-    """Start both; the storage's history is in a database of its own."""
+def serving(folder: Path, postgres_url: str, **settings: str) -> Iterator[Serving]:
+    """Start both; the storage's history is in a database of its own. `settings` are further ones of the storage."""
     import psycopg2
 
     database = f"storage_{uuid.uuid4().hex[:12]}"
@@ -67,6 +67,7 @@ def serving(folder: Path, postgres_url: str) -> Iterator[Serving]:
         "MODEL_STORAGE_TRITON_KEY_FILE": str(triton.key_file),
         "MODEL_STORAGE_TOKENS": json.dumps(known_tokens()),
         "MODEL_STORAGE_PORT": str(port),
+        **settings,
     }
     command = [str(SERVICES / "python"), "-m", "services.model_storage"]
     url = f"http://127.0.0.1:{port}"

@@ -12,6 +12,7 @@ import pytest
 
 from conversion_jobs import deploy_model
 from conversion_jobs.publishing.package_archive import write_archive
+from conversion_jobs.publishing.signature import sign_archive
 from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit.bottle import FolderBottle
 from jobkit.errors import DataValidationError, TransientError
@@ -22,6 +23,7 @@ from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import TOKEN, Serving
 from tests.conversion_jobs.test_publish_model import another_model
 from tests.support.servers import free_port
+from tests.support.signing_keys import Key
 
 
 def serves(trained: Trained, model: str) -> bool:
@@ -83,7 +85,7 @@ def test_a_version_whose_answers_are_not_those_that_were_verified_never_serves(
 
 
 def test_a_version_that_triton_refuses_never_serves_and_the_error_is_tritons(
-    verified: Trained, served: Serving, model: str, tmp_path: Path
+    verified: Trained, served: Serving, model: str, tmp_path: Path, signing_key: Key
 ) -> None:
     verified.deploy(verified.publish(model).version, model)
     files = {"model.onnx": tmp_path / "model.onnx", "config.pbtxt": tmp_path / "config.pbtxt"}
@@ -91,7 +93,9 @@ def test_a_version_that_triton_refuses_never_serves_and_the_error_is_tritons(
         files["model.onnx"].write_bytes(package.read("model.onnx"))
         text = package.read("config.pbtxt").decode().replace('"logits"', '"scores"').replace("labels.txt", "")
         files["config.pbtxt"].write_text(text)
-    write_archive(tmp_path / "bad.zip", files)
+    write_archive(tmp_path / "unsigned.zip", files)
+    key = signing_key.private.read_text()
+    sign_archive(tmp_path / "unsigned.zip", tmp_path / "bad.zip", model, key, None)
     ModelStorage().upload(model, tmp_path / "bad.zip", sha256_of(tmp_path / "bad.zip"))
     with pytest.raises(DataValidationError, match=r"output 'scores' is not in the model; it has: .'logits'"):
         verified.deploy("0.0.2", model)

@@ -49,3 +49,11 @@ def test_of_the_storage_s_tokens_a_job_gets_the_one_of_its_kind(monkeypatch: pyt
 def test_a_token_that_airflow_does_not_have_is_asked_for_by_its_connection() -> None:
     with pytest.raises(JobConfigurationError, match="connection nightshift_storage_deploy is not defined"):
         resolve(["storage_deploy"])
+
+
+def test_the_key_that_signs_packages_is_a_secret_and_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(["signing"]) == JobEnvironment()
+    with pytest.raises(JobConfigurationError, match="nightshift_storage_publish is not defined"):
+        resolve(["signing", "storage_publish"])
+    monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_SIGNING", json.dumps({"conn_type": "generic", "password": "a\nkey"}))
+    assert resolve(["signing"]) == JobEnvironment(secrets={"NIGHTSHIFT_SIGNING_KEY": "a\nkey"})

@@ -196,12 +196,20 @@ def _reading(service: Service, router: APIRouter) -> APIRouter:
         return catalog.version(model, version)
 
     @router.get("/models/{model}/versions/{version}/archive", response_class=StreamingResponse)
-    def archive(model: str, version: str) -> StreamingResponse:
+    def archive(
+        model: str,
+        version: str,
+        as_signed: Annotated[
+            bool, Query(description="the files as they were signed and uploaded: what the signature is of")
+        ] = False,
+    ) -> StreamingResponse:
         """The version as a flat zip."""
         record = catalog.version(model, version)
+        if as_signed and record.signed_by is None:
+            raise NotFound(f"version {version} of {model!r} is not signed")
         name = f"{model}-{version}.zip"
         return StreamingResponse(
-            stream_zip(service.store, record),
+            stream_zip(service.store, record, as_signed),
             media_type="application/zip",
             headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )

@@ -10,15 +10,14 @@ from typing import IO
 
 from nightshift_common.archive import CHUNK
 from services.model_storage.errors import StorageError
-from services.model_storage.repository.catalog import META_FILE, RECORD_FILE, Record
-from services.model_storage.repository.model_config import CONFIG_FILE
+from services.model_storage.repository.catalog import UPLOADED, WRITTEN, Record
 from services.model_storage.repository.store import Store
 
-_WRITTEN = (META_FILE, CONFIG_FILE)  # by the service
 
-
-def stream_zip(store: Store, record: Record) -> Iterator[bytes]:
+def stream_zip(store: Store, record: Record, as_signed: bool = False) -> Iterator[bytes]:
     """Yield the zip of a version: the files of its archive (with `model_version` in meta.json) and its config.pbtxt.
+
+    With `as_signed`, for a signed version: exactly the files that were uploaded, which its signature is of.
 
     Raises:
         StorageError: a file is no longer what was published. Then the zip has no end: no client takes it for whole.
@@ -26,15 +25,17 @@ def stream_zip(store: Store, record: Record) -> Iterator[bytes]:
     pipe = _Pipe()
     stamp = record.created_at.timetuple()[:6]
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        for name in sorted({*record.files, META_FILE, CONFIG_FILE} - {RECORD_FILE}):
+        written = frozenset() if as_signed else WRITTEN
+        for name in sorted({*record.files, *written}):
+            stored = f"{name}{UPLOADED}" if as_signed and name in WRITTEN else name
             entry = zipfile.ZipInfo(name, stamp)
             entry.external_attr = 0o644 << 16
             with (
-                closing(store.open(f"{record.folder}/{name}")) as source,
+                closing(store.open(f"{record.folder}/{stored}")) as source,
                 archive.open(entry, "w", force_zip64=True) as target,
             ):
                 sha256 = yield from _copy(source, target, pipe)
-            if name not in _WRITTEN and sha256 != record.files[name].sha256:
+            if name not in written and sha256 != record.files[name].sha256:
                 raise StorageError(f"{name} of {record.model} {record.version} is not what was published: {sha256}")
     yield pipe.take()
 

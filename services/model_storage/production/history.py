@@ -59,6 +59,7 @@ DO $$ BEGIN
         UPDATE model_storage.promotions SET on_behalf_of = actor, actor = NULL;
     END IF;
 END $$;
+ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS signed_by text;
 ALTER TABLE model_storage.promotions DROP CONSTRAINT IF EXISTS promotions_action_check;
 CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (model, id DESC);
 """
@@ -96,6 +97,8 @@ class Promotion(BaseModel):
     promoted_at: datetime
     share: float | None = None
     on_behalf_of: str | None = None
+    signed_by: str | None = None
+    """Fingerprint of the key that had signed the version; None where it was not signed, and of earlier releases."""
 
     @property
     def by(self) -> str:
@@ -251,15 +254,16 @@ class Change:
         target: str | None,
         note: Note,
         share: float | None = None,
+        signed_by: str | None = None,
     ) -> Promotion:
         """Write the row of this change, commit it, and return it."""
         previous = self.champion.version if self.champion else None
         values: list[str | float | None] = [self._model, action, version, number, target, previous]
-        values += [note.run_id, note.snapshot_id, note.reason, note.actor, share, note.on_behalf_of]
+        values += [note.run_id, note.snapshot_id, note.reason, note.actor, share, note.on_behalf_of, signed_by]
         self._cursor.execute(
             "INSERT INTO model_storage.promotions (model, action, version, triton_version, target, previous_version, "
-            "run_id, snapshot_id, reason, actor, share, on_behalf_of) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+            "run_id, snapshot_id, reason, actor, share, on_behalf_of, signed_by) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
             values,
         )
         row = Promotion.model_validate(dict(self._cursor.fetchone() or {}))

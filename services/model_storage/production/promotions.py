@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from services.model_storage.errors import Conflict, NotFound, ServingFailed, StorageError
 from services.model_storage.production.candidates import Beside
-from services.model_storage.production.history import Action, Change, History, Note, Promotion
+from services.model_storage.production.history import PRODUCTION, Action, Change, History, Note, Promotion
 from services.model_storage.repository.catalog import CANARY, CANDIDATE, Catalog, Record, check_model_name
 from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.store import ModelLocks
@@ -120,6 +120,7 @@ class Production:
         """Serve `version` under the name `<model>__candidate`, beside the version in production."""
         record = self.catalog.version(model, version)
         with self._locks.of(model):
+            self._check(record, self.history.rows(model, actions=PRODUCTION))
             self._beside.serve(record, model + CANDIDATE)
         return record
 
@@ -144,10 +145,13 @@ class Production:
                 what = "this version is" if change.champion else "nothing is"
                 raise Conflict(f"a canary of {model!r} runs beside another version in production, and {what}")
             if change.canary is None:
+                self._check(record, change.rows)
                 self._beside.serve(record, model + CANARY)
             elif change.canary.version != version:
                 raise Conflict(f"version {change.canary.version} is the canary of {model!r}: end it first")
-            return change.add("canary", version, record.triton_version, record.target, note, share)
+            return change.add(
+                "canary", version, record.triton_version, record.target, note, share, signed_by=record.signed_by
+            )
 
         return self._change(model, start)
 
@@ -191,7 +195,9 @@ class Production:
 
     def _ensure_canary(self, change: Change, model: str) -> None:
         if change.canary is not None and change.canary.version is not None:
-            self._beside.serve(self.catalog.version(model, change.canary.version), model + CANARY)
+            record = self.catalog.version(model, change.canary.version)
+            self._check(record, change.rows)
+            self._beside.serve(record, model + CANARY)
 
     def _remove_stray(self, change: Change, name: str) -> None:
         """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
@@ -227,21 +233,29 @@ class Production:
         champion = change.champion
         if champion is not None and champion.version == record.version:
             if not self.fleet.served().exactly(record.model, record.triton_version):
+                self._check(record, change.rows)
                 self._serve(record)
             return champion
+        self._check(record, change.rows)
         before = self.catalog.store.read(f"{record.model}/{CONFIG_FILE}")
         try:
             self._serve(record)
-            row = change.add(action, record.version, record.triton_version, record.target, note)
+            row = change.add(
+                action, record.version, record.triton_version, record.target, note, signed_by=record.signed_by
+            )
         except Exception as error:
             logger.warning("%s %s did not come into production: %s", record.model, record.version, error)
-            self._restore(record.model, before, champion, error)
+            self._restore(change, record.model, before, error)
             raise
         try:
             self._beside.remove(record.model + CANARY)  # what it was compared with is gone
         except StorageError as error:
             logger.warning("the canary of %s is over, but not yet out of Triton: %s", record.model, error)
         return row
+
+    def _check(self, record: Record, rows: list[Promotion]) -> None:
+        """Check before `record` is loaded that it is what was signed, as far as it must be; `rows`: its history."""
+        self.catalog.check(record, [row.signed_by for row in rows if row.version == record.version])
 
     def _serve(self, record: Record) -> None:
         """Load exactly `record` under the model's name."""
@@ -259,6 +273,7 @@ class Production:
             self.fleet.unload(model)
             return
         record = self.catalog.version(model, champion.version)
+        self._check(record, change.rows)
         try:
             self._serve(record)
         except ServingFailed:  # a model whose backend process died stays "loaded": only an unload clears it
@@ -266,14 +281,16 @@ class Production:
             self._serve(record)
         logger.info("Triton serves %s %s again", model, record.version)
 
-    def _restore(self, model: str, config: bytes | None, champion: Promotion | None, cause: Exception) -> None:
+    def _restore(self, change: Change, model: str, config: bytes | None, cause: Exception) -> None:
         """Bring configuration and Triton back to what they were before a change that failed."""
+        champion = change.champion
         try:
             if config is not None:
                 self.catalog.store.write(f"{model}/{CONFIG_FILE}", config)
-            if champion is None or champion.triton_version is None:
+            if champion is None or champion.version is None or champion.triton_version is None:
                 self.fleet.unload(model)
                 return
+            self._check(self.catalog.version(model, champion.version), change.rows)
             for server in self.fleet.servers:
                 if isinstance(cause, ServingFailed) and server.served().get(model) == [champion.triton_version]:
                     continue  # a refused load leaves the old version as it was

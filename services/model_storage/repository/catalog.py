@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +17,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nightshift_common.archive import CHUNK
 from nightshift_common.names import NAME_RULE, is_name
 from services.model_storage.api.spool import Diverted
-from services.model_storage.errors import NotFound, Refused
+from services.model_storage.errors import NotFound, NotTrusted, Refused
 from services.model_storage.repository import model_config
 from services.model_storage.repository.archive import File, unpack
 from services.model_storage.repository.model_config import CONFIG_FILE, MODEL_FILES
+from services.model_storage.repository.signatures import (
+    PROVENANCE_FILE,
+    SIGNATURE_FILE,
+    Signatures,
+    provenance_of,
+)
 from services.model_storage.repository.store import ModelLocks, Store, out_of_space
 
 logger = logging.getLogger(__name__)
@@ -29,8 +37,10 @@ logger = logging.getLogger(__name__)
 NEXT = "next"
 META_FILE = "meta.json"
 RECORD_FILE = "version.json"
+WRITTEN = frozenset({META_FILE, CONFIG_FILE})  # files of an archive that are written anew after the upload
 CANDIDATE, CANARY = BESIDE = ("__candidate", "__canary")  # what Triton serves beside a model carries its name and this
-MAX_SMALL_FILE = 1 << 20  # meta.json and config.pbtxt are read into memory
+UPLOADED = ".uploaded"  # ends the names of files of a signed package that were changed after the upload
+MAX_SMALL_FILE = 1 << 20  # meta.json, config.pbtxt, the signature and the provenance are read into memory
 MAX_CACHED = 10_000  # records in memory, a few KiB each
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})", re.ASCII)
 
@@ -49,7 +59,7 @@ class Record(BaseModel):
     sha256: str
     """Of the archive as it was uploaded."""
     content_sha256: str
-    """Of the names and contents of the files in it: the same for the same files packed again."""
+    """Of the names and contents of the files in it: the same for the same files packed, and signed, again."""
     created_at: datetime
     files: dict[str, File]
     meta: dict[str, Any]
@@ -57,6 +67,10 @@ class Record(BaseModel):
     """Fields of the uploaded config.pbtxt that are not served."""
     published_by: str | None = None
     """The name of the token that it was uploaded with; None of earlier versions, and where there is no log-in."""
+    signed_by: str | None = None
+    """Fingerprint of the key that signed the package; None where it was not signed, or nobody looked."""
+    provenance: dict[str, Any] | None = None
+    """Of a signed package: what its provenance.json says."""
 
     @property
     def folder(self) -> str:
@@ -64,11 +78,15 @@ class Record(BaseModel):
         return f"{self.model}/{self.triton_version}"
 
 
+NOT_LOOKED_AT = Signatures("off")
+
+
 class Catalog:
     """The versions in a store. Calls for one model come one after another where they change something."""
 
-    def __init__(self, store: Store, max_unpacked_bytes: int) -> None:
+    def __init__(self, store: Store, max_unpacked_bytes: int, signatures: Signatures = NOT_LOOKED_AT) -> None:
         self.store = store
+        self.signatures = signatures
         self.locks = ModelLocks()
         self._max_bytes = max_unpacked_bytes
         self._cache: dict[tuple[str, str], Record] = {}
@@ -116,10 +134,42 @@ class Catalog:
 
     def config(self, record: Record, served_as: str) -> bytes:
         """Return the `config.pbtxt` that serves exactly `record` under the model name `served_as`."""
+        if record.signed_by and CONFIG_FILE in record.files:  # from what was signed, whatever was made of it since
+            signed = self.store.read(f"{record.folder}/{CONFIG_FILE}{UPLOADED}") or b""
+            made, _ = model_config.read(signed.decode(), record.model, record.target, record.files)
+            text = model_config.to_text(made)
+            return model_config.bound(text, served_as, record.triton_version, record.files).encode()
         own = self.store.read(f"{record.folder}/{CONFIG_FILE}")
         if own is None:
             raise NotFound(f"version {record.version} of {record.model} has lost its {CONFIG_FILE}")
         return model_config.bound(own.decode(), served_as, record.triton_version, record.files).encode()
+
+    def check(self, record: Record, before: Collection[str | None]) -> None:
+        """Check that `record` may be loaded: it is what was signed, or need not be signed.
+
+        Args:
+            before: who had signed the version when it came into production, each time; None: nobody. A version that was
+                in production without a signature may be so again; one that had a signature cannot lose it.
+
+        Raises:
+            NotTrusted: it may not be loaded.
+        """
+        policy, name = self.signatures.policy, f"version {record.version} of {record.model}"
+        if policy == "off":
+            return
+        if record.signed_by:
+            try:
+                self.signatures.signer(record.model, self._digests(record), self._signature(record))
+            except NotTrusted as error:
+                raise NotTrusted(f"{name} is no longer what a trusted key has signed: {error}") from error
+        elif any(before):
+            raise NotTrusted(f"{name} was signed when it was in production, and is not now: it was altered")
+        elif policy == "require" and not before:
+            raise NotTrusted(
+                f"{name} is not signed, and MODEL_STORAGE_SIGNATURES is 'require': publish it again, signed"
+            )
+        else:
+            logger.warning("%s is loaded without a signature", name)
 
     def publish(
         self,
@@ -149,7 +199,8 @@ class Catalog:
         try:
             with out_of_space():
                 files = unpack(archive, folder, self._max_bytes, diverted)
-            draft = _examine(model, folder, files, sha256).model_copy(update={"published_by": published_by})
+            draft = _examine(model, folder, files, sha256, self.signatures)
+            draft = draft.model_copy(update={"published_by": published_by})
             with self.locks.of(model):
                 return self._place(draft, wanted, folder, number)
         finally:
@@ -177,7 +228,12 @@ class Catalog:
         model = draft.model
         while True:
             records = self.versions(model)
-            same = [record for record in records if record.content_sha256 == draft.content_sha256]
+            same = [
+                record
+                for record in records
+                if record.content_sha256 == draft.content_sha256
+                and (draft.signed_by is None or record.signed_by in self.signatures.trusted)
+            ]
             if wanted == NEXT and number is None and same:
                 return same[0], True
             version = following(records) if wanted == NEXT else wanted
@@ -203,7 +259,10 @@ class Catalog:
         )
         if created:
             self.store.create(f"{record.model}/{CONFIG_FILE}", self.config(record, record.model))
-            logger.info("published %s %s as Triton version %d", record.model, record.version, record.triton_version)
+            signer = f"signed by {record.signed_by}" if record.signed_by else "without a signature"
+            logger.info(
+                "published %s %s as Triton version %d, %s", record.model, record.version, record.triton_version, signer
+            )
             if record.left_out:
                 logger.warning(
                     "of the %s of %s %s was left out: %s",
@@ -222,6 +281,30 @@ class Catalog:
         if not self._commit(record):
             logger.warning("%s is a second folder of version %s: removed", key, record.version)
             self.store.remove(key)
+
+    def _digests(self, record: Record) -> dict[str, str]:
+        """Return name and SHA-256 of each file of a signed version as it was uploaded, read now."""
+        there, digests = self.store.files(record.folder), {}
+        for name in record.files:
+            if name == SIGNATURE_FILE:
+                continue
+            kept = f"{name}{UPLOADED}" if name in WRITTEN else name
+            if kept not in there:
+                raise NotTrusted(f"{kept} is missing")
+            digest = hashlib.sha256()
+            with closing(self.store.open(f"{record.folder}/{kept}")) as source:
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+            digests[name] = digest.hexdigest()
+            if digests[name] != record.files[name].sha256:
+                raise NotTrusted(f"{kept} was altered")
+        return digests
+
+    def _signature(self, record: Record) -> bytes:
+        found = self.store.read(f"{record.folder}/{SIGNATURE_FILE}")
+        if found is None:
+            raise NotTrusted(f"{SIGNATURE_FILE} is missing")
+        return found
 
     def _is_there(self, model: str, version: str) -> bool:
         with self._cache_guard:
@@ -263,23 +346,29 @@ def following(records: list[Record]) -> str:
     return f"{major}.{minor}.{patch + 1}"
 
 
-def _examine(model: str, folder: Path, files: Mapping[str, File], sha256: str) -> Record:
+def _examine(model: str, folder: Path, files: Mapping[str, File], sha256: str, signatures: Signatures) -> Record:
     """Return a record of the unpacked archive, its version still to come; make its configuration."""
     found = [name for name in MODEL_FILES if name in files]
     if len(found) != 1:
         raise Refused(
             f"the archive must hold exactly one of {' and '.join(MODEL_FILES)}; it holds: {', '.join(sorted(files))}"
         )
-    if RECORD_FILE in files:
-        raise Refused(f"{RECORD_FILE} is written by the model storage; the archive must not hold one")
-    for name in (META_FILE, CONFIG_FILE):
+    for name in {RECORD_FILE, *(f"{name}{UPLOADED}" for name in WRITTEN)} & set(files):
+        raise Refused(f"{name} is written by the model storage; the archive must not hold one")
+    for name in (META_FILE, CONFIG_FILE, SIGNATURE_FILE, PROVENANCE_FILE):
         if name in files and files[name].size > MAX_SMALL_FILE:
             raise Refused(f"{name} is {files[name].size} bytes long; at most {MAX_SMALL_FILE} are allowed")
     target = MODEL_FILES[found[0]]
+    signed_by = _signer(model, folder, files, signatures)
+    provenance = folder / PROVENANCE_FILE
     with out_of_space():
+        if signed_by is not None:
+            for name in WRITTEN & set(files):
+                shutil.copyfile(folder / name, folder / f"{name}{UPLOADED}")
         config, left_out = _config(model, folder, target, files)
         _write(folder / CONFIG_FILE, model_config.to_text(config))
-    lines = sorted(f"{file.sha256}  {name}\n" for name, file in files.items())
+    about = (SIGNATURE_FILE, PROVENANCE_FILE)  # others each time that the same model is packed
+    lines = sorted(f"{file.sha256}  {name}\n" for name, file in files.items() if name not in about)
     try:
         return Record(
             model=model,
@@ -292,9 +381,31 @@ def _examine(model: str, folder: Path, files: Mapping[str, File], sha256: str) -
             files=dict(files),
             meta=_meta(folder),
             left_out=left_out,
+            signed_by=signed_by,
+            provenance=provenance_of(provenance.read_bytes()) if signed_by and provenance.exists() else None,
         )
     except ValidationError as error:
         raise Refused(f"{META_FILE} is not acceptable: {error}") from error
+
+
+def _signer(model: str, folder: Path, files: Mapping[str, File], signatures: Signatures) -> str | None:
+    """Return who signed the unpacked archive; None where nobody did, or nobody asks.
+
+    Raises:
+        NotTrusted: it should be signed and is not, or the signature does not hold.
+    """
+    if signatures.policy == "off":
+        return None
+    if SIGNATURE_FILE in files:
+        digests = {name: file.sha256 for name, file in files.items() if name != SIGNATURE_FILE}
+        return signatures.signer(model, digests, (folder / SIGNATURE_FILE).read_bytes())
+    if signatures.policy == "require":
+        raise NotTrusted(
+            f"the package is not signed ({SIGNATURE_FILE} is missing), and MODEL_STORAGE_SIGNATURES is 'require': sign "
+            f"it by python -m conversion_jobs.sign_package --model_name {model} --archive <zip>; see docs/security.md"
+        )
+    logger.warning("a package of %s is taken without a signature", model)
+    return None
 
 
 def _config(model: str, folder: Path, target: str, files: Collection[str]) -> tuple[Any, list[str]]:
