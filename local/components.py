@@ -151,7 +151,7 @@ def _model_storage(settings: Settings) -> Component:
             "MODEL_STORAGE_TRITON_KEY_FILE": str(triton_server(settings).key_file),
             "MODEL_STORAGE_MLFLOW_URL": settings.url("mlflow"),
             "MODEL_STORAGE_TOKENS": json.dumps(tokens),
-            "MODEL_STORAGE_SIGNATURES": os.environ.get("MODEL_STORAGE_SIGNATURES") or "require",
+            "MODEL_STORAGE_SIGNATURES": os.environ.get("MODEL_STORAGE_SIGNATURES") or "warn",
             "MODEL_STORAGE_PUBLIC_KEYS": public_key(settings).read_text(),
             "MODEL_STORAGE_HOST": HOST,
             "MODEL_STORAGE_PORT": str(settings.port("model_storage")),

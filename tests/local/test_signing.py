@@ -22,21 +22,19 @@ def test_the_keys_are_made_once_and_the_private_one_is_its_owner_s_alone(tmp_pat
     assert private_key(Settings(tmp_path / "another")).read_text() != first[0]
 
 
-def test_the_storage_trusts_what_publishing_signs_with_and_takes_nothing_unsigned(
+def test_the_storage_trusts_what_publishing_signs_with_and_says_what_is_unsigned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MODEL_STORAGE_SIGNATURES", raising=False)
     settings = Settings(tmp_path)
     environment = storage_environment(settings)
-    assert environment["MODEL_STORAGE_SIGNATURES"] == "require"
+    assert environment["MODEL_STORAGE_SIGNATURES"] == "warn"
     trusted = Signatures("require", environment["MODEL_STORAGE_PUBLIC_KEYS"]).trusted
     assert trusted == {fingerprint(public_key(settings).read_text())}
     connection = airflow.connections(settings)["AIRFLOW_CONN_NIGHTSHIFT_SIGNING"]
     assert "PRIVATE KEY" in connection and "PRIVATE KEY" not in str(environment)
 
 
-def test_who_uploads_by_hand_can_have_the_storage_take_unsigned_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MODEL_STORAGE_SIGNATURES", "warn")
-    assert storage_environment(Settings(tmp_path))["MODEL_STORAGE_SIGNATURES"] == "warn"
+def test_the_storage_can_be_made_to_refuse_what_is_unsigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_STORAGE_SIGNATURES", "require")
+    assert storage_environment(Settings(tmp_path))["MODEL_STORAGE_SIGNATURES"] == "require"
