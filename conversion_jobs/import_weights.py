@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 from pathlib import Path
 
 from conversion_jobs.detection.import_detector import write_detector
 from conversion_jobs.onnx.graph import compact_json
 from conversion_jobs.sandboxed.importing import SCRIPT, Imported, import_source
+from conversion_jobs.verification.expected import read_expected
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
@@ -21,7 +23,7 @@ from jobkit.local_file import local_file
 from jobkit.model_spec import HeadSpec, ModelSpec, NonMaxSuppression, Preprocessing, Spec
 from jobkit.paths import checked_name, experiments, picture
 from jobkit.sandbox import runner
-from jobkit.snapshot import Refused, Sample, write_snapshot
+from jobkit.snapshot import Refused, Sample, read_snapshot, write_snapshot
 from nightshift_common.options.weights import ImportOptions
 
 logger = logging.getLogger("conversion_jobs.import_weights")
@@ -49,8 +51,11 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         snapshot_id = write_pictures(bottle, group, arguments.pictures)
     weights = local_file(arguments.weights, bottle)
     embeddings = local_file(arguments.embeddings, bottle) if arguments.embeddings else None
-    described = arguments.model_dump(mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings"})
-    identity = [sha256_of(weights), described, sha256_of(embeddings) if embeddings else None]
+    expected = local_file(arguments.expected, bottle) if arguments.expected else None
+    described = arguments.model_dump(
+        mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings", "expected"}
+    )
+    identity = [sha256_of(weights), described, *(sha256_of(path) if path else None for path in (embeddings, expected))]
     mark = hashlib.sha256(compact_json(identity).encode()).hexdigest()[:12]
     experiment = Experiment(f"{experiments(group)}/{IMPORTED}{arguments.family}_{mark}")
     if arguments.family == "ultralytics" and not bottle.exists(experiment.spec):
@@ -59,6 +64,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         )
     elif not bottle.exists(experiment.spec):
         write_experiment(bottle, experiment, weights, embeddings, arguments)
+    if expected is not None:
+        write_expected(bottle, experiment, expected, input_names(bottle, group, snapshot_id, embeddings))
     inputs = f"snapshot {snapshot_id}" if snapshot_id else arguments.embeddings
     logger.info("%s, to be verified with %s", experiment.folder, inputs)
     return Result(experiment=experiment.folder, snapshot_id=snapshot_id)
@@ -106,6 +113,23 @@ def write_experiment(
         bottle.put(experiment.best_checkpoint, weights)
     bottle.write(experiment.config, arguments.model_dump_json(indent=2) + "\n")  # JSON is YAML
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
+
+
+def input_names(bottle: Bottle, group: str, snapshot_id: str | None, embeddings: Path | None) -> list[str]:
+    """Return the names of the inputs that verify, in the order that reference outputs have."""
+    if snapshot_id is not None:
+        return sorted(sample.source for sample in read_snapshot(bottle, group, snapshot_id).split("golden"))
+    import numpy as np
+
+    return [f"embedding {index}" for index in range(len(np.load(str(embeddings), allow_pickle=False, mmap_mode="r")))]
+
+
+def write_expected(bottle: Bottle, experiment: Experiment, path: Path, names: list[str]) -> None:
+    """Put the reference outputs of the users' own code beside the experiment."""
+    with tempfile.TemporaryDirectory(prefix="nightshift-expected-") as folder:
+        target = Path(folder) / "expected.npz"
+        read_expected(path, names).write(target)
+        bottle.put(experiment.expected, target)
 
 
 def spec_of(source: Imported, arguments: Arguments) -> Spec:

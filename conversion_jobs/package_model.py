@@ -70,7 +70,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     spec = read_spec(bottle, experiment)
     onnx = bottle.local(experiment.onnx)
     digest = sha256_of(onnx)
-    passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
+    verified = passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
     graph = interface(read_graph(onnx))
     if arguments.record is None:
         artifact = Artifact(onnx, "model.onnx", "model_onnx.zip", arguments.max_batch_size, arguments.device, {})
@@ -83,6 +83,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if problems := contradictions(parse(to_text(config)), graph):
         raise DataValidationError(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")
     described = meta(name, spec, graph, experiment, digest)
+    if verified.verified_against is not None:
+        described["verified_against"] = verified.verified_against
     texts = {
         "config.pbtxt": to_text(config),
         "meta.json": json.dumps(described | artifact.facts, indent=2) + "\n",

@@ -28,6 +28,7 @@ from conversion_jobs.verification.checks import (
     judge_all,
     worst_verdicts,
 )
+from conversion_jobs.verification.expected import OUR_READING, REFERENCE, judge_expected, read_expected
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import sha256_of
@@ -48,6 +49,10 @@ class Arguments(job.Arguments, VerifyOptions):
     onnx: Path = Field(description="the ONNX file, as torch2onnx wrote it")
     weights: Path | None = Field(None, description="the weights that it was exported from")
     inputs: Path | None = Field(None, description="folder of pictures; for a head, .npy of embeddings [n, features]")
+    expected: Path | None = Field(
+        None,
+        description="what your own code gives for all of --inputs, .npy in their order, or .npz of outputs and inputs",
+    )
 
 
 class Result(job.Result):
@@ -55,6 +60,7 @@ class Result(job.Result):
 
     compared: int
     verdicts: list[Verdict]
+    verified_against: str | None = Field(description="reference outputs, or our reading of the weights; None: nothing")
     latency_ms: dict[str, float]
 
 
@@ -84,18 +90,53 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     verdicts = compared or worst_verdicts(
         {size: judge_all(checks, source, model.run(inputs, size), names) for size in sizes}
     )
+    against = OUR_READING if arguments.weights and arguments.inputs else None
+    if arguments.expected is not None:
+        against = REFERENCE
+        verdicts += as_expected(arguments, found, model)
     for verdict in verdicts:
         logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
     failed = [f"{verdict.sentence} (worst: {verdict.worst_picture})" for verdict in verdicts if not verdict.passed]
     if failed:
-        raise DataValidationError(f"{arguments.onnx} is not the model in {arguments.weights}: {'; '.join(failed)}")
+        wanted = arguments.weights or arguments.expected
+        raise DataValidationError(f"{arguments.onnx} is not the model of {wanted}: {'; '.join(failed)}")
+    logger.log(logging.INFO if against == REFERENCE else logging.WARNING, "verified against %s", against or "nothing")
     latency = measure_latency(model, inputs, 1)
     logger.info("one input: median %.2f ms, p90 %.2f ms, p99 %.2f ms", latency.median, latency.p90, latency.p99)
     return Result(
         compared=len(inputs) if arguments.weights and arguments.inputs else 0,
         verdicts=verdicts,
+        verified_against=against,
         latency_ms={"median": latency.median, "p90": latency.p90, "p99": latency.p99},
     )
+
+
+def as_expected(arguments: Arguments, found: GraphInterface, model: OnnxModel) -> list[Verdict]:
+    """Return the verdicts on the graph's outputs by the reference outputs of the users' own code.
+
+    Raises:
+        ConfigurationError: they came without inputs, and there are no --inputs.
+        DataValidationError: they are of other inputs.
+    """
+    path = Path(str(arguments.expected))
+    names = [] if arguments.inputs is None else input_names(arguments.inputs)
+    expected = read_expected(path, names) if names or path.suffix == ".npz" else None
+    if expected is None:
+        raise ConfigurationError("--expected needs --inputs: of what are these the outputs?")
+    if expected.inputs is not None:
+        inputs = expected.inputs[: arguments.samples]
+    else:
+        inputs, _ = read_inputs(Path(str(arguments.inputs)), found, arguments.samples)
+    top1 = arguments.top1_agreement if found.outputs[0].name in ("logits", "probabilities") else None
+    count = len(inputs)
+    return judge_expected(expected.outputs[:count], model.run(inputs, 8), expected.names[:count], top1)
+
+
+def input_names(path: Path) -> list[str]:
+    """Return the names of all inputs in a folder of pictures or an .npy file, in the order in which they are read."""
+    if path.suffix == ".npy":
+        return [f"{path.name}[{index}]" for index in range(len(np.load(path, allow_pickle=False, mmap_mode="r")))]
+    return [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.suffix.lower() in PICTURES]
 
 
 def all_checks(arguments: Arguments, found: GraphInterface) -> list[Check]:

@@ -32,7 +32,14 @@ from conversion_jobs.verification.checks import (
     judge_all,
     worst_verdicts,
 )
-from conversion_jobs.verification.golden_inputs import golden_inputs
+from conversion_jobs.verification.expected import (
+    OUR_READING,
+    REFERENCE,
+    TRAINED_HERE,
+    judge_expected,
+    written_expected,
+)
+from conversion_jobs.verification.golden_inputs import golden_inputs, named_inputs
 from conversion_jobs.verification.record import FP16Risk, Verification
 from jobkit import job
 from jobkit.bottle import Bottle
@@ -47,6 +54,10 @@ logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
 REFERENCE_PICTURES = 8
 MINIMUM_COSINE = 0.9999  # an FP32 graph; plans of half precision are allowed 0.997
+WRONG_READING = (
+    "the graph is what we read the weights as, and that is not what they are: another activation, or pictures prepared "
+    "in another way"
+)
 FP16_HEADROOM = 4  # other pictures reach further than those that were looked at
 Pictures = NDArray[np.float32]
 
@@ -63,6 +74,7 @@ class Result(job.Result):
 
     verdicts: list[Verdict]
     reference: str = Field(description="npz in the bottle: inputs, outputs and picture names of a few pictures")
+    verified_against: str = Field(description="reference outputs of the users' own code, or our reading of the weights")
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
@@ -80,16 +92,21 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     worst = worst_verdicts(compare(model, checks_of(spec, arguments), sources[0], inputs, pictures, batches))
     if isinstance(spec, DetectorSpec):
         worst += mask_verdicts(spec, sources, model.run_all(inputs, 1), pictures)
+    against, expected = verified_against(bottle, experiment, spec, model, arguments)
+    agrees = all(verdict.passed for verdict in worst)
+    worst += expected
     source = sources[0]
     del model  # one session at a time
     passed = all(verdict.passed for verdict in worst)
-    where = None if passed else locate(bottle, experiment, spec, _picture(worst, inputs, pictures), arguments)
+    where = WRONG_READING if agrees and not passed else None
+    if not agrees:
+        where = locate(bottle, experiment, spec, _picture(worst, inputs, pictures), arguments)
     verification = Verification(
         sha256=sha256_of(path), passed=passed, snapshot_id=arguments.snapshot_id, pictures=len(inputs),
         batch_sizes=batches, verdicts=worst, where=where,
         latency_ms=[dataclasses.asdict(timed) for timed in latencies(path, inputs, batches if passed else [])],
         fp16_risks=fp16_risks(graph, inputs[:REFERENCE_PICTURES], path.parent),
-        peak_memory_mib=peak_memory_mib(),
+        peak_memory_mib=peak_memory_mib(), verified_against=against,
     )  # fmt: skip
     bottle.write(experiment.verification, verification.model_dump_json(indent=2) + "\n")
     report(verification, context)
@@ -97,7 +114,24 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         failed = "; ".join(f"{v.sentence} (worst: {v.worst_picture})" for v in worst if not v.passed)
         raise DataValidationError(f"{experiment.onnx} is not the model that was trained: {failed}. Where: {where}")
     write_reference(bottle, experiment, spec.output, inputs, source, pictures)
-    return Result(verdicts=worst, reference=experiment.reference)
+    return Result(verdicts=worst, reference=experiment.reference, verified_against=against)
+
+
+def verified_against(
+    bottle: Bottle, experiment: Experiment, spec: Spec, model: OnnxModel, arguments: Arguments
+) -> tuple[str, list[Verdict]]:
+    """Return what proves that the model is the right one, and the verdicts on it where reference outputs came."""
+    if not bottle.exists(experiment.expected):
+        return (OUR_READING if experiment.is_imported else TRAINED_HERE), []
+    expected = written_expected(bottle.local(experiment.expected))
+    chosen = np.linspace(0, len(expected.names) - 1, min(arguments.samples, len(expected.names))).astype(int)
+    names = [expected.names[index] for index in chosen]
+    if expected.inputs is None:
+        inputs = named_inputs(bottle, experiment, spec, arguments.snapshot_id, names)
+    else:
+        inputs = expected.inputs[chosen]
+    top1 = arguments.top1_agreement if spec.labels and not isinstance(spec, DetectorSpec) else None
+    return REFERENCE, judge_expected(expected.outputs[chosen], model.run(inputs, 8), names, top1)
 
 
 def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Experiment) -> None:
@@ -159,8 +193,8 @@ def source_outputs(script: Path, inputs: Pictures, spec: Spec) -> list[Pictures]
 
 
 def _picture(verdicts: list[Verdict], inputs: Pictures, pictures: list[str]) -> Pictures:
-    names = [v.worst_picture for v in verdicts if not v.passed and v.worst_picture]
-    picture: Pictures = inputs[pictures.index(names[0]) if names else 0]
+    names = [v.worst_picture for v in verdicts if not v.passed and v.worst_picture in pictures]
+    picture: Pictures = inputs[pictures.index(str(names[0])) if names else 0]
     return picture
 
 
@@ -208,6 +242,10 @@ def report(verification: Verification, context: job.Context) -> None:
     """Say what was found in the log, and in MLflow where the job is tracked."""
     for verdict in verification.verdicts:
         logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
+    logger.log(
+        logging.WARNING if verification.verified_against == OUR_READING else logging.INFO,
+        "verified against %s", verification.verified_against,
+    )  # fmt: skip
     for risk in verification.fp16_risks:
         logger.warning("half precision %s: %s", "would overflow" if risk.overflows else "is close to its end", risk)
     for latency in verification.latency_ms:
@@ -218,6 +256,7 @@ def report(verification: Verification, context: job.Context) -> None:
             metrics[f"latency_ms.batch_{latency['batch']}.p99"] = latency["p99"]
         context.tracking.metrics({key: value for key, value in metrics.items() if np.isfinite(value)})
         context.tracking.dictionary(verification.model_dump(), "verification.json")
+        context.tracking.tags({"verified_against": verification.verified_against})
 
 
 if __name__ == "__main__":

@@ -106,6 +106,11 @@ class Experiment:
         return f"{self.folder}/embeddings.npy"
 
     @property
+    def expected(self) -> str:
+        """Reference outputs of the users' own code, where they came with the weights."""
+        return f"{self.folder}/expected.npz"
+
+    @property
     def verification(self) -> str:
         """What `verify_onnx` found; names the graph by its sha256."""
         return f"{self.folder}/onnx/verification.json"

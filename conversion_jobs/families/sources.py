@@ -4,7 +4,7 @@
 |---|---|---|
 | `classifier` | checkpoint of `{backbone, fc}` (ours, and the older trainer's) | `architecture` (timm) |
 | `vit` | state_dict of a timm encoder; gives the embedding [N, features] | `architecture` (timm) |
-| `head` | state_dict of linear layers over an embedding; gives logits or probabilities | |
+| `head` | state_dict of linear layers and norms over an embedding; gives class scores | `hidden_activation` |
 | `torchscript` | TorchScript archive | |
 | `factory` | state_dict of what `module:function` builds | `factory` |
 | `ultralytics` | a detector or segmenter: not here but in jobkit/detection/ultralytics_weights.py | |
@@ -16,16 +16,16 @@ runs in the sandbox alone (`conversion_jobs/sandboxed`): TorchScript is a progra
 from __future__ import annotations
 
 import importlib
-import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from conversion_jobs.families.heads import HeadActivations, build_head
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import ModelSpec, Output, Spec, input_shape
-from nightshift_common.options.weights import Activation, SourceOptions
+from nightshift_common.options.weights import SourceOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,9 +56,10 @@ def load_source(weights: Path, options: SourceOptions) -> Source:
 
     state = read_state_dict(weights)
     if options.family == "head":
-        module, features = _head(state, weights, options.activation)
+        between = HeadActivations(options.hidden_activation, options.negative_slope, options.activation)
+        module, features = build_head(state, weights, between)
         output: Output = "logits" if options.activation == "none" else "probabilities"
-        return Source(module.eval(), (features,), output)
+        return Source(module, (features,), output)
     architecture = str(options.architecture)
     if options.family == "classifier":
         if "fc.weight" not in state:
@@ -138,35 +139,6 @@ def _encoder(architecture: str, shape: tuple[int, ...], state: dict[str, Tensor]
     return load_weights(encoder, without_head, weights, assign=True)
 
 
-def _head(state: dict[str, Tensor], path: Path, activation: Activation) -> tuple[nn.Module, int]:
-    """Return the layers that the matrices of `state` are, with ReLU between them, and the size of the embedding."""
-    from torch import nn
-
-    names = sorted((name for name in state if name.endswith("weight") and state[name].ndim == 2), key=_natural)
-    used = {name for weight in names for name in (weight, weight.removesuffix("weight") + "bias")}
-    if not names or set(state) - used:
-        raise DataValidationError(
-            f"{path} is not a head of linear layers: it has {_names(state)}; use --family factory"
-        )
-    layers: list[nn.Module] = []
-    features = state[names[0]].shape[1]
-    for name in names:
-        weight, bias = state[name], state.get(name.removesuffix("weight") + "bias")
-        if weight.shape[1] != features:
-            raise DataValidationError(
-                f"{path}: {name} takes {weight.shape[1]} values, but the layer before gives {features}"
-            )
-        layer = nn.Linear(features, len(weight), bias=bias is not None)
-        layer.weight.data = weight.float()
-        if bias is not None:
-            layer.bias.data = bias.float()
-        layers += [nn.ReLU(), layer] if layers else [layer]
-        features = len(weight)
-    if activation != "none":
-        layers.append(nn.Sigmoid() if activation == "sigmoid" else nn.Softmax(dim=1))
-    return nn.Sequential(*layers), state[names[0]].shape[1]
-
-
 def _built(factory: str) -> nn.Module:
     from torch import nn
 
@@ -179,10 +151,6 @@ def _built(factory: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"--factory {factory} gave a {type(model).__name__}, not a torch module")
     return model
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _names(state: dict[str, Any]) -> str:

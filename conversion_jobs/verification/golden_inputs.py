@@ -35,6 +35,29 @@ def golden_inputs(
     return inputs, [f"{sample.source} ({', '.join(sample.labels)})" for sample in samples]
 
 
+def named_inputs(
+    bottle: Bottle, experiment: Experiment, spec: Spec, snapshot_id: str | None, names: list[str]
+) -> NDArray[np.float32]:
+    """Return the inputs that reference outputs are of, as float32 [n, *input_shape], in the order of `names`.
+
+    Raises:
+        DataValidationError: the snapshot or one of the inputs is not there, or a picture cannot be decoded.
+        ConfigurationError: a model of pictures without a snapshot.
+    """
+    if isinstance(spec, HeadSpec):
+        embeddings = np.load(bottle.local(experiment.embeddings), allow_pickle=False)
+        return np.stack([embeddings[int(name.rpartition(" ")[2])] for name in names])
+    if snapshot_id is None:
+        raise ConfigurationError(f"{experiment.folder} takes pictures: --snapshot_id says which ones verify it")
+    known = {sample.source: sample for sample in read_snapshot(bottle, experiment.group, snapshot_id).split("golden")}
+    if missing := [name for name in names if name not in known]:
+        raise DataValidationError(
+            f"the snapshot {snapshot_id} has no golden picture {missing[0]!r}, of which an output is expected: verify "
+            "with the pictures that came with the weights"
+        )
+    return np.stack([prepare(bottle.local(known[name].path), spec.preprocessing) for name in names])
+
+
 def choose(golden: list[Sample], count: int) -> list[Sample]:
     """Return `count` pictures (all, where there are fewer), from all classes in turn; the same ones every time.
 

@@ -40,6 +40,7 @@ class Verification(BaseModel):
     latency_ms: list[dict[str, float]] = Field(description="one entry a batch size: batch, median, p90, p99")
     peak_memory_mib: float | None = Field(None, description="of the verifying process")
     fp16_risks: list[FP16Risk] = Field(default_factory=list)
+    verified_against: str | None = Field(None, description="what a graph was held to, beside its own source")
 
 
 V = TypeVar("V", bound=BaseModel)

@@ -102,6 +102,9 @@ class ImportOptions(SourceOptions):
     """or: a snapshot of the group, whose golden pictures verify (16 hex digits)"""
     embeddings: str | None = Field(None, pattern=_TEXT, title="Embeddings")
     """for a head: real ones to verify with, .npy, float32 [n, features]; where, as for the weights"""
+    expected: str | None = Field(None, pattern=_TEXT, title="Expected outputs")
+    """what your own code gives for the same pictures (by path) or embeddings, .npy [n, ...], or .npz of outputs and
+    inputs; the graph is held to it; where, as for the weights"""
     resize: Resize = Field("letterbox", title="Resizing")
     """letterbox: the longer side fits, the rest is padded; stretch: both sides fit"""
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), title="Mean")

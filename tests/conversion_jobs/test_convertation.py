@@ -48,7 +48,7 @@ def test_the_lines_for_a_head_work_down_to_the_plan(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict(), tmp_path / "model_binary.pth")
     np.save(tmp_path / "embeddings.npy", np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32))
     graph, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
-    weights = ("--weights", tmp_path / "model_binary.pth")
+    weights = ("--weights", tmp_path / "model_binary.pth", "--hidden-activation", "relu")
     shell(CONVERTATION / "head", sys.executable, "torch2onnx.py", *weights, "--output", graph)
     install(tmp_path / "bin", 101300)
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zipfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from jobkit.bottle import open_bottle
 from jobkit.errors import ConfigurationError, DataValidationError, JobError
 from jobkit.experiment import Experiment
 from jobkit.job import Context
+from jobkit.model_spec import Preprocessing, prepare
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
 from tests.conversion_jobs.test_torch2onnx import weights_of
@@ -96,7 +99,7 @@ def test_a_head_is_verified_with_real_embeddings_and_serves_probabilities(
     trained: Trained, served: Serving, model: str, head: tuple[Path, Path]
 ) -> None:
     weights, embeddings = head
-    options = {"family": "head", "activation": "sigmoid", "embeddings": str(embeddings)}
+    options = {"family": "head", "activation": "sigmoid", "hidden_activation": "relu", "embeddings": str(embeddings)}
     result = bring(trained, weights, None, **options)
     assert bring(trained, weights, None, **options) == result
     assert result.snapshot_id is None
@@ -114,7 +117,7 @@ def test_a_head_is_verified_with_real_embeddings_and_serves_probabilities(
 
 def test_embeddings_that_the_head_does_not_take_are_refused(trained: Trained, head: tuple[Path, Path]) -> None:
     weights, embeddings = head
-    options = {"family": "head", "embeddings": str(embeddings)}
+    options = {"family": "head", "hidden_activation": "relu", "embeddings": str(embeddings)}
     np.save(embeddings, np.zeros((3, 17), np.float32))
     with pytest.raises(DataValidationError, match=r"holds float32 \[3, 17\], the head takes float32 \[n, 16\]"):
         bring(trained, weights, None, **options)
@@ -196,3 +199,84 @@ def test_a_model_whose_outputs_depend_on_the_batch_is_refused_on_the_way(
     foreign.export()
     with pytest.raises(DataValidationError, match="is not the model that was trained"):
         foreign.verify()
+
+
+def gelu_head(folder: Path) -> tuple[Path, Path, Path]:
+    """Weights of a head with GELU, embeddings, and what its own code gives for them."""
+    torch.manual_seed(8)
+    module = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.GELU(), nn.Dropout(), nn.Linear(32, 2)).eval()
+    weights, embeddings, expected = folder / "head.pth", folder / "embeddings.npy", folder / "expected.npy"
+    torch.save(module.state_dict(), weights)
+    values = torch.randn(40, 16)
+    np.save(embeddings, values.numpy())
+    np.save(expected, module(values).detach().numpy())
+    return weights, embeddings, expected
+
+
+@pytest.mark.parametrize("hidden", ["gelu", "relu"])
+def test_a_head_is_held_to_what_the_users_own_code_gives(trained: Trained, tmp_path: Path, hidden: str) -> None:
+    """A graph agrees with any reading of the weights; only outputs from elsewhere tell the right one."""
+    weights, embeddings, expected = gelu_head(tmp_path)
+    options = {"family": "head", "hidden_activation": hidden, "embeddings": str(embeddings)}
+    reading = imported(trained, bring(trained, weights, None, **options))
+    reading.export()
+    found = reading.verify()
+    assert all(verdict.passed for verdict in found.verdicts), "both readings agree with themselves"
+    assert found.verified_against == "consistent with our reading of the weights"
+    assert _meta(reading)["verified_against"] == found.verified_against
+    proven = imported(trained, bring(trained, weights, None, expected=str(expected), **options))
+    proven.export()
+    if hidden == "relu":
+        with pytest.raises(DataValidationError, match=r"as expected.*the largest difference is"):
+            proven.verify()
+        return
+    assert proven.verify().verified_against == "reference outputs that came with the weights"
+    assert _meta(proven)["verified_against"] == "reference outputs that came with the weights"
+
+
+def _meta(trained: Trained) -> dict[str, Any]:
+    package = trained.package("proven")
+    with zipfile.ZipFile(trained.bottle.local(package.archive)) as archive:
+        found: dict[str, Any] = json.loads(archive.read("meta.json"))
+    return found
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_a_model_of_pictures_is_held_to_what_the_users_own_code_gives(
+    trained: Trained, tmp_path: Path, pictures: Path, with_inputs: bool
+) -> None:
+    weights, _ = weights_of("torchscript", tmp_path)
+    module = torch.jit.load(str(weights))
+    files = sorted(file for file in pictures.rglob("*") if file.is_file())
+    how = Preprocessing(height=32, width=32, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    inputs = np.stack([prepare(file, how) for file in files])
+    outputs = module(torch.from_numpy(inputs)).detach().numpy()
+    for name, values in (("right", outputs), ("wrong", outputs[:, ::-1])):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, outputs=values, **({"inputs": inputs} if with_inputs else {}))
+        foreign = imported(trained, bring(trained, weights, pictures, expected=str(path)))
+        foreign.export()
+        if name == "wrong":
+            with pytest.raises(DataValidationError, match="as expected"):
+                foreign.verify()
+        else:
+            assert "expected_top1_agreement" in {verdict.name for verdict in foreign.verify().verdicts}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"outputs": np.zeros((3, 2))}, "has outputs of 3 inputs, and 40 came with the weights"),
+        ({"values": np.zeros((40, 2))}, "has the arrays values; it needs outputs"),
+        ({"outputs": np.zeros(40)}, r"holds float64 \[40\], not numbers \[n, ...\]"),
+        ({"outputs": np.zeros((4, 2)), "inputs": np.zeros((5, 16))}, "has 5 inputs and 4 outputs"),
+    ],
+)
+def test_reference_outputs_of_something_else_are_refused(
+    trained: Trained, tmp_path: Path, arrays: dict[str, Any], says: str
+) -> None:
+    weights, embeddings, _ = gelu_head(tmp_path)
+    np.savez(tmp_path / "expected.npz", **arrays)
+    options = {"family": "head", "hidden_activation": "gelu", "embeddings": str(embeddings)}
+    with pytest.raises(DataValidationError, match=says):
+        bring(trained, weights, None, expected=str(tmp_path / "expected.npz"), **options)

@@ -81,7 +81,7 @@ def test_a_head_is_read_from_its_matrices_and_compared_on_real_embeddings(tmp_pa
     torch.manual_seed(2)
     layers = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 11), nn.ReLU(), nn.Linear(11, 3))
     weights = save(layers, tmp_path / "model_multilabel.pth")
-    graph = export("head", weights, tmp_path, activation=activation)
+    graph = export("head", weights, tmp_path, activation=activation, hidden_activation="relu")
     embeddings = torch.randn(6, 16)
     np.save(tmp_path / "embeddings.npy", embeddings.numpy())
     assert compare(graph, weights, tmp_path / "embeddings.npy").compared == 6

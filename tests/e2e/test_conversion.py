@@ -73,7 +73,7 @@ def test_a_head_is_packaged_and_not_published_unless_it_is_asked_for(
 ) -> None:
     run = convert(
         settings, console, family="head", weights=str(weights / "head.pth"), activation="sigmoid",
-        embeddings=str(weights / "embeddings.npy"), model_name="multilabel_onnx", **CLASSES,
+        hidden_activation="relu", embeddings=str(weights / "embeddings.npy"), model_name="multilabel_onnx", **CLASSES,
     )  # fmt: skip
     assert run.state == "success", run.failed
     found = states(settings, run)

@@ -1,0 +1,99 @@
+"""Reference outputs from the users' own code: the proof of a conversion that does not rest on our reading of weights.
+
+A graph that agrees with the model that we rebuilt from weights shows that it was exported right, not that the model was
+rebuilt right: with a wrong activation between two layers both agree, and both are wrong.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conversion_jobs.verification.checks import Close, Cosine, Top1Agreement, Verdict, judge_all
+from jobkit.errors import DataValidationError
+
+TRAINED_HERE = "the model that was trained here"
+OUR_READING = "consistent with our reading of the weights"
+REFERENCE = "reference outputs that came with the weights"
+
+# References are often made on a GPU, where TF32 keeps 10 bits of a mantissa (about 1e-3 of a value), a step of
+# several layers. A model that was rebuilt wrong is off by far more.
+ATOL, RTOL = 1e-3, 1e-2
+MINIMUM_COSINE = 0.999
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the users' own code gives: `outputs` float32 [n, ...] for the inputs `names`, in that order.
+
+    `inputs` float32 [n, ...] are what their code gave the model, as prepared by it; None where only outputs came.
+    """
+
+    outputs: Array
+    names: list[str]
+    inputs: Array | None = None
+
+    def write(self, path: Path) -> None:
+        """Write it to `path`, an .npz."""
+        inputs = {} if self.inputs is None else {"inputs": self.inputs}
+        np.savez(path, outputs=self.outputs, names=np.array(self.names), **inputs)
+
+
+def read_expected(path: Path, names: Sequence[str]) -> Expected:
+    """Return the reference outputs in a file of the users.
+
+    Args:
+        path: an .npy of outputs [n, ...], or an .npz of `outputs` and, where they were kept, prepared `inputs`.
+        names: of the inputs that came with the weights, in the order of the outputs.
+
+    Raises:
+        DataValidationError: it is neither, or has another number of outputs than there are inputs.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        arrays = {name: found[name] for name in found.files} if zipfile.is_zipfile(path) else {"outputs": found}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataValidationError(f"{path} is no .npy or .npz file of numbers: {error}") from error
+    if "outputs" not in arrays or (unknown := set(arrays) - {"outputs", "inputs"}):
+        raise DataValidationError(
+            f"{path} has the arrays {', '.join(sorted(arrays))}; it needs outputs, and may have inputs"
+            + (f", not {', '.join(sorted(unknown))}" if "outputs" in arrays else "")
+        )
+    outputs, inputs = arrays["outputs"], arrays.get("inputs")
+    if not np.issubdtype(outputs.dtype, np.number) or outputs.ndim < 2 or not len(outputs):
+        raise DataValidationError(f"{path} holds {outputs.dtype} {list(outputs.shape)}, not numbers [n, ...]")
+    if inputs is not None:
+        if len(inputs) != len(outputs):
+            raise DataValidationError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs")
+        names = [f"expected input {index}" for index in range(len(inputs))]
+    elif len(outputs) != len(names):
+        raise DataValidationError(
+            f"{path} has outputs of {len(outputs)} inputs, and {len(names)} came with the weights: they have to be the "
+            "same, in the same order (pictures by their path)"
+        )
+    return Expected(outputs.astype(np.float32), list(names), None if inputs is None else inputs.astype(np.float32))
+
+
+def written_expected(path: Path) -> Expected:
+    """Return what `Expected.write` wrote."""
+    with np.load(path, allow_pickle=False) as found:
+        return Expected(found["outputs"], [str(name) for name in found["names"]], found.get("inputs"))
+
+
+def judge_expected(
+    expected: Array, outputs: Array, names: Sequence[str], top1_agreement: float | None
+) -> list[Verdict]:
+    """Compare a graph's outputs [n, ...] with the reference; the first class too where `top1_agreement` is given."""
+    checks = [Close(ATOL, RTOL), Cosine(MINIMUM_COSINE)]
+    found = judge_all([*checks, *([Top1Agreement(top1_agreement)] if top1_agreement is not None else [])],
+                      expected, outputs, names)  # fmt: skip
+    return [
+        verdict.model_copy(update={"name": f"expected_{verdict.name}", "sentence": f"as expected? {verdict.sentence}"})
+        for verdict in found
+    ]
