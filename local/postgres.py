@@ -81,11 +81,12 @@ def initialize(data: Path, password: str, say: Callable[[str], None] = lambda _:
         say: is told where the cluster is, if it cannot be in `data`.
 
     Raises:
-        LocalStackError: initdb failed, or the cluster was kept elsewhere and is gone.
+        LocalStackError: initdb failed, the cluster was kept elsewhere and is gone, or it is another user's.
     """
     data.mkdir(parents=True, exist_ok=True)
     folder = data
     if os.geteuid() == 0:
+        _check_owner(data)
         os.chown(data, 0, 0)  # of the server's user in earlier releases: what root writes there might be led astray
         folder = _folder_of_root_s_server(data, say)
     if (folder / "ready").exists():
@@ -183,6 +184,16 @@ def make_roles(port: int, password: str, passwords: Mapping[str, str]) -> None:
     )
     if done.returncode != 0:
         raise LocalStackError(f"the databases' roles could not be made: {done.stderr or done.stdout}")
+
+
+def _check_owner(data: Path) -> None:
+    """Leave a cluster alone that a normal user has made: its server refuses to run as another."""
+    if (data / "ready").exists() and (data / "cluster").exists():
+        owner = (data / "cluster").stat().st_uid
+        if owner not in (0, pwd.getpwnam(SERVER_USER).pw_uid):
+            raise LocalStackError(
+                f"the database in {data} belongs to the user with the number {owner}: run as that user"
+            )
 
 
 def _folder_of_root_s_server(data: Path, say: Callable[[str], None]) -> Path:

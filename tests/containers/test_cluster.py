@@ -236,6 +236,18 @@ def test_the_api_server_reads_a_worker_s_log_of_the_worker_and_a_stranger_does_n
     assert answered == "200 True 403"
 
 
+def test_no_command_line_holds_a_secret(cluster: Cluster) -> None:
+    """Of a service's process, or of any container that the engine was told to start, jobs included."""
+    services = {"label": f"com.docker.compose.project={cluster.project}"}
+    jobs = {"label": "nightshift=job", "network": f"{cluster.project}_default"}
+    found = [one for which in (services, jobs) for one in cluster.engine.containers.list(all=True, filters=which)]
+    told = [[one.attrs["Path"], one.attrs["Args"], one.attrs["Config"].get("Healthcheck")] for one in found]
+    text = cluster.compose("top") + str(told)
+    assert "redis-server" in text and "training_jobs." in text
+    secrets = {name: value for name, value in cluster.values.items() if name.endswith(("PASSWORD", "TOKEN", "_KEY"))}
+    assert not [name for name, value in secrets.items() if value in text]
+
+
 def test_nothing_can_start_without_secrets_or_with_ports_open_to_others(cluster: Cluster) -> None:
     done = subprocess.run(
         ["docker", "compose", "--env-file", "/dev/null", "config", "--quiet"],

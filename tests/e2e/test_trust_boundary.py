@@ -18,7 +18,7 @@ from local import processes
 from local.airflow import AirflowApi
 from local.components import triton_server
 from local.settings import DATABASES, Settings
-from tests.e2e.support import jobs, wait_for
+from tests.e2e.support import jobs, versions, wait_for
 
 DAG = "retrain_digits"
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|FERNET|_KEY$|KEY_ID$")
@@ -141,8 +141,16 @@ def test_postgresql_runs_without_capabilities_and_not_as_root(settings: Settings
 
 def test_each_part_is_signed_in_with_its_own_role_and_none_as_the_superuser(settings: Settings, filled: None) -> None:
     others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
-    found = set(ask(settings, "postgres", f"SELECT DISTINCT usename, datname FROM pg_stat_activity WHERE {others}"))
-    assert {("airflow", "airflow"), ("mlflow", "mlflow"), ("model_storage", "nightshift")} <= found
+    found: set[tuple[Any, ...]] = set()
+
+    def look() -> bool:
+        versions(settings)
+        httpx.post(f"{settings.url('mlflow')}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=60)
+        statement = f"SELECT DISTINCT usename, datname FROM pg_stat_activity WHERE {others}"
+        found.update(ask(settings, "postgres", statement))
+        return {("airflow", "airflow"), ("mlflow", "mlflow"), ("model_storage", "nightshift")} <= found
+
+    wait_for(look, "the sessions of the servers", 60)
     assert found <= set(DATABASES.items())
 
 

@@ -268,6 +268,18 @@ def test_a_cluster_of_a_state_folder_that_is_gone_is_not_picked_up(settings: Set
 
 
 @as_root
+def test_a_cluster_that_a_normal_user_has_made_is_left_to_that_user(settings: Settings) -> None:
+    data = settings.state / "postgres"
+    (data / "cluster").mkdir(parents=True)
+    (data / "ready").touch()
+    for path in (data, data / "cluster"):
+        os.chown(path, 12345, 12345)
+    with pytest.raises(LocalStackError, match=f"{data} belongs to the user with the number 12345: run as that user"):
+        start(settings)
+    assert data.stat().st_uid == 12345 and (data / "cluster").exists()
+
+
+@as_root
 @pytest.mark.parametrize("how", ["gone", "another's"])
 def test_a_cluster_that_is_gone_from_where_it_was_kept_is_not_replaced_in_silence(settings: Settings, how: str) -> None:
     data = settings.state / "postgres"
