@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from conversion_jobs import import_weights, torch2onnx
+from conversion_jobs import import_weights
 from conversion_jobs.families.sources import load_torchscript
 from conversion_jobs.onnx.graph import read_graph
 from conversion_jobs.sandboxed.importing import import_source
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
-from jobkit.job import Context
 from jobkit.sandbox import landlock, runner, seccomp
 from nightshift_common.options.weights import SourceOptions
 from tests.conversion_jobs.conftest import Trained
@@ -162,7 +161,7 @@ def test_a_pickle_that_runs_a_command_is_refused_before_it_does(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("module", "limits", "says"),
     [
-        (Grows(), {"available_memory": lambda: 2**31}, "alloc|memory"),
+        (Grows(), {"available_memory": lambda: 2**31}, "allocate memory"),
         (Loops(), {"SECONDS": 20}, "took more than 20 seconds"),
     ],
 )
@@ -172,11 +171,12 @@ def test_torchscript_without_end_is_refused(
     for name, value in limits.items():
         monkeypatch.setattr(runner, name, value)
     weights = script(module, tmp_path / "endless.pt")
-    arguments = torch2onnx.Arguments(
-        family="torchscript", weights=weights, output=tmp_path / "model.onnx", img_size=(32, 32)
-    )
-    with pytest.raises(DataValidationError, match=says):
-        torch2onnx.run(arguments, Context(tmp_path, None))
+    options = SourceOptions(family="torchscript", img_size=(32, 32))
+    with (
+        pytest.raises(DataValidationError, match=says),
+        runner.run(import_source, {"weights": weights, "options": options}, reads=[weights]),
+    ):
+        pass
 
 
 def test_the_jobs_themselves_never_load_torch(trained: Trained, tmp_path: Path, pictures: Path) -> None:
@@ -190,7 +190,6 @@ def test_the_jobs_themselves_never_load_torch(trained: Trained, tmp_path: Path, 
 import sys
 from pathlib import Path
 from conversion_jobs import export_onnx, import_weights, verify_onnx
-from jobkit.job import Context
 context = Context(Path({str(tmp_path)!r}), None)
 found = import_weights.run(import_weights.Arguments.model_validate_json({arguments.model_dump_json()!r}), context)
 export_onnx.run(export_onnx.Arguments(experiment=found.experiment), context)
