@@ -60,7 +60,7 @@ class Grows(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = [x]
         while len(kept) > 0:
-            kept.append(torch.ones(67108864))
+            kept.append(torch.empty(67108864))
         return x
 
 
