@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ class Answered(BaseModel):
 @contextmanager
 def stored(inputs: Array) -> Iterator[Path]:
     """Yield a file with `inputs`, for the functions below."""
-    with TemporaryDirectory(prefix="nightshift-inputs-") as folder:
+    with TemporaryDirectory(prefix="nightshift-inputs-", dir=os.environ.get("NIGHTSHIFT_JOB_DIR")) as folder:
         path = Path(folder) / "inputs.npy"
         np.save(path, inputs)
         yield path

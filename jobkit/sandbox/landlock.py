@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class _PathBeneath(ctypes.Structure):
 
 def abi() -> int:
     """Return the kernel's version of Landlock; 0 where it has none, or none that may be used."""
+    if platform.system() != "Linux":
+        return 0
     try:
         return max(_syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION), 0)
     except OSError:

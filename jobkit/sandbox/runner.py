@@ -13,7 +13,6 @@ import importlib.util
 import json
 import logging
 import os
-import platform
 import signal
 import stat
 import subprocess
@@ -121,8 +120,7 @@ def unprotected() -> list[str]:
     policy = settings.optional(settings.SANDBOX) or "best-effort"
     if policy not in ("require", "best-effort"):
         raise ConfigurationError(f"{settings.SANDBOX} is {policy!r}: require or best-effort")
-    linux = platform.system() == "Linux"
-    found = {"Landlock": linux and landlock.abi() > 0, "seccomp": seccomp.is_available()}
+    found = {"Landlock": landlock.abi() > 0, "seccomp": seccomp.is_available()}
     missing = [name for name, there in found.items() if not there]
     if missing and policy == "require":
         raise ConfigurationError(

@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from conversion_jobs import import_weights, torch2onnx
+from conversion_jobs import import_weights
 from conversion_jobs.families.sources import load_torchscript
 from conversion_jobs.onnx.graph import read_graph
 from conversion_jobs.sandboxed.importing import import_source
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
-from jobkit.job import Context
 from jobkit.sandbox import landlock, runner, seccomp
 from nightshift_common.options.weights import SourceOptions
 from tests.conversion_jobs.conftest import Trained
@@ -53,16 +52,6 @@ class Reads(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found = torch.from_file(self.path, shared=False, size=2, dtype=torch.uint8).float()
         return found.expand(x.shape[0], 2)
-
-
-class Grows(nn.Module):
-    """Takes all memory."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kept = [x]
-        while len(kept) > 0:
-            kept.append(torch.ones(67108864))
-        return x
 
 
 class Loops(nn.Module):
@@ -158,25 +147,15 @@ def test_a_pickle_that_runs_a_command_is_refused_before_it_does(tmp_path: Path, 
     assert not (tmp_path / "ran").exists()
 
 
-@needs_kernel
-@pytest.mark.parametrize(
-    ("module", "limits", "says"),
-    [
-        (Grows(), {"available_memory": lambda: 2**31}, "alloc|memory"),
-        (Loops(), {"SECONDS": 20}, "took more than 20 seconds"),
-    ],
-)
-def test_torchscript_without_end_is_refused(
-    module: nn.Module, limits: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in limits.items():
-        monkeypatch.setattr(runner, name, value)
-    weights = script(module, tmp_path / "endless.pt")
-    arguments = torch2onnx.Arguments(
-        family="torchscript", weights=weights, output=tmp_path / "model.onnx", img_size=(32, 32)
-    )
-    with pytest.raises(DataValidationError, match=says):
-        torch2onnx.run(arguments, Context(tmp_path, None))
+def test_torchscript_that_never_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "SECONDS", 20)
+    weights = script(Loops(), tmp_path / "endless.pt")
+    options = SourceOptions(family="torchscript", img_size=(32, 32))
+    with (
+        pytest.raises(DataValidationError, match=r"endless\.pt was refused: .* took more than 20 seconds"),
+        runner.run(import_source, {"weights": weights, "options": options}, reads=[weights]),
+    ):
+        pass
 
 
 def test_the_jobs_themselves_never_load_torch(trained: Trained, tmp_path: Path, pictures: Path) -> None:
@@ -190,7 +169,6 @@ def test_the_jobs_themselves_never_load_torch(trained: Trained, tmp_path: Path, 
 import sys
 from pathlib import Path
 from conversion_jobs import export_onnx, import_weights, verify_onnx
-from jobkit.job import Context
 context = Context(Path({str(tmp_path)!r}), None)
 found = import_weights.run(import_weights.Arguments.model_validate_json({arguments.model_dump_json()!r}), context)
 export_onnx.run(export_onnx.Arguments(experiment=found.experiment), context)

@@ -1,6 +1,7 @@
 """Who may import whom: two worlds that meet in the job contract only."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_ultralytics_which_is_agpl_is_imported_by_two_files_that_nothing_else_ne
     assert using == {"jobkit/detection/ultralytics_weights.py", "training_jobs/detector/ultralytics_trainer.py"}
     pinned = {path.name for path in (ROOT / "requirements").iterdir() if "ultralytics" in path.read_text()}
     assert {name for name in pinned if not name.startswith("detection")} == set()
+
+
+def test_conversions_load_models_in_the_sandbox_alone() -> None:
+    loads = re.compile(
+        r"\b(load_(source|experiment|torchscript|detector|classifier)|read_state_dict|(jit|torch)\.load)\("
+    )
+    found = {str(p.relative_to(ROOT)) for p in (ROOT / "conversion_jobs").rglob("*.py") if loads.search(p.read_text())}
+    inside = {f"conversion_jobs/sandboxed/{name}.py" for name in ("answering", "exporting", "importing")}
+    assert found == {"conversion_jobs/families/sources.py"} | inside
 
 
 def imported_packages(path: Path) -> set[str]:

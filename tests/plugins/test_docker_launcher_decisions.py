@@ -13,8 +13,9 @@ from docker.errors import APIError
 from nightshift.errors import JobConfigurationError, JobTransientError
 from nightshift.launchers.base import JobSpec
 from nightshift.launchers.docker import gpu_selection
+from nightshift.launchers.docker.container import described
 from nightshift.launchers.docker.logs import follow
-from nightshift.launchers.docker.settings import DockerSettings
+from nightshift.launchers.docker.settings import DockerSettings, from_environment
 from nightshift.launchers.images import image_of
 from nightshift_common.task_instance import TaskInstanceKey
 
@@ -49,6 +50,17 @@ def test_a_job_for_several_gpus_gets_them_all_or_none() -> None:
             gpu_selection.choose(settings(gpus=gpus), set(), 2)
     (request,) = gpu_selection.request(("0", "2"))
     assert request["DeviceIDs"] == ["0", "2"]
+
+
+def test_a_container_opens_weights_in_a_sandbox_unless_its_worker_says_otherwise() -> None:
+    key = TaskInstanceKey(dag_id="d", run_id="r", task_id="t")
+    spec = JobSpec("conversion_jobs.import_weights", [], "jobs", key, {"NIGHTSHIFT_SANDBOX": "best-effort"})
+    images = {"NIGHTSHIFT_JOB_IMAGES": '{"conversion_jobs": "a:1"}'}
+    for variables, policy in (({}, "require"), ({"NIGHTSHIFT_JOB_SANDBOX": "best-effort"}, "best-effort")):
+        made = described(spec, "a:1", (), from_environment(images | variables))
+        assert made["environment"]["NIGHTSHIFT_SANDBOX"] == policy
+    with pytest.raises(JobConfigurationError, match="NIGHTSHIFT_JOB_SANDBOX"):
+        from_environment(images | {"NIGHTSHIFT_JOB_SANDBOX": "off"})
 
 
 @pytest.mark.parametrize(

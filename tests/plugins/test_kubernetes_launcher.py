@@ -76,6 +76,7 @@ def test_a_job_is_one_pod_with_the_contract_and_no_rights(
     assert described["securityContext"]["readOnlyRootFilesystem"] is True
     environment = {item["name"]: item["value"] for item in described["env"]}
     assert environment["PLAIN"] == "shown" and environment["NIGHTSHIFT_JOB_DIR"] == "/job"
+    assert environment["NIGHTSHIFT_SANDBOX"] == "require"
     assert json.loads(environment["NIGHTSHIFT_TASK_INSTANCE"])["try_number"] == 1
     mounted = {mount["name"] for mount in described["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw
 from jobkit import job
 from jobkit.bottle import FolderBottle
 from jobkit.errors import ConfigurationError, DataValidationError, TransientError
+from jobkit.experiment import Experiment
+from jobkit.model_spec import ModelSpec, input_shape
 from jobkit.snapshot import Snapshot, read_snapshot, write_snapshot
 from nightshift_common.options.gate import GateOptions
 from tests.training_jobs.small_classifier import SmallClassifier
@@ -22,6 +24,7 @@ from training_jobs.data.listing import Listed
 from training_jobs.data.picture_inspection import inspect
 from training_jobs.data.selection import Rules, select
 from training_jobs.scoring.classification import ClassifierEvaluation
+from training_jobs.scoring.models import load_candidate
 
 LABELS = ("circle", "cross", "square")
 EXPERIMENT = "models/forms/v__0_train_log_16_0.001"
@@ -127,6 +130,21 @@ def test_the_same_model_as_torchscript_and_as_onnx_has_the_same_scores(
     assert evaluation.comparison is not None
     assert evaluation.comparison.gains["accuracy"].value == 0
     assert gate.decide(evaluation, GateOptions(metric="macro_f1")).promote
+
+
+def test_an_imported_candidate_is_run_by_its_graph_and_its_torchscript_is_not_opened(
+    bottle: FolderBottle, snapshot: Snapshot
+) -> None:
+    model = SmallClassifier(bottle, snapshot)
+    folder = model.write_experiment(bottle, "imported_torchscript_0123456789ab")
+    bottle.write(Experiment(folder).torchscript, b"a program of a stranger")
+    with pytest.raises(DataValidationError, match="was imported: it is evaluated once it is exported"):
+        load_candidate(bottle, folder, ModelSpec)
+    with zipfile.ZipFile(io.BytesIO(model.archive())) as archive:
+        bottle.write(Experiment(folder).onnx, archive.read("model.onnx"))
+    inputs = np.random.default_rng(1).random((3, *input_shape(model.spec)), np.float32)
+    (found,) = load_candidate(bottle, folder, ModelSpec).outputs(inputs)
+    np.testing.assert_allclose(found, inputs.reshape(3, -1) @ model.weight.T + model.bias, rtol=1e-3, atol=1e-4)
 
 
 def test_a_worse_candidate_is_seen_to_be_worse(
