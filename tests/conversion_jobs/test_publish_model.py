@@ -36,7 +36,8 @@ def test_versions_count_up_and_the_same_content_keeps_its_version(
     assert (second.version, second.triton_version, second.already_published) == ("0.0.2", 2, False)
     record = served.get(f"/models/{model}/versions/0.0.2").json()
     assert record["meta"]["snapshot_id"] == verified.snapshot_id
-    assert set(record["files"]) == {"config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx"}
+    expected = {"config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx", "sbom.cdx.json"}
+    assert set(record["files"]) == expected
 
 
 def test_an_archive_that_is_not_the_packaged_one_is_refused(verified: Trained, served: Serving, model: str) -> None:
