@@ -1,8 +1,9 @@
 """Compiles `requirements/*.in` to the pins and hashes in `requirements/*.txt`. No download addresses are written."""
 
 import re
+import sys
 
-from local.bootstrap import REQUIREMENTS, find_links, uv
+from local.bootstrap import REQUIREMENTS, find_links, torch_backend, uv
 
 # The tests' files are constrained by the files that they add to, so those come first.
 ORDER = (
@@ -15,7 +16,12 @@ TORCH = re.compile(r"^torch==.*\n(?:    --hash=.*\n)*(?:    #.*\n)*", re.MULTILI
 
 
 def main() -> None:
-    """Compile every file."""
+    """Compile every file.
+
+    Without a CPU wheel of torch at hand the locks would be those of PyPI's build, with CUDA's libraries in all of them.
+    """
+    if torch_backend() is not None:
+        sys.exit("the locks are made for a CPU build of torch: put its wheel into a folder that PIP_FIND_LINKS names")
     for name in ORDER:
         compile_file(name)
 

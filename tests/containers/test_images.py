@@ -33,11 +33,20 @@ def git(*arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def images(engine: Any) -> dict[str, Any]:
-    """The images of this checkout by name."""
+def built() -> None:
+    """The images are those of this checkout."""
     if os.environ.get("NIGHTSHIFT_TEST_IMAGES") != "as-they-are":
         build(*ENVIRONMENTS)
-    return {name: engine.images.get(f"nightshift/{name}:{TAG}") for name in ENVIRONMENTS}
+
+
+@pytest.fixture(params=ENVIRONMENTS)
+def image(engine: Any, built: None, request: pytest.FixtureRequest) -> Any:
+    """Each of the images; its name is `title(image)`."""
+    return engine.images.get(f"nightshift/{request.param}:{TAG}")
+
+
+def title(image: Any) -> str:
+    return str(image.labels["org.opencontainers.image.title"]).removeprefix("nightshift-")
 
 
 def output(engine: Any, image: Any, *command: str) -> str:
@@ -46,9 +55,8 @@ def output(engine: Any, image: Any, *command: str) -> str:
     return str(run.decode())
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_an_image_says_of_which_commit_it_was_made(images: dict[str, Any], name: str) -> None:
-    labels = images[name].labels
+def test_an_image_says_of_which_commit_it_was_made(image: Any) -> None:
+    labels = image.labels
     found = {key: labels.get(f"org.opencontainers.image.{key}") for key in ("revision", "version", "source", "created")}
     assert re.fullmatch("[0-9a-f]{40}(-dirty)?", found["revision"])
     assert found["revision"].removesuffix("-dirty") == git("rev-parse", "HEAD")
@@ -58,18 +66,18 @@ def test_an_image_says_of_which_commit_it_was_made(images: dict[str, Any], name:
         assert found["source"] == os.environ.get("NIGHTSHIFT_SOURCE") or "://" in git("remote", "get-url", "origin")
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_jobs_in_containers_know_commit_and_lock(engine: Any, images: dict[str, Any], name: str) -> None:
-    commit, lock = output(engine, images[name], "python", "-c", ORIGIN).split()
-    assert commit == images[name].labels["org.opencontainers.image.revision"]
-    expected = (ROOT / "requirements" / f"{ENVIRONMENTS[name]}.txt").read_bytes()
+@pytest.mark.parametrize("image", JOBS, indirect=True)
+def test_jobs_in_containers_know_commit_and_lock(engine: Any, image: Any) -> None:
+    commit, lock = output(engine, image, "python", "-c", ORIGIN).split()
+    assert commit == image.labels["org.opencontainers.image.revision"]
+    expected = (ROOT / "requirements" / f"{ENVIRONMENTS[title(image)]}.txt").read_bytes()
     assert lock == hashlib.sha256(expected).hexdigest()
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_an_image_lists_all_that_it_holds(engine: Any, images: dict[str, Any], name: str) -> None:
+def test_an_image_lists_all_that_it_holds(engine: Any, image: Any) -> None:
     """The list against what Python and dpkg themselves find in the image; its form was judged when it was built."""
-    content = json.loads(output(engine, images[name], "cat", "/usr/share/nightshift/sbom.cdx.json"))
+    name = title(image)
+    content = json.loads(output(engine, image, "cat", "/usr/share/nightshift/sbom.cdx.json"))
     assert content["metadata"]["component"]["name"] == f"nightshift-{name}"
     listed: dict[str, set[tuple[str, str]]] = {"pypi": set(), "deb": set(), "generic": set()}
     for component in content["components"]:
@@ -77,10 +85,10 @@ def test_an_image_lists_all_that_it_holds(engine: Any, images: dict[str, Any], n
         assert kind is not None, component
         listed[kind[1]].add((component["name"], component["version"]))
     python = f"/opt/nightshift/.venv/{ENVIRONMENTS[name]}/bin/python"
-    found = [line.split() for line in output(engine, images[name], python, "-c", LIST_PYTHON).splitlines()]
-    assert listed["pypi"] == {(name, version) for name, version in found} and len(found) >= 5
-    debian = [line.split() for line in output(engine, images[name], *LIST_DEBIAN).splitlines()]
+    found = [line.split() for line in output(engine, image, python, "-c", LIST_PYTHON).splitlines()]
+    assert listed["pypi"] == {(package, version) for package, version in found} and len(found) >= 5
+    debian = [line.split() for line in output(engine, image, *LIST_DEBIAN).splitlines()]
     assert listed["deb"] == {(package, version) for package, version in debian} and len(debian) > 50
     beside = json.loads((ROOT / ".nightshift" / "images" / f"{name}.cdx.json").read_text())
     assert beside["components"] == content["components"]
-    assert beside["metadata"]["component"]["version"] == images[name].labels["org.opencontainers.image.revision"]
+    assert beside["metadata"]["component"]["version"] == image.labels["org.opencontainers.image.revision"]
