@@ -44,7 +44,7 @@ class Arguments(job.Arguments, ModelOptions):
     record: str | None = Field(None, description="for tensorrt: the plan's record in the bottle, from build_plan")
     evaluation: str | None = Field(None, description="the evaluation that the gate judged: key in the bottle")
     decision: Literal["promote", "reject"] | None = Field(None, description="the gate's")
-    reasons: list[str] = Field([], description="the gate's, a sentence a rule")
+    reasons: str | None = Field(None, description="the gate's, a sentence a rule")
 
 
 class Result(job.Result):

@@ -37,7 +37,7 @@ from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Pipeline
 from nightshift.pipelines.bundle import pipeline_file
 from nightshift.pipelines.files import load_pipeline
 from nightshift.steps import Step, task
-from nightshift.task_templates import TASK_STATES, output_as_json, output_if_any, output_of, stopped_by
+from nightshift.task_templates import TASK_STATES, output_if_any, output_of, sentences_of, stopped_by
 from nightshift_common.options.conversion import MAX_PLAN_SAMPLES, Target
 
 FINGERPRINT = "{{ fingerprint(params) }}"
@@ -143,7 +143,7 @@ def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, J
             "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
             "record": output_of("build_plan", "record") if target == "tensorrt" else None,
             "evaluation": output_of("evaluate", "report"), "decision": output_of("gate", "decision"),
-            "reasons": output_as_json("gate", "reasons"),
+            "reasons": sentences_of("gate", "reasons"),
         },
         connections=("bottle", "mlflow", "storage_publish", "signing"),
     )  # fmt: skip

@@ -40,7 +40,7 @@ class Release(BaseModel):
     """the evaluation that the gate judged: key in the bottle"""
     decision: str | None
     """the gate's"""
-    reasons: list[str]
+    reasons: str | None
     """the gate's"""
 
 

@@ -16,9 +16,9 @@ def output_of(task_id: str, field: str) -> str:
     return f"{{{{ ti.xcom_pull('{task_id}')['{field}'] }}}}"
 
 
-def output_as_json(task_id: str, field: str) -> str:
-    """Return a template of one field, a list or an object, of what a task returned, as JSON."""
-    return f"{{{{ ti.xcom_pull('{task_id}')['{field}'] | tojson }}}}"
+def sentences_of(task_id: str, field: str) -> str:
+    """Return a template of one field, a list of sentences, of what a task returned: one text."""
+    return f"{{{{ ti.xcom_pull('{task_id}')['{field}'] | join('; ') }}}}"
 
 
 def output_if_any(task_id: str, field: str) -> str:

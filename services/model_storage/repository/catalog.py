@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nightshift_common.archive import CHUNK
 from nightshift_common.names import NAME_RULE, is_name
 from services.model_storage.api.spool import Diverted
-from services.model_storage.errors import NotFound, NotTrusted, Refused
+from services.model_storage.errors import NotFound, NotTrusted, Refused, StorageError, Unavailable
 from services.model_storage.repository import model_config
 from services.model_storage.repository.archive import File, unpack
 from services.model_storage.repository.model_config import CONFIG_FILE, MODEL_FILES
@@ -291,14 +291,22 @@ class Catalog:
             kept = f"{name}{UPLOADED}" if name in WRITTEN else name
             if kept not in there:
                 raise NotTrusted(f"{kept} is missing")
-            digest = hashlib.sha256()
-            with closing(self.store.open(f"{record.folder}/{kept}")) as source:
-                while chunk := source.read(CHUNK):
-                    digest.update(chunk)
-            digests[name] = digest.hexdigest()
+            digests[name] = self._sha256(f"{record.folder}/{kept}")
             if digests[name] != record.files[name].sha256:
                 raise NotTrusted(f"{kept} was altered")
         return digests
+
+    def _sha256(self, key: str) -> str:
+        digest = hashlib.sha256()
+        try:
+            with closing(self.store.open(key)) as source:
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+        except StorageError:
+            raise
+        except Exception as error:  # each back end has its own
+            raise Unavailable(f"{key} could not be read: {error}") from error
+        return digest.hexdigest()
 
     def _signature(self, record: Record) -> bytes:
         found = self.store.read(f"{record.folder}/{SIGNATURE_FILE}")

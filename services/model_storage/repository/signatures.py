@@ -11,13 +11,11 @@ import binascii
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-from model_signing import hashing, manifest, verifying
-from model_signing._hashing.hashing import Digest  # what a manifest's item takes; the package has no public name for it
 
 from services.model_storage.errors import NotTrusted
 
@@ -77,7 +75,7 @@ class Signatures:
         with tempfile.NamedTemporaryFile(prefix="nightshift-signature-") as file:
             file.write(signature)
             file.flush()
-            verifier = _verifier(self._verifiers[hint]).set_hashing_config(_Known(digests))
+            verifier = _verifier(self._verifiers[hint]).set_hashing_config(_known(digests))
             try:
                 verifier.verify(Path(model), Path(file.name))
             except Exception as error:  # whatever the library says of what it cannot read or what does not hold
@@ -87,21 +85,21 @@ class Signatures:
         return hint
 
 
-class _Known(hashing.Config):
-    """Files whose digests are known: they are not read once more, and none is left out."""
+def _known(digests: Mapping[str, str]) -> Any:
+    """Return a way of hashing by which files, whose digests are known, are not read once more, and none is left out."""
+    from model_signing import hashing, manifest
+    from model_signing._hashing.hashing import Digest  # what a manifest's item takes; there is no public name for it
 
-    def __init__(self, digests: Mapping[str, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._digests = digests
+    class Known(hashing.Config):
+        def hash(self, model_path: hashing.PathLike, *, files_to_hash: object = None) -> manifest.Manifest:
+            items = [
+                manifest.FileManifestItem(path=PurePosixPath(name), digest=Digest("sha256", bytes.fromhex(digest)))
+                for name, digest in digests.items()
+            ]
+            files = {"method": "files", "hash_type": "sha256", "allow_symlinks": False}
+            return manifest.Manifest(Path(str(model_path)).name, items, manifest.SerializationType.from_args(files))
 
-    def hash(self, model_path: hashing.PathLike, *, files_to_hash: Iterable[hashing.PathLike] | None = None) -> Any:
-        """Return the manifest of the known files."""
-        items = [
-            manifest.FileManifestItem(path=PurePosixPath(name), digest=Digest("sha256", bytes.fromhex(digest)))
-            for name, digest in self._digests.items()
-        ]
-        files = {"method": "files", "hash_type": "sha256", "allow_symlinks": False}
-        return manifest.Manifest(Path(str(model_path)).name, items, manifest.SerializationType.from_args(files))
+    return Known()  # type: ignore[no-untyped-call]
 
 
 def fingerprint(pem: str) -> str:
@@ -118,7 +116,9 @@ def provenance_of(content: bytes) -> dict[str, Any]:
     return _parsed(content, PROVENANCE_FILE)
 
 
-def _verifier(pem: str) -> verifying.Config:
+def _verifier(pem: str) -> Any:
+    from model_signing import verifying  # half a second and 26 MB, which a storage without keys need not spend
+
     with tempfile.NamedTemporaryFile(prefix="nightshift-key-") as file:
         file.write(pem.encode())
         file.flush()

@@ -16,7 +16,7 @@ from services.model_storage.production import history, promotions
 from services.model_storage.repository import archive, catalog, store
 
 
-def die(*_: Any) -> None:
+def die(*_: Any, **__: Any) -> None:
     """End at once, as by power cut or out-of-memory killer."""
     os.kill(os.getpid(), signal.SIGKILL)
 

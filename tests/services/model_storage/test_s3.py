@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from io import BytesIO
+from pathlib import Path
 
 import boto3
 import httpx
@@ -17,8 +18,10 @@ from services.model_storage.errors import Unavailable
 from services.model_storage.repository import s3_store
 from services.model_storage.repository.s3_store import S3Store
 from tests.services.model_storage.s3_server import S3Server, s3_server
-from tests.services.model_storage.support import Database, Storage, model_zip, serving, settings_for
+from tests.services.model_storage.signing import package, sign
+from tests.services.model_storage.support import Database, Storage, model_zip, serving, settings_for, zip_of
 from tests.support.servers import free_ports
+from tests.support.signing_keys import Key
 from tests.support.tiny_onnx import scaling_model
 
 BUCKET = "models"
@@ -199,3 +202,24 @@ def test_a_bucket_that_is_not_there_makes_the_service_not_ready(
     with serving(triton, settings) as storage:
         reply = storage.client.get("/health/ready")
         assert (reply.status_code, "S3" in reply.json()["repository"]) == (503, True)
+
+
+def test_a_signed_version_that_was_altered_in_the_bucket_is_not_loaded_and_one_that_cannot_be_read_is_tried_again(
+    database: Database, triton: TritonServer, server: S3Server, model: str, tmp_path: Path
+) -> None:
+    key = Key(tmp_path / "key")
+    signatures = {"signatures": "require", "public_keys": key.one_line}
+    settings = settings_for(triton, database.new(), repository=f"s3://{BUCKET}/shared", **signatures)
+    with serving(triton, settings) as storage:
+        for scale in (2.0, 3.0):
+            storage.upload(model, zip_of(sign(key, package(model, scale), model, tmp_path / str(scale))))
+        server.fail("GET", f"{model}/1/model.onnx", "cut")
+        unread = storage.promote(model, "0.0.1")
+        assert unread.status_code == 503 and "model.onnx could not be read" in unread.text
+        assert storage.promote(model, "0.0.1").status_code == 200
+        assert storage.scale_served(model) == 2.0
+        altered = package(model, 4.0)["model.onnx"]
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=f"shared/{model}/2/model.onnx", Body=altered)
+        refused = storage.promote(model, "0.0.2")
+        assert refused.status_code == 400 and "model.onnx was altered" in refused.text
+        assert storage.scale_served(model) == 2.0
