@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ from nightshift_common.names import GroupName
 from nightshift_common.options.base import Options
 
 Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
+MaxSide = Annotated[int, Field(ge=1)]
+MAX_SIDE = 10_000
 
 
 class SplitOptions(Options):
@@ -23,7 +25,7 @@ class SplitOptions(Options):
     """share for the golden set, which is never trained on"""
     min_side: int = Field(16, ge=1)
     """a picture with a shorter side is refused, pixels"""
-    max_side: int = Field(10_000, ge=1)
+    max_side: MaxSide = MAX_SIDE
     """a picture with a longer side is refused without decoding it, pixels"""
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """with a larger share of bad pictures, or of bad objects, the night is refused"""

@@ -98,27 +98,27 @@ def test_damaged_pictures_are_quarantined_with_reasons_and_the_rest_goes_on(
         item("empty.png", b""),
         item("text.png", b"<html>not found</html>"),
         item("vector.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-        item("moving.gif", picture(8, 32, "GIF")),
+        item("icon.ico", picture(8, 32, "ICO")),
         item("bomb.png", bomb(50_000)),
         item("tiny.png", picture(9, 8)),
         item("header_only.png", picture(10)[:40]),
     ]
     publish(collect, group, items(40) + bad)
     result = pull(context, group, max_bad_share=0.1)
-    assert result.refused == {"corrupt": 6, "too_large": 1, "too_small": 1}
+    assert result.refused == {"corrupt": 4, "too_large": 1, "too_small": 1, "unsupported": 2}
     assert refused(bottle, group) == {
         "torn.jpg": "corrupt",
         "empty.png": "corrupt",
         "text.png": "corrupt",
-        "vector.png": "corrupt",
-        "moving.gif": "corrupt",
+        "vector.png": "unsupported",
+        "icon.ico": "unsupported",
         "bomb.png": "too_large",
         "tiny.png": "too_small",
         "header_only.png": "corrupt",
     }
     key = f"snapshots/{group}/{result.snapshot_id}/refused.jsonl"
     assert b"50000x50000" in bottle.read(key)
-    assert b"the format GIF is not one of JPEG" in bottle.read(key)
+    assert b"the format ICO is not one of JPEG" in bottle.read(key)
     assert result.pictures == 80
 
 

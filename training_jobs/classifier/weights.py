@@ -79,9 +79,9 @@ def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
         )
     if not any(name.startswith("backbone.") and value.ndim > 1 for name, value in fits.items()):  # norms fit by chance
         raise ConfigurationError(
-            f"model.load_from: {path}: no weight of the backbone fits ({_some([_why(n, state, expected) for n in unfit])}),"
-            " so that the model would train from random weights: name a checkpoint of this backbone_name, or leave out "
-            "load_from"
+            f"model.load_from: {path}: no weight of the backbone fits "
+            f"({_some([_why(name, state, expected) for name in unfit])}), so that the model would train from random "
+            "weights: name a checkpoint of this backbone_name, or leave out load_from"
         )
     model.load_state_dict({**expected, **fits})
     fresh = sorted(expected.keys() - fits.keys())

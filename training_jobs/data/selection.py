@@ -15,7 +15,7 @@ from training_jobs.data.near_duplicates import near_copies
 from training_jobs.data.picture_inspection import Inspected
 
 # What is wrong with a picture, as against a copy, which is only superfluous.
-BAD = ("corrupt", "missing", "too_small", "too_large", "conflicting_labels")
+BAD = ("corrupt", "unsupported", "missing", "too_small", "too_large", "conflicting_labels")
 
 
 @dataclass(frozen=True)
