@@ -48,8 +48,8 @@ class LabeledPicturesOptions(SplitOptions):
     modes: list[Mode] = Field(["PREPARING", "CHECKING", "VALIDATED"], min_length=1)
     """for collect: the modes of the picsets that are taken"""
     near_copies: NearCopyRule = "group"
-    """pictures of one label that are nearly the same (a fixed camera, one form filled in again): group keeps them all, on
-    one side of the split; drop keeps one of them; off splits them as any others"""
+    """pictures of one label that are nearly the same (a fixed camera, one form filled in again): group keeps them all,
+    on one side of the split; drop keeps one of them; off splits them as any others"""
     max_dropped_share: float = Field(0.2, ge=0, le=1)
     """with a larger share of pictures left out as near copies of others, the night is refused"""
 

@@ -84,8 +84,8 @@ class Dataset(Section):
     val_part: float = Field(0.2, gt=0, lt=1, description="part kept for validation; a snapshot has its own split")
     max_side: MaxSide = Field(
         MAX_SIDE,
-        description="a picture of a folder with a longer side is left out without decoding it, pixels; a snapshot's are "
-        "chosen when it is pulled",
+        description="a picture of a folder with a longer side is left out without decoding it, pixels; those of a "
+        "snapshot are chosen when it is pulled",
     )
     data_loaders: DataLoaders = DataLoaders()
     pre_transforms: list[PreTransform] = Field(

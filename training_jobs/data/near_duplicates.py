@@ -92,7 +92,8 @@ class NearCopies:
         return [group for group in joined.listed() if len(group) > 1]
 
     def _neighbors(self, first: int, firsts: NDArray[np.intp], tree: Any) -> list[tuple[float, int, int]]:
-        """Return how far apart, `first`, and other one, for those of `firsts` (in `tree`) whose crowds may touch its own.
+        """Return how far apart, `first`, and the other one, for those of `firsts`, which `tree` holds, whose crowds may
+        touch its own.
 
         It is no near copy of them. Their crowds touch where they are at most three limits apart.
         """

@@ -124,8 +124,8 @@ def _as_training_reads(image: Image, content: bytes) -> tuple[str, tuple[int, in
         exact = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
         if exact is not None and exact.dtype == np.uint16 and 0 < int(exact.max()) < 4096:
             problem = (
-                f"its values have 16 bits and reach {int(exact.max())} of 65535 (12 bits in 16?), so it would be read as "
-                "nearly black; save it with 8 bits, or with values over the whole range"
+                f"its values have 16 bits and reach {int(exact.max())} of 65535 (12 bits in 16?), so it would be read "
+                "as nearly black; save it with 8 bits, or with values over the whole range"
             )
     return problem, decoded.shape[:2]
 

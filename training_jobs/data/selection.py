@@ -145,8 +145,8 @@ def check_classes(samples: list[Sample], group: str) -> None:
     if short:
         raise DataValidationError(
             f"group {group} has classes with too few pictures to stand in {', '.join(SPLITS)}: {'; '.join(short)}. "
-            "A picset stays on one side as a whole, and so do pictures of a class that are nearly the same: collect more "
-            "picsets of these classes, or, where near copies are meant to be on every side, set near_copies to off"
+            "A picset stays on one side as a whole, and so do pictures of a class that are nearly the same: collect "
+            "more picsets of these classes, or, where near copies are meant to be on every side, set near_copies to off"
         )
 
 
@@ -262,8 +262,8 @@ def _names_between(new: list[_Candidate], known: list[_Candidate]) -> dict[str, 
 def _without_copies_of_another_side(
     candidates: list[_Candidate], divided: set[str], refused: list[Refused]
 ) -> list[_Candidate]:
-    """Leave out what is nearly the same as a picture of another side: what is new before what is known, and of those the
-    golden set's before validation's before training's."""
+    """Leave out what is nearly the same as a picture of another side: what is new before what is known, and of those
+    the golden set's before validation's before training's."""
     kept: list[_Candidate] = []
     for is_known in (True, False):
         for split in SPLITS:
@@ -278,7 +278,10 @@ def _without_copies_of_another_side(
 
 
 def _first_near(queries: list[_Candidate], references: list[_Candidate]) -> list[_Candidate | None]:
-    """Return for each query a reference of its label that it is a near copy of; the last one that was is tried first."""
+    """Return for each query a reference of its label that it is a near copy of.
+
+    The one that the query before was near is tried first, so that a crowd takes few comparisons.
+    """
     import numpy as np
 
     found: list[_Candidate | None] = [None] * len(queries)

@@ -14,7 +14,7 @@ logger = logging.getLogger("training_jobs.split_groups")
 
 
 def split_groups_key(group: str) -> str:
-    """Return where the group's picsets and single pictures that were ever taken stand, each with its name in the split."""
+    """Return where it stands, for each picset and single picture of the group that was ever taken."""
     return f"meta/{paths.checked_name(group, 'group')}/split_groups.json"
 
 
@@ -33,8 +33,8 @@ def read_split_groups(bottle: Bottle, group: str) -> dict[str, str]:
         return {str(unit): str(name) for unit, name in json.loads(bottle.read(key)).items()}
     except (ValueError, AttributeError) as error:
         raise DataValidationError(
-            f"{bottle}/{key} is damaged: {error}. Put back an earlier copy of it; without it, delete it: the snapshots of "
-            "the group then say on which side pictures stand"
+            f"{bottle}/{key} is damaged: {error}. Put back an earlier copy; without one, delete it: the "
+            "snapshots of the group then say on which side pictures stand"
         ) from error
 
 
@@ -51,9 +51,9 @@ def _of_snapshots(bottle: Bottle, group: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for identifier in identifiers:
         try:
-            names |= {
-                sample.split_group: sample.split_group for sample in read_snapshot(bottle, group, identifier).samples
-            }
+            samples = read_snapshot(bottle, group, identifier).samples
         except DataValidationError as error:
             logger.warning("what snapshot %s says about the split is left out: %s", identifier, error)
+        else:
+            names |= {sample.split_group: sample.split_group for sample in samples}
     return names
