@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from nightshift_common.options.data import MAX_SIDE
 from tests.support.sample_data import HYMENOPTERA, MISSING
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import Pictures
@@ -76,7 +77,7 @@ def main() -> None:
         sys.exit(MISSING if HYMENOPTERA in options.folder.parents else f"there is no folder {options.folder}")
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    paths = pictures_below(options.folder)
+    paths = pictures_below(options.folder, MAX_SIDE)
     with Image.open(paths[0]) as first:
         print(f"{len(paths)} pictures such as {first.size[0]}x{first.size[1]}, to {options.size}")
     makers = {"trainer": ours(paths, options.size), "torchvision": usual(paths, options.size)}

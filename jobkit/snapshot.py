@@ -71,8 +71,8 @@ class Refused(BaseModel):
 
     source: str
     reason: Literal[
-        "corrupt", "too_small", "too_large", "duplicate", "near_duplicate", "conflicting_labels", "missing",
-        "duplicate_id", "unknown_category", "unknown_picture", "malformed", "zero_area",
+        "corrupt", "unsupported", "too_small", "too_large", "duplicate", "near_duplicate", "conflicting_labels",
+        "missing", "duplicate_id", "unknown_category", "unknown_picture", "malformed", "zero_area",
         "other_size", "no_usable_object",
     ]  # fmt: skip
     detail: str

@@ -67,7 +67,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     selection = select(
         annotations, {p.name: inspected[s] for p, s in zip(annotations.pictures, sources, strict=True)}, rules
     )
-    summary, is_new = _write(arguments, bottle, annotations, selection)
+    summary, is_new, sentence = _write(arguments, bottle, annotations, selection)
     background = sum(not sample.objects for sample in selection.samples)
     logger.info(
         "snapshot %s %s: %d pictures, %d of them without objects, %d objects clipped, refused: %s; %d files fetched",
@@ -78,14 +78,14 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     sides.update({f"objects/{split}": sum(labels.values()) for split, labels in summary.counts.items()})
     metrics = {name: float(value) for name, value in sides.items()}
     metrics |= {"background": float(background), "clipped": float(selection.clipped)}
-    result = pull.finish(arguments, context, summary, transferred, is_new, metrics)
+    result = pull.finish(arguments, context, summary, transferred, is_new, metrics, sentence)
     return Result(**dict(result), background=background, clipped=selection.clipped)
 
 
 def _write(
     arguments: Arguments, bottle: Bottle, annotations: Annotations, selection: Selection
-) -> tuple[Summary, bool]:
-    """Write quarantine and snapshot; return its summary, and whether it is new."""
+) -> tuple[Summary, bool, str]:
+    """Write quarantine and snapshot; return its summary, whether it is new, and what was left out."""
     group, refused = arguments.group, [*selection.refused_pictures, *selection.refused_objects]
     key = pull.write_quarantine(bottle, group, refused)
     bad = [r for r in selection.refused_pictures if r.reason in BAD_PICTURE]
@@ -95,7 +95,9 @@ def _write(
     check_sides(selection.samples, group)
     existing = set(bottle.keys(f"snapshots/{group}"))
     summary = write_snapshot(bottle, group, selection.samples, refused)
-    return summary, SnapshotPaths(group, summary.snapshot_id).summary not in existing
+    listed = annotations.listed_pictures + annotations.listed_objects
+    sentence = pull.left_out(key, refused, listed, "pictures and objects", [*bad, *selection.refused_objects])
+    return summary, SnapshotPaths(group, summary.snapshot_id).summary not in existing, sentence
 
 
 def _images(arguments: Arguments) -> str:

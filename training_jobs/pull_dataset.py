@@ -12,9 +12,10 @@ from jobkit.snapshot import Summary, write_snapshot
 from nightshift_common.options.data import LabeledPicturesOptions
 from training_jobs.data.legacy_dataset_file import write_dataset
 from training_jobs.data.picset_metadata import write_picsets
-from training_jobs.data.pull import PullArguments, Result, check_share, finish, pinned, write_quarantine
+from training_jobs.data.pull import PullArguments, Result, check_share, finish, left_out, pinned, write_quarantine
 from training_jobs.data.selection import Rules, check_classes, select
 from training_jobs.data.sources import Source, collect_source, table_source
+from training_jobs.data.split_groups import read_split_groups, write_split_groups
 from training_jobs.data.transfer import transfer
 
 logger = logging.getLogger("training_jobs.pull_dataset")
@@ -28,12 +29,12 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Pull a dataset."""
     if (found := pinned(arguments, arguments.group, context)) is not None:
         return found
-    summary, transferred, is_new = _pull(arguments, context.bottle)
+    summary, transferred, is_new, sentence = _pull(arguments, context.bottle)
     sides = {f"pictures/{split}": float(sum(labels.values())) for split, labels in summary.counts.items()}
-    return finish(arguments, context, summary, transferred, is_new, sides)
+    return finish(arguments, context, summary, transferred, is_new, sides, sentence)
 
 
-def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool]:
+def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool, str]:
     group = checked_name(arguments.group, "group")
     with _source(arguments, bottle) as source:
         listed = source.listed
@@ -42,10 +43,14 @@ def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool]:
         if source.picsets:
             write_picsets(bottle, group, listed, source.picsets)
     rules = Rules(arguments.min_side, arguments.max_side, arguments.val_part, arguments.golden_part)
-    selection = select(listed, inspected, rules)
+    earlier = read_split_groups(bottle, group)
+    selection = select(listed, inspected, rules, arguments.near_copies, earlier)
     key = write_quarantine(bottle, group, selection.refused)
     check_share(bottle, key, group, selection.bad, len(listed), "pictures", arguments.max_bad_share)
+    dropped, share = selection.near_copies, arguments.max_dropped_share
+    check_share(bottle, key, group, dropped, len(listed), "pictures", share, "left out as near copies of others")
     check_classes(selection.samples, group)
+    write_split_groups(bottle, group, {**earlier, **selection.split_groups})  # first: a snapshot's pictures stay there
     existing = set(bottle.keys(f"snapshots/{group}"))
     summary = write_snapshot(bottle, group, selection.samples, selection.refused)
     is_new = SnapshotPaths(group, summary.snapshot_id).summary not in existing
@@ -60,7 +65,7 @@ def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool]:
         len(selection.refused),
         transferred,
     )
-    return summary, transferred, is_new
+    return summary, transferred, is_new, left_out(key, selection.refused, len(listed), "pictures", selection.bad)
 
 
 def _source(arguments: Arguments, bottle: Bottle) -> AbstractContextManager[Source]:

@@ -111,7 +111,7 @@ def _examples(config: Config, source: str, group: str, snapshot_id: str | None, 
         if config.directories.images is None:
             raise ConfigurationError(f"directories.images is not set, and the labels come from {source}")
         make = examples.from_folders if source == "folders" else examples.from_rotation
-        found = make(Path(config.directories.images), group, config.dataset.val_part)
+        found = make(Path(config.directories.images), group, config.dataset.val_part, config.dataset.max_side)
     if config.dataset.people_crops:
         found = person_crops.one_example_per_person(found)
     found = examples.reduced(found, config.dataset.data_fraction, config.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,9 @@ from nightshift_common.names import GroupName
 from nightshift_common.options.base import Options
 
 Mode = Literal["PREPARING", "CHECKING", "VALIDATED", "TRAINED"]
+NearCopyRule = Literal["group", "drop", "off"]
+MaxSide = Annotated[int, Field(ge=1)]
+MAX_SIDE = 10_000
 
 
 class SplitOptions(Options):
@@ -23,7 +26,7 @@ class SplitOptions(Options):
     """share for the golden set, which is never trained on"""
     min_side: int = Field(16, ge=1)
     """a picture with a shorter side is refused, pixels"""
-    max_side: int = Field(10_000, ge=1)
+    max_side: MaxSide = MAX_SIDE
     """a picture with a longer side is refused without decoding it, pixels"""
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """with a larger share of bad pictures, or of bad objects, the night is refused"""
@@ -44,6 +47,11 @@ class LabeledPicturesOptions(SplitOptions):
     """for postgres: [schema.]table with the columns path, label and, optionally, split_group or picset"""
     modes: list[Mode] = Field(["PREPARING", "CHECKING", "VALIDATED"], min_length=1)
     """for collect: the modes of the picsets that are taken"""
+    near_copies: NearCopyRule = "group"
+    """pictures of one label that are nearly the same (a fixed camera, one form filled in again): group keeps them all,
+    on one side of the split; drop keeps one of them; off splits them as any others"""
+    max_dropped_share: float = Field(0.2, ge=0, le=1)
+    """with a larger share of pictures left out as near copies of others, the night is refused"""
 
     @model_validator(mode="after")
     def _table_goes_with_postgres(self) -> Self:

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from nightshift_common.names import NAME_RULE, is_name
 from services.collect.store import MODES, Mode, Picset, Picture, Store, picset_guid
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 
 
 class ImportRefused(ValueError):
@@ -95,6 +95,9 @@ def _item(path: Path, category: str, picset: str) -> Item:
     try:
         with Image.open(path) as image:
             width, height = image.size
+            # TIFF's are turned already, by Pillow
+            if image.format != "TIFF" and image.getexif().get(0x0112, 1) >= 5:  # EXIF's orientation: a quarter turn
+                width, height = height, width
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         width = height = None  # a damaged picture is served as it is: judging it is the pulling job's work
     return Item(path.name, path.read_bytes(), category, picset, width, height)

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, Param, chain
+from airflow.sdk import DAG, Param, chain, task
 
 from nightshift.job_operator import JobOperator
 
@@ -55,3 +55,12 @@ with DAG("never_again", params=PARAMS, schedule=None):
 with DAG("missing_connection", schedule=None):
     JobOperator(task_id="undefined", module=EXAMPLE, connections=["triton"], retries=1)
     JobOperator(task_id="incomplete", module=EXAMPLE, connections=["mlflow"], retries=1)
+
+with DAG("pulled_data", params={"left_out": Param("", type="string")}, schedule=None):
+
+    @task
+    def pull_dataset(params: dict[str, str]) -> dict[str, str]:
+        """Return of a pull's result what the page reads."""
+        return {"snapshot_id": "0123456789abcdef", "left_out": params["left_out"]}
+
+    pull_dataset()

@@ -54,6 +54,18 @@ def test_a_failed_task_is_listed_with_its_reason_its_remedy_and_its_log(airflow:
     assert run in {row["run_id"] for row in airflow.client.get("/nightshift/failures").json()}
 
 
+def test_what_the_latest_pull_left_out_is_shown_until_one_takes_everything(airflow: Airflow) -> None:
+    sentence = "1 of 81 pictures were left out: 1 corrupt. For example <torn>.jpg: corrupt: it does not decode."
+    for left_out in (sentence.replace("81", "80"), sentence):
+        run = airflow.trigger("pulled_data", left_out=left_out)
+        assert airflow.finished("pulled_data", run)[0] == "success"
+    shown = airflow.client.get("/nightshift/").text
+    assert html.escape(sentence) in shown and run in shown and "of 80 pictures" not in shown
+    whole = airflow.trigger("pulled_data", left_out="")
+    assert airflow.finished("pulled_data", whole)[0] == "success"
+    assert "Left out of the latest data" not in page(airflow)
+
+
 def test_a_task_that_succeeds_after_all_is_no_longer_listed(airflow: Airflow, marks: Path) -> None:
     run = run_job(airflow, marks, "later_once")
     assert airflow.finished("one_job", run)[0] == "success"

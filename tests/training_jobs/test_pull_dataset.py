@@ -98,27 +98,27 @@ def test_damaged_pictures_are_quarantined_with_reasons_and_the_rest_goes_on(
         item("empty.png", b""),
         item("text.png", b"<html>not found</html>"),
         item("vector.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-        item("moving.gif", picture(8, 32, "GIF")),
+        item("icon.ico", picture(8, 32, "ICO")),
         item("bomb.png", bomb(50_000)),
         item("tiny.png", picture(9, 8)),
         item("header_only.png", picture(10)[:40]),
     ]
     publish(collect, group, items(40) + bad)
     result = pull(context, group, max_bad_share=0.1)
-    assert result.refused == {"corrupt": 6, "too_large": 1, "too_small": 1}
+    assert result.refused == {"corrupt": 4, "too_large": 1, "too_small": 1, "unsupported": 2}
     assert refused(bottle, group) == {
         "torn.jpg": "corrupt",
         "empty.png": "corrupt",
         "text.png": "corrupt",
-        "vector.png": "corrupt",
-        "moving.gif": "corrupt",
+        "vector.png": "unsupported",
+        "icon.ico": "unsupported",
         "bomb.png": "too_large",
         "tiny.png": "too_small",
         "header_only.png": "corrupt",
     }
     key = f"snapshots/{group}/{result.snapshot_id}/refused.jsonl"
     assert b"50000x50000" in bottle.read(key)
-    assert b"the format GIF is not one of JPEG" in bottle.read(key)
+    assert b"the format ICO is not one of JPEG" in bottle.read(key)
     assert result.pictures == 80
 
 
@@ -164,9 +164,44 @@ def test_a_copy_counts_once(collect: CollectServer, context: job.Context, bottle
 def test_a_near_copy_never_stands_on_the_other_side(
     collect: CollectServer, context: job.Context, bottle: FolderBottle, group: str
 ) -> None:
+    publish(collect, group, items(40))
+    before = {s.sha256: s.split for s in read_snapshot(bottle, group, pull(context, group).snapshot_id).samples}
+    sizes = [item(f"small_{n}.jpg", picture(n, 300, "JPEG", quality=60), picset=f"copy-{n}") for n in range(12)]
+    publish(collect, group, sizes)
+    result = pull(context, group)
+    assert (result.pictures, result.refused) == (92, {})
+    samples = read_snapshot(bottle, group, result.snapshot_id).samples
+    sides = {s.source.rsplit("/", 1)[-1]: s.split for s in samples}
+    assert all(sides[f"small_{n}.jpg"] == sides[f"ant_{n}.png"] for n in range(12))
+    assert {s.sha256: s.split for s in samples if s.sha256 in before} == before
+    assert pull(context, group).snapshot_id == result.snapshot_id
+
+
+def test_a_bottle_of_an_earlier_release_keeps_its_sides(
+    collect: CollectServer, context: job.Context, bottle: FolderBottle, group: str
+) -> None:
+    """It has no record of the split, and its snapshots hold one of each two near copies."""
     sizes = [item(f"small_{n}.jpg", picture(n, 300, "JPEG", quality=60), picset=f"copy-{n}") for n in range(12)]
     publish(collect, group, items(40) + sizes)
-    result = pull(context, group)
+    earlier = read_snapshot(bottle, group, pull(context, group, near_copies="drop").snapshot_id)
+    bottle.delete(f"meta/{group}/split_groups.json")
+    now = read_snapshot(bottle, group, pull(context, group).snapshot_id)
+    assert (len(earlier.samples), len(now.samples)) == (80, 92)
+    sides = {s.sha256: s.split for s in now.samples}
+    assert all(sides[s.sha256] == s.split for s in earlier.samples)
+
+
+def test_dropped_near_copies_count_towards_a_share_of_their_own(
+    collect: CollectServer, context: job.Context, bottle: FolderBottle, group: str
+) -> None:
+    sizes = [item(f"small_{n}.jpg", picture(n, 300, "JPEG", quality=60), picset=f"copy-{n}") for n in range(12)]
+    publish(collect, group, items(40) + sizes)
+    with pytest.raises(
+        DataValidationError, match=r"12 of 92 .* left out as near copies of others \(12 near_duplicate\)"
+    ):
+        pull(context, group, near_copies="drop", max_dropped_share=0.1)
+    assert not bottle.exists(f"meta/{group}/split_groups.json")
+    result = pull(context, group, near_copies="drop", max_bad_share=0.0)
     assert (result.pictures, result.refused) == (80, {"near_duplicate": 12})
     # where a copy and its original fell on different sides, the one in training stays
     samples = {s.source.rsplit("/", 1)[-1]: s.split for s in read_snapshot(bottle, group, result.snapshot_id).samples}
@@ -174,13 +209,21 @@ def test_a_near_copy_never_stands_on_the_other_side(
     assert kept
     rules = pull_dataset.Rules(16, 10_000, 0.15, 0.15)
     order = ("train", "val", "golden")
-    for sample in read_snapshot(bottle, group, result.snapshot_id).samples:
-        assert sample.split == rules.side(sample.split_group)
     for line in bottle.read(f"meta/{group}/refused.jsonl").splitlines():
         refusal = json.loads(line)
         winner = refusal["detail"].removeprefix("nearly the same as ").rsplit("/", 1)[-1]
         loser_side = rules.side(refusal["source"].split("/")[1])
         assert order.index(samples[winner]) <= order.index(loser_side)
+
+
+def test_what_is_left_out_is_a_sentence_for_people(collect: CollectServer, context: job.Context, group: str) -> None:
+    publish(collect, group, items(40))
+    assert pull(context, group).left_out == ""
+    publish(collect, group, [item("torn.png", picture(1)[:60]), item("again.png", picture(3))])
+    said = pull(context, group).left_out
+    assert said.startswith("2 of 82 pictures were left out: 1 corrupt, 1 duplicate. For example ")
+    assert "torn.png: corrupt: it does not decode" in said
+    assert said.endswith(f"All of them: meta/{group}/refused.jsonl in the bottle.")
 
 
 def test_trash_is_no_class(collect: CollectServer, context: job.Context, bottle: FolderBottle, group: str) -> None:

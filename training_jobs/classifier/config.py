@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from jobkit.errors import ConfigurationError
 from jobkit.model_spec import Preprocessing
 from nightshift_common.names import Name
+from nightshift_common.options.data import MAX_SIDE, MaxSide
 from nightshift_common.yaml_file import ConfigFileError, load
 from training_jobs.classifier import config_checks
 from training_jobs.classifier.section import Section
@@ -81,6 +82,11 @@ class Dataset(Section):
     data_fraction: float = Field(1.0, gt=0, le=1, description="part of the pictures that is used, for a quick try")
     people_crops: bool = Field(False, description="one example per person, cut out by its mask in PostgreSQL")
     val_part: float = Field(0.2, gt=0, lt=1, description="part kept for validation; a snapshot has its own split")
+    max_side: MaxSide = Field(
+        MAX_SIDE,
+        description="a picture of a folder with a longer side is left out without decoding it, pixels; those of a "
+        "snapshot are chosen when it is pulled",
+    )
     data_loaders: DataLoaders = DataLoaders()
     pre_transforms: list[PreTransform] = Field(
         [LongestMaxSize(type="longest_max_size"), PadIfNeeded(type="pad_if_needed")], description="before augmentation"

@@ -90,7 +90,11 @@ class Pictures(Dataset[Batch]):
         self.schedule = [dataset.augmentation_p_schedule.probability(epoch, epochs) for epoch in range(epochs)]
         self.background_p = dataset.insert_background_p if training else 0.0
         self.background_ratio = dataset.background_max_ratio
-        self.backgrounds = Backgrounds(config.directories.backgrounds, self.how) if self.background_p else None
+        self.backgrounds = (
+            Backgrounds(config.directories.backgrounds, self.how, config.dataset.max_side)
+            if self.background_p
+            else None
+        )
         self.is_random = bool(self.augmentations or self.background_p or any(e.turns is None for e in examples))
         self.cached: tuple[NDArray[np.uint8], NDArray[np.int32]] | None = None
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
+
 from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.progress import Progress
 from jobkit.snapshot import Sample, read_snapshot
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+logger = logging.getLogger("training_jobs.train_classifier")
+Image.MAX_IMAGE_PIXELS = None  # pictures are measured before they are decoded
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2"})
 TURNS = ["0", "90", "180", "270"]  # classes of the rotation task: degrees, counter-clockwise
 
 
@@ -77,15 +84,15 @@ def from_snapshot(bottle: Bottle, group: str, snapshot_id: str) -> Examples:
     return Examples(list(index), parts["train"], parts["val"], group, snapshot_id)
 
 
-def from_folders(images: Path, group: str, val_part: float) -> Examples:
-    """Return pictures labeled by the folder that they lie in: `images/<class>/…`.
+def from_folders(images: Path, group: str, val_part: float, max_side: int) -> Examples:
+    """Return pictures labeled by the folder that they lie in: `images/<class>/…`, none with a side over `max_side`.
 
     Raises:
         DataValidationError: there are no class folders, or one holds no pictures.
     """
     folders = sorted(path for path in _directory(images).iterdir() if path.is_dir() and not path.name.startswith("."))
     labels = [folder.name for folder in folders]
-    found = {folder.name: pictures_below(folder) for folder in folders}
+    found = {folder.name: pictures_below(folder, max_side) for folder in folders}
     if empty := [name for name, pictures in found.items() if not pictures]:
         raise DataValidationError(f"{images} has class folders without pictures: {', '.join(empty)}")
     everything = [
@@ -96,13 +103,14 @@ def from_folders(images: Path, group: str, val_part: float) -> Examples:
     return Examples(labels, *_split(everything, val_part), group)
 
 
-def from_rotation(images: Path, group: str, val_part: float) -> Examples:
-    """Return upright pictures whose quarter turn is their class: drawn in training, all four of each in validation.
+def from_rotation(images: Path, group: str, val_part: float, max_side: int) -> Examples:
+    """Return upright pictures, none with a side over `max_side` pixels, whose quarter turn is their class: drawn in
+    training, all four of each in validation.
 
     Raises:
         DataValidationError: there are no pictures below `images`.
     """
-    pages = pictures_below(_directory(images))
+    pages = pictures_below(_directory(images), max_side)
     if not pages:
         raise DataValidationError(f"{images} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     train, val = _split([Example(p, 0, key=p.relative_to(images).as_posix()) for p in pages], val_part)
@@ -114,15 +122,37 @@ def from_rotation(images: Path, group: str, val_part: float) -> Examples:
     )
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """Return the picture files below `folder`, sorted; files and folders whose names start with a dot are left out."""
-    return sorted(
+def pictures_below(folder: Path, max_side: int) -> list[Path]:
+    """Return the picture files below `folder`, sorted; files and folders whose names start with a dot are left out.
+
+    So are pictures with a side over `max_side` pixels, by their header alone: a warning counts them and names one.
+    """
+    found = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+    with ThreadPoolExecutor(8) as pool:
+        sides = list(pool.map(_longest_side, found))
+    large = [(path, side) for path, side in zip(found, sides, strict=True) if side > max_side]
+    if large:
+        path, side = large[0]
+        logger.warning(
+            "%s: %d of %d pictures are left out: they have a side over %d pixels, for example %s (%d)",
+            folder, len(large), len(found), max_side, path.relative_to(folder), side,
+        )  # fmt: skip
+    return [path for path, side in zip(found, sides, strict=True) if side <= max_side]
+
+
+def _longest_side(path: Path) -> int:
+    """Return the longer side of a picture, pixels; 0 where its header cannot be read, which decoding it will tell."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return max(image.size)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return 0
 
 
 def reduced(examples: Examples, fraction: float, seed: int) -> Examples:

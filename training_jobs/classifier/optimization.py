@@ -64,14 +64,30 @@ def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: f
     return optimizer
 
 
-def build_scheduler(config: configuration.Scheduler, optimizer: Optimizer, steps: int) -> OneCycleLR:
+class OneCycle(OneCycleLR):
+    """The one-cycle schedule, which ends at its last rate.
+
+    torch's own goes on after the last update: a linear schedule then to a negative rate, which is what gets logged.
+    """
+
+    def get_lr(self) -> list[Any]:
+        """Return the rate of each group."""
+        if self.last_epoch >= self.total_steps:
+            return [group["lr"] for group in self.optimizer.param_groups]
+        return list(super().get_lr())
+
+
+def build_scheduler(config: configuration.Scheduler, optimizer: Optimizer, steps: int) -> OneCycle:
     """Return the one-cycle schedule over `steps` weight updates.
 
     Each group keeps its own highest rate (a scalar `max_lr` would flatten them), and the optimizer keeps its betas
     (OneCycleLR overwrites them unless told not to).
     """
-    return OneCycleLR(
-        optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=max(steps, 2),
+    total, pct_start = max(steps, 2), config.pct_start
+    if pct_start * total == 1:  # a rise of one update, over whose length, none, torch would divide
+        pct_start *= 1 - 1e-9
+    return OneCycle(
+        optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=total,
         anneal_strategy=config.anneal_strategy, div_factor=config.div_factor, final_div_factor=config.final_div_factor,
-        pct_start=config.pct_start, cycle_momentum=False,
+        pct_start=pct_start, cycle_momentum=False,
     )  # fmt: skip

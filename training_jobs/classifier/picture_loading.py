@@ -114,10 +114,10 @@ class Backgrounds:
         ConfigurationError: the folder is missing or holds no pictures.
     """
 
-    def __init__(self, folder: str | None, how: Preprocessing) -> None:
+    def __init__(self, folder: str | None, how: Preprocessing, max_side: int) -> None:
         if folder is None:
             raise ConfigurationError("dataset.insert_background_p is above 0, but directories.backgrounds is not set")
-        self.paths = pictures_below(Path(folder)) if Path(folder).is_dir() else []
+        self.paths = pictures_below(Path(folder), max_side) if Path(folder).is_dir() else []
         if not self.paths:
             raise ConfigurationError(
                 f"directories.backgrounds: {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}), "

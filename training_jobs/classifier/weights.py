@@ -55,7 +55,8 @@ def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
     """Load the checkpoint at `path` into `model`, adapting the first layer to other channels.
 
     The classification layer starts anew where the class count differs. Anything else that does not fit is refused
-    unless `accept_mismatched`; then those layers keep their random weights.
+    unless `accept_mismatched`; then those layers keep their random weights. A checkpoint none of whose backbone's
+    weights fits is refused all the same: nothing of it would be trained further.
 
     Raises:
         ConfigurationError: layers do not fit; the message lists what does and what does not.
@@ -75,6 +76,12 @@ def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
             f"model.load_from: {path}: {len(fits)} of {len(expected)} tensors fit ({_some(sorted(fits))}), "
             f"these do not: {_some([_why(name, state, expected) for name in unfit])}; "
             "model.load_mismatched: true trains those from random weights"
+        )
+    if not any(name.startswith("backbone.") and value.ndim > 1 for name, value in fits.items()):  # norms fit by chance
+        raise ConfigurationError(
+            f"model.load_from: {path}: no weight of the backbone fits "
+            f"({_some([_why(name, state, expected) for name in unfit])}), so that the model would train from random "
+            "weights: name a checkpoint of this backbone_name, or leave out load_from"
         )
     model.load_state_dict({**expected, **fits})
     fresh = sorted(expected.keys() - fits.keys())

@@ -37,6 +37,7 @@ class Result(job.Result):
     pictures: int
     counts: dict[str, dict[str, int]] = Field(description="split -> label -> pictures, or objects where they have any")
     refused: dict[str, int] = Field(description="reason -> pictures, or objects where they have any")
+    left_out: str = Field("", description="what was listed and is not in the snapshot, and why: a sentence for people")
     transferred: int = Field(description="files fetched in this run")
     is_new: bool = Field(description="whether this run made the snapshot")
 
@@ -52,10 +53,11 @@ def pinned(arguments: PullArguments, group: str, context: job.Context) -> Result
 
 def finish(
     arguments: PullArguments, context: job.Context, summary: Summary, transferred: int, is_new: bool,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, float], left_out: str,
 ) -> Result:  # fmt: skip
     """Return the result, with `stop_here` where there is nothing new; otherwise tell MLflow, `metrics` too."""
     result = _result(summary, transferred, is_new)
+    result.left_out = left_out
     if not arguments.force:
         result.stop_here = _nothing_new(arguments, summary)
     if result.stop_here is None:
@@ -72,21 +74,45 @@ def write_quarantine(bottle: Bottle, group: str, refused: list[Refused]) -> str:
     return key
 
 
-def check_share(bottle: Bottle, key: str, group: str, bad: list[Refused], listed: int, what: str, most: float) -> None:
-    """See that at most the share `most` of the `listed` pictures or objects (`what`) is bad.
+def left_out(key: str, refused: list[Refused], listed: int, what: str, bad: list[Refused]) -> str:
+    """Return a sentence about what is `refused` of the `listed` things, with an example; nothing where nothing is.
+
+    Args:
+        key: where all of it stands in the bottle.
+        refused: everything that was refused.
+        listed: how much there was.
+        what: pictures, say.
+        bad: the part of `refused` that something is wrong with, from which an example is more telling.
+    """
+    if not refused:
+        return ""
+    example = [*bad, *refused][0]
+    return (
+        f"{len(refused)} of {listed} {what} were left out: {_counted(refused)}. For example {example.source}: "
+        f"{example.reason}: {example.detail}. All of them: {key} in the bottle."
+    )
+
+
+def _counted(refused: list[Refused]) -> str:
+    counts = Counter(str(r.reason) for r in refused)
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+
+
+def check_share(
+    bottle: Bottle, key: str, group: str, bad: list[Refused], listed: int, what: str, most: float, fault: str = "bad"
+) -> None:
+    """See that at most the share `most` of the `listed` pictures or objects (`what`) is refused for a `fault`.
 
     Raises:
-        DataValidationError: more is bad; the message has counts, examples and `key`, which lists all.
+        DataValidationError: more is; the message has counts, examples and `key`, which lists all.
     """
     for refused in bad[:5]:
         logger.warning("refused %s: %s: %s", refused.source, refused.reason, refused.detail)
     if len(bad) <= most * listed:
         return
-    counts = Counter(str(r.reason) for r in bad)
-    counted = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     examples = "; ".join(f"{r.source}: {r.reason}: {r.detail}" for r in bad[:3])
     raise DataValidationError(
-        f"{len(bad)} of {listed} {what} of group {group} are bad ({counted}), more than the share "
+        f"{len(bad)} of {listed} {what} of group {group} are {fault} ({_counted(bad)}), more than the share "
         f"of {most:g} that is allowed. For example {examples}. All of them: {bottle}/{key}"
     )
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from jobkit import paths
 from jobkit.errors import DataValidationError
 from jobkit.snapshot import SPLITS, Refused, Sample, Split
+from nightshift_common.options.data import NearCopyRule
 from training_jobs.data.listing import Listed
-from training_jobs.data.near_duplicates import near_copies
+from training_jobs.data.near_duplicates import Groups, NearCopies
 from training_jobs.data.picture_inspection import Inspected
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # What is wrong with a picture, as against a copy, which is only superfluous.
-BAD = ("corrupt", "missing", "too_small", "too_large", "conflicting_labels")
+BAD = ("corrupt", "unsupported", "missing", "too_small", "too_large", "conflicting_labels")
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,13 @@ class Selection:
     samples: list[Sample]
     unlabeled: list[Inspected]
     refused: list[Refused]
+    split_groups: dict[str, str]
+    """The name whose hash is the side, by picset or, for a single picture, by SHA-256; of the samples."""
+
+    @property
+    def near_copies(self) -> list[Refused]:
+        """The pictures that were left out since another one is nearly the same."""
+        return [r for r in self.refused if r.reason == "near_duplicate"]
 
     @property
     def bad(self) -> list[Refused]:
@@ -53,6 +67,10 @@ class Selection:
 class _Candidate:
     listed: Listed
     picture: Inspected
+    unit: str
+    """What the source keeps together: the picset, else the picture itself."""
+    is_known: bool
+    """Whether its unit stood in an earlier snapshot."""
     split: Split
     split_group: str
 
@@ -63,13 +81,21 @@ class _Candidate:
         return SPLITS.index(self.split), self.picture.sha256, self.listed.source
 
 
-def select(listed: Iterable[Listed], inspected: dict[str, Inspected], rules: Rules) -> Selection:
+def select(
+    listed: Iterable[Listed],
+    inspected: dict[str, Inspected],
+    rules: Rules,
+    near_copies: NearCopyRule = "group",
+    earlier: Mapping[str, str] = MappingProxyType({}),
+) -> Selection:
     """Choose pictures. The outcome does not depend on the order of `listed`.
 
     Args:
         listed: what the source lists; one file may be listed more than once.
         inspected: what is known of each file, by source.
         rules: sizes and shares.
+        near_copies: what becomes of pictures of one label that are nearly the same.
+        earlier: the `split_groups` of earlier selections; what is in there stays on its side.
     """
     refused: list[Refused] = []
     candidates: list[_Candidate] = []
@@ -78,16 +104,23 @@ def select(listed: Iterable[Listed], inspected: dict[str, Inspected], rules: Rul
         if problem := fault(picture, rules):
             refused.append(problem)
             continue
-        split_group = entry.split_group or picture.sha256
-        candidates.append(_Candidate(entry, picture, rules.side(split_group), split_group))
+        unit = entry.split_group or picture.sha256
+        name = earlier.get(unit, unit)
+        candidates.append(_Candidate(entry, picture, unit, unit in earlier, rules.side(name), name))
     candidates.sort(key=lambda c: c.preference)
     candidates = _without_conflicts(candidates, refused)
+    divided: set[str] = set()
+    if near_copies == "group":
+        candidates, divided = _grouped(candidates, rules)
     candidates = _without_duplicates(candidates, refused)
-    candidates = _without_near_copies(candidates, refused)
+    candidates = _without_copies_of_another_side(candidates, divided, refused)
+    if near_copies == "drop":
+        candidates = _without_near_copies(candidates, refused)
     return Selection(
         samples=[_sample(c) for c in candidates if c.listed.label is not None],
         unlabeled=[c.picture for c in candidates if c.listed.label is None],
         refused=sorted(refused, key=lambda r: (r.source, r.reason)),
+        split_groups={c.unit: c.split_group for c in candidates if c.listed.label is not None},
     )
 
 
@@ -112,7 +145,8 @@ def check_classes(samples: list[Sample], group: str) -> None:
     if short:
         raise DataValidationError(
             f"group {group} has classes with too few pictures to stand in {', '.join(SPLITS)}: {'; '.join(short)}. "
-            "A picset stays on one side as a whole: collect more picsets of these classes"
+            "A picset stays on one side as a whole, and so do pictures of a class that are nearly the same: collect "
+            "more picsets of these classes, or, where near copies are meant to be on every side, set near_copies to off"
         )
 
 
@@ -156,16 +190,132 @@ def _without_duplicates(candidates: list[_Candidate], refused: list[Refused]) ->
 
 
 def _without_near_copies(candidates: list[_Candidate], refused: list[Refused]) -> list[_Candidate]:
+    """Keep one of pictures that are nearly the same: one of an earlier snapshot, before the one that is preferred."""
+    ordered = sorted(candidates, key=lambda c: not c.is_known)
+    dropped = set()
+    for places in _by_label(ordered).values():
+        for copy, original in NearCopies(_thumbnails([ordered[p] for p in places])).of_earlier().items():
+            dropped.add(places[copy])
+            detail = f"nearly the same as {ordered[places[original]].listed.source}"
+            refused.append(_refused(ordered[places[copy]], "near_duplicate", detail))
+    kept = [candidate for place, candidate in enumerate(ordered) if place not in dropped]
+    return sorted(kept, key=lambda c: c.preference)
+
+
+def _grouped(candidates: list[_Candidate], rules: Rules) -> tuple[list[_Candidate], set[str]]:
+    """Return the candidates with near copies of one label, and all that stands in picsets with them, on one side.
+
+    What stood in an earlier snapshot stays where it is, and what is new goes there. Where new pictures join groups of
+    several sides, those sides stay, too; the units of such groups are returned as well.
+    """
+    names: dict[str, str] = {}
+    divided: set[str] = set()
+    for group in _near_groups(candidates):
+        if len({c.split for c in group if c.is_known}) > 1:
+            names |= _names_between([c for c in group if not c.is_known], [c for c in group if c.is_known])
+            divided |= {c.unit for c in group}
+        else:
+            names |= _names(group)
+    moved = [
+        replace(c, split_group=name, split=rules.side(name))
+        for c in candidates
+        for name in [names.get(c.unit, c.split_group)]
+    ]
+    return sorted(moved, key=lambda c: c.preference), divided
+
+
+def _near_groups(candidates: list[_Candidate]) -> list[list[_Candidate]]:
+    """Return the candidates that are held together by near copies of one label, or by picsets."""
+    joined, units = Groups(len(candidates)), defaultdict(list)
+    for place, candidate in enumerate(candidates):
+        units[candidate.unit].append(place)
+    for places in units.values():
+        joined.join(places)
+    for places in _by_label(candidates).values():
+        for near in NearCopies(_thumbnails([candidates[p] for p in places])).groups():
+            joined.join([places[n] for n in near])
+    return [[candidates[place] for place in group] for group in joined.listed()]
+
+
+def _names(group: list[_Candidate]) -> dict[str, str]:
+    """Return the name in the split of each new unit of a group: that of what is known, else of its first unit."""
+    known = min((c.split_group for c in group if c.is_known), default=None)
+    name = min(c.unit for c in group) if known is None else known
+    return {c.unit: name for c in group if not c.is_known}
+
+
+def _names_between(new: list[_Candidate], known: list[_Candidate]) -> dict[str, str]:
+    """Return the name in the split of each new unit of a group that has known pictures on several sides.
+
+    New pictures that are near each other go to one side: that of a known one that they are near, to training before
+    validation before the golden set. One that is itself near several sides holds nothing together: it will be left out.
+    """
+    on_sides = [_first_near(new, [k for k in known if k.split == split]) for split in SPLITS]
+    near = {c: [hit for hit in hits if hit is not None] for c, *hits in zip(new, *on_sides, strict=True)}
+    names: dict[str, str] = {}
+    for part in _near_groups([c for c in new if len(near[c]) < 2]):
+        best = min((hit for c in part for hit in near[c]), key=lambda hit: hit.preference, default=None)
+        names |= _names(part) if best is None else dict.fromkeys((c.unit for c in part), best.split_group)
+    return names
+
+
+def _without_copies_of_another_side(
+    candidates: list[_Candidate], divided: set[str], refused: list[Refused]
+) -> list[_Candidate]:
+    """Leave out what is nearly the same as a picture of another side: what is new before what is known, and of those
+    the golden set's before validation's before training's."""
+    kept: list[_Candidate] = []
+    for is_known in (True, False):
+        for split in SPLITS:
+            here = [c for c in candidates if c.unit in divided and (c.is_known, c.split) == (is_known, split)]
+            for candidate, hit in zip(here, _first_near(here, [k for k in kept if k.split != split]), strict=True):
+                if hit is None:
+                    kept.append(candidate)
+                else:
+                    detail = f"nearly the same as {hit.listed.source} ({hit.split}), and would stand in {split}"
+                    refused.append(_refused(candidate, "near_duplicate", detail))
+    return sorted([*kept, *(c for c in candidates if c.unit not in divided)], key=lambda c: c.preference)
+
+
+def _first_near(queries: list[_Candidate], references: list[_Candidate]) -> list[_Candidate | None]:
+    """Return for each query a reference of its label that it is a near copy of.
+
+    The one that the query before was near is tried first, so that a crowd takes few comparisons.
+    """
     import numpy as np
 
-    if not candidates:
-        return []
-    copies = near_copies(np.stack([c.picture.thumbnail_array() for c in candidates]))
-    for index, original in copies.items():
-        first = candidates[original].listed
-        note = "" if first.label == candidates[index].listed.label else f", which is labeled {first.label or 'none'!r}"
-        refused.append(_refused(candidates[index], "near_duplicate", f"nearly the same as {first.source}{note}"))
-    return [candidate for index, candidate in enumerate(candidates) if index not in copies]
+    found: list[_Candidate | None] = [None] * len(queries)
+    if not queries or not references:
+        return found
+    search = NearCopies(_thumbnails([*references, *queries]))
+    labeled = {label: np.array(places) for label, places in _by_label(references).items()}
+    last: dict[str | None, int] = {}
+    for place, query in enumerate(queries):
+        label, number = query.listed.label, len(references) + place
+        if label not in labeled:
+            continue
+        if label not in last or not search.near(number, np.array([last[label]])).any():
+            hits = labeled[label][search.near(number, labeled[label])]
+            if not hits.size:
+                continue
+            last[label] = int(hits[0])
+        found[place] = references[last[label]]
+    return found
+
+
+def _by_label(candidates: list[_Candidate]) -> dict[str | None, list[int]]:
+    """Return the places of the candidates of each label."""
+    places: dict[str | None, list[int]] = defaultdict(list)
+    for place, candidate in enumerate(candidates):
+        places[candidate.listed.label].append(place)
+    return places
+
+
+def _thumbnails(candidates: list[_Candidate]) -> NDArray[np.uint8]:
+    """Return the thumbnails of candidates: uint8 [N, 256]."""
+    import numpy as np
+
+    return np.stack([c.picture.thumbnail_array() for c in candidates])
 
 
 def _refused(candidate: _Candidate, reason: str, detail: str) -> Refused:

@@ -67,6 +67,7 @@ class ClassificationPipeline(Pipeline):
             module="training_jobs.pull_dataset",
             options=self.data.model_dump(),
             connections=("bottle", "database", "mlflow", *source),
+            not_in_fingerprint=frozenset({"near_copies", "max_dropped_share"}),  # what they change is the snapshot
         )
 
     def train_step(self) -> Step:

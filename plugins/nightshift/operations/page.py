@@ -24,14 +24,16 @@ from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagDetails
 from airflow.api_fastapi.auth.tokens import JWTGenerator, JWTValidator, get_sig_validation_args, get_signing_args
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_view
+from airflow.models.dag import DagModel
 from airflow.models.errors import ParseImportError
+from airflow.models.xcom import XComModel
 from airflow.sdk.exceptions import AirflowException
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader
 from jwt import InvalidTokenError
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from nightshift import connections
 from nightshift.errors import JobConfigurationError
@@ -145,6 +147,7 @@ def _page(user: BaseUser, model: str = "", at: str = "", note: str = "", status:
     )
     shown = templates.get_template("ops_page.html").render(
         failures=as_rows([*unreadable_pipelines(), *(failed or [])]), failures_note=failed_note,
+        left_out=pictures_left_out(),
         models=models or [], models_note=models_note, model=model, at=at, note=note,
         token=_token_of(user),
     )  # fmt: skip
@@ -185,6 +188,35 @@ def unreadable_pipelines() -> list[OpenFailure]:
                 error.timestamp or datetime.now(UTC),
             )
             for error in session.scalars(select(ParseImportError).order_by(ParseImportError.timestamp.desc()))
+        ]
+
+
+def pictures_left_out() -> list[dict[str, str]]:
+    """Return what the latest pull of each DAG did not take, in its job's words; none for one that took everything.
+
+    From Airflow's own table of results. Each has `dag_id`, `run_id`, `pulled_at`, `text`.
+    """
+    is_pull = (XComModel.task_id == "pull_dataset", XComModel.key == "return_value")
+    latest = select(XComModel.dag_id, func.max(XComModel.timestamp).label("at")).where(*is_pull)
+    newest = latest.group_by(XComModel.dag_id).subquery()
+    pulled = (
+        select(XComModel)
+        .join(newest, (XComModel.dag_id == newest.c.dag_id) & (XComModel.timestamp == newest.c.at))
+        .join(DagModel, (DagModel.dag_id == XComModel.dag_id) & ~DagModel.is_stale)
+        .where(*is_pull)
+        .order_by(XComModel.dag_id)
+    )
+    with create_session(scoped=False) as session:
+        results = [(found, XComModel.deserialize_value(found)) for found in session.scalars(pulled)]
+        return [
+            {
+                "dag_id": found.dag_id,
+                "run_id": found.run_id,
+                "pulled_at": found.timestamp.isoformat(),
+                "text": result["left_out"],
+            }
+            for found, result in results
+            if isinstance(result, dict) and result.get("left_out")
         ]
 
 

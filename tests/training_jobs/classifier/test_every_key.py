@@ -85,6 +85,7 @@ ELSEWHERE = {  # keys with a test of their own below, or in the file that is nam
     "dataset.background_max_ratio": "test_backgrounds_are_read_from_their_folder",
     "dataset.data_fraction": "test_a_fraction_of_the_pictures_is_used",
     "dataset.people_crops": "test_people.py",
+    "dataset.max_side": "test_examples.py",
     "dataset.val_part": "test_examples.py",
     "dataset.data_loaders.val_batch_size": "test_loaders_follow_the_file",
     "dataset.data_loaders.num_workers": "test_loaders_follow_the_file",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -73,3 +74,27 @@ def test_eight_bit_adamw_says_that_it_needs_a_gpu() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_training_of_few_steps_has_a_schedule(steps: int) -> None:
     rates(steps=steps)
+
+
+def by_hand(step: float, steps: int, strategy: str, pct_start: float, peak: float) -> float:
+    """The rate of an update by the formula of the schedule: up from peak / 25 to peak, down to peak / 25 / 10000."""
+    top, last = pct_start * steps - 1, steps - 1
+    first, part = (peak / 25, step / top) if 0 < top >= step else (peak, (step - top) / (last - top))
+    final = peak if 0 < top >= step else peak / 25 / 1e4
+    return first + (final - first) * (part if strategy == "linear" else (1 - math.cos(math.pi * part)) / 2)
+
+
+@pytest.mark.parametrize("strategy", ["linear", "cos"])
+@pytest.mark.parametrize(("steps", "pct_start"), [(2, 0.3), (10, 0.1), (20, 0.1), (100, 0.25)])
+def test_the_rate_follows_the_formula_and_stays_at_its_last_value(strategy: str, steps: int, pct_start: float) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    chosen = config(scheduler__anneal_strategy=strategy, scheduler__pct_start=pct_start,
+                    scheduler__div_factor=25.0, scheduler__final_div_factor=1e4)  # fmt: skip
+    scheduler = build_scheduler(chosen.scheduler, optimizer, steps)
+    seen = []
+    for _ in range(steps + 1):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step() if len(seen) <= steps else None
+    assert seen[:-1] == pytest.approx([by_hand(n, steps, strategy, pct_start, 0.1) for n in range(steps)], rel=1e-6)
+    assert seen[-1] == seen[-2] > 0

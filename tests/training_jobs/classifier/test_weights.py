@@ -68,6 +68,19 @@ def test_layers_that_do_not_fit_are_listed_and_refused_unless_told(tmp_path: Pat
     assert torch.equal(accepted["fc.weight"], model.state_dict()["fc.weight"])
 
 
+def test_a_checkpoint_of_which_nothing_fits_is_refused_even_where_layers_may_differ(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    other = Classifier("test_vit", 3).state_dict()
+    torch.save({"state_dict": other}, tmp_path / "old.ckpt")
+    with pytest.raises(ConfigurationError, match=r"no weight of the backbone fits .* random weights"):
+        tuned(tmp_path, model__load_mismatched=True)
+    # its last layer and a norm of the same size do not make it a start
+    norms = {n: v for n, v in Classifier("test_resnet", 3).state_dict().items() if v.ndim <= 1}
+    torch.save({"state_dict": {**other, **norms}}, tmp_path / "old.ckpt")
+    with pytest.raises(ConfigurationError, match="no weight of the backbone fits"):
+        tuned(tmp_path, model__load_mismatched=True)
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch exploded",)
