@@ -114,7 +114,7 @@ class Optimizer(Section):
     """Optimizer and learning rates."""
 
     type: Literal["adamw", "adamw_8bit", "adam", "sgd"] = Field(
-        "adamw", description="adamw_8bit needs a GPU and the package bitsandbytes"
+        "adamw", description="adamw_8bit needs the package bitsandbytes; without a GPU it is adamw"
     )
     lr_type: Literal["one_lr", "two_lrs"] = Field(
         "one_lr", description="two_lrs: one rate for the backbone, one for the classification layer"

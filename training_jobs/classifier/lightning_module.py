@@ -76,7 +76,7 @@ class ClassifierModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule stepped once a weight update."""
         training = self.config.training
-        fused = training.precision != 16 or training.max_grad_norm is None
+        fused = training.precision == 32 or training.max_grad_norm is None
         optimizer = build_optimizer(self.config.optimizer, self.model, fused)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_scheduler(self.config.scheduler, optimizer, steps)
