@@ -102,7 +102,9 @@ class Model(Section):
 
     backbone_name: str = Field("efficientnet_b0.ra_in1k", min_length=1, description="a timm architecture")
     load_from: str | None = Field(
-        None, description="checkpoint to fine-tune, relative to directories.models or the bottle"
+        None,
+        description="checkpoint to fine-tune, relative to directories.models or the bottle: ours, timm's, Lightning's, "
+        ".safetensors; wins over pretrained",
     )
     load_mismatched: bool = Field(False, description="accept a load_from some of whose layers do not fit")
     pretrained: bool = Field(False, description="start from timm's published weights")

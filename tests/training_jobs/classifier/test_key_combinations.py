@@ -64,7 +64,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "backbone": [{"model.backbone_name": "test_resnet"}, {"model.backbone_name": "test_efficientnet"}],
-    "weights": [{}, {"model.load_from": "<backbone>.ckpt"},
+    "weights": [{}, {"model.load_from": "<backbone>.ckpt", "model.pretrained": True},
                 {"model.load_from": "other.ckpt", "model.load_mismatched": True}],
     "in_channels": [{"model.in_channels": 3}, {"model.in_channels": 1}],
     "optimizer": [{"optimizer.type": name} for name in ("adamw", "adamw_8bit", "adam", "sgd")],
@@ -98,7 +98,6 @@ NOT_COMBINED = {
     "criterion.type": "it has one value",
     "dataset.people_crops": "needs a database: test_people.py",
     "dataset.data_loaders.num_workers": "processes would take most of the time: test_resume.py",
-    "model.pretrained": "needs the network: test_weights.py",
     "training.epochs": "one in all rows",
 }
 ROWS = pairwise({name: [json.dumps(value) for value in values] for name, values in FACTORS.items()})
