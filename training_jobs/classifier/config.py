@@ -164,6 +164,9 @@ class Training(Section):
     save_checkpoints: bool = Field(True, description="false: only the final weights; a killed training starts anew")
     save_metrics: bool = Field(True, description="false: no csv_logs, no metrics per epoch in MLflow")
     best_by: Literal["macro_f1", "accuracy", "loss"] = Field("macro_f1", description="which epoch is the best")
+    patience: int | None = Field(
+        None, ge=1, description="early stopping: end after so many epochs without a better best_by; rates stay epochs'"
+    )
     out_of_memory: Literal["stop", "accumulate"] = Field(
         "stop", description="accumulate: go on with a smaller batch, accumulated to the same size"
     )

@@ -98,6 +98,7 @@ ELSEWHERE = {  # keys with a test of their own below, or in the file that is nam
     "training.compile": "test_weights.py",
     "training.best_by": "test_the_best_epoch_is_chosen_by_the_named_score",
     "training.out_of_memory": "test_training.py",
+    "training.patience": "test_early_stopping.py",
 }
 
 

@@ -87,6 +87,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
     "save_checkpoints": [{"training.save_checkpoints": True}, {"training.save_checkpoints": False}],
     "save_metrics": [{"training.save_metrics": True}, {"training.save_metrics": False}],
     "best_by": [{"training.best_by": name} for name in ("macro_f1", "accuracy", "loss")],
+    "patience": [{"training.patience": None}, {"training.patience": 1}],
     "out_of_memory": [{"training.out_of_memory": "stop"}, {"training.out_of_memory": "accumulate"}],
     "mixing": [{}, {"training.mixing.strategy": "mixup", "training.mixing.p": 0.5},
                {"training.mixing.strategy": "cutmix", "training.mixing.alpha": 1.0}],
