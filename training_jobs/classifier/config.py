@@ -108,6 +108,12 @@ class Model(Section):
     )
     load_mismatched: bool = Field(False, description="accept a load_from some of whose layers do not fit")
     pretrained: bool = Field(False, description="start from timm's published weights")
+    drop_rate: float | None = Field(
+        None, ge=0, lt=1, description="dropout before the classification layer; default: the architecture's"
+    )
+    drop_path_rate: float | None = Field(
+        None, ge=0, lt=1, description="stochastic depth, of the last block; default: the architecture's"
+    )
     in_channels: Literal[1, 3] = Field(3, description="3: RGB; 1: gray")
     n_classes: int | None = Field(None, ge=2, description="checked against the labels; default: as many as there are")
 
@@ -158,6 +164,11 @@ class Training(Section):
     epochs: int = Field(10, ge=1, le=100_000, description="passes over the training set; --epochs overrides it")
     precision: Literal[16, 32, "bf16"] = Field(32, description="16 and bf16: mixed precision; 16 needs a GPU")
     accumulate_grad_batches: int = Field(1, ge=1, description="batches a weight update")
+    frozen_epochs: int = Field(
+        0,
+        ge=0,
+        description="first epochs, in which only the classification layer learns; no dropout, norms as loaded",
+    )
     max_grad_norm: float | None = Field(None, gt=0, description="gradients are clipped to this norm")
     compile: bool = Field(False, description="torch.compile")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="validate and keep an average of the weights")

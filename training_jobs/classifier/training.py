@@ -207,7 +207,10 @@ def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part, e
         accelerator="gpu" if gpu else "cpu",
         devices=part.world,
         # Buffers stay each process's own: among them are the sums of its part of the scores.
-        strategy=DDPStrategy(broadcast_buffers=False) if part.world > 1 else "auto",
+        # A frozen backbone has no gradients to wait for.
+        strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=training.frozen_epochs > 0)
+        if part.world > 1
+        else "auto",
         plugins=LightningEnvironment() if part.world > 1 else None,
         max_epochs=epochs,
         precision=precision,

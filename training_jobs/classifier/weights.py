@@ -32,7 +32,12 @@ def build(config: Config, classes: int, bottle: Bottle) -> Classifier:
     if model.pretrained and not pretrained:
         logger.warning("model.pretrained: true has no effect: model.load_from is set, and wins")
     try:
-        built = Classifier(model.backbone_name, classes, model.in_channels, pretrained=pretrained)
+        built = Classifier(model.backbone_name, classes, model.in_channels, pretrained=pretrained, **_rates(config))
+    except TypeError as error:
+        given = " and ".join(f"model.{name}" for name in _rates(config))
+        if not given or "unexpected keyword" not in str(error):
+            raise
+        raise ConfigurationError(f"{given}: {model.backbone_name} does not take it ({error}); leave it out") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -43,6 +48,12 @@ def build(config: Config, classes: int, bottle: Bottle) -> Classifier:
     if model.load_from is not None:
         fine_tune(built, find(config, model.load_from, bottle), model.load_mismatched)
     return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _rates(config: Config) -> dict[str, float]:
+    """Return the rates of dropout and stochastic depth that the file has."""
+    rates = {"drop_rate": config.model.drop_rate, "drop_path_rate": config.model.drop_path_rate}
+    return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 def find(config: Config, name: str, bottle: Bottle) -> Path:

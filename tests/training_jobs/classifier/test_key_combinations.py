@@ -66,6 +66,9 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
     "backbone": [{"model.backbone_name": "test_resnet"}, {"model.backbone_name": "test_efficientnet"}],
     "weights": [{}, {"model.load_from": "<backbone>.ckpt", "model.pretrained": True},
                 {"model.load_from": "other.ckpt", "model.load_mismatched": True}],
+    "drop_rate": [{"model.drop_rate": None}, {"model.drop_rate": 0.3}],
+    "drop_path_rate": [{"model.drop_path_rate": None}, {"model.drop_path_rate": 0.2}],
+    "frozen_epochs": [{"training.frozen_epochs": 0}, {"training.frozen_epochs": 1}],
     "in_channels": [{"model.in_channels": 3}, {"model.in_channels": 1}],
     "optimizer": [{"optimizer.type": name} for name in ("adamw", "adamw_8bit", "adam", "sgd")],
     "rates": [
