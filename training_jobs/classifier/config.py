@@ -108,10 +108,18 @@ class Model(Section):
 
     backbone_name: str = Field("efficientnet_b0.ra_in1k", min_length=1, description="a timm architecture")
     load_from: str | None = Field(
-        None, description="checkpoint to fine-tune, relative to directories.models or the bottle"
+        None,
+        description="checkpoint to fine-tune, relative to directories.models or the bottle: ours, timm's, Lightning's, "
+        ".safetensors; wins over pretrained",
     )
     load_mismatched: bool = Field(False, description="accept a load_from some of whose layers do not fit")
     pretrained: bool = Field(False, description="start from timm's published weights")
+    drop_rate: float | None = Field(
+        None, ge=0, lt=1, description="dropout before the classification layer; default: the architecture's"
+    )
+    drop_path_rate: float | None = Field(
+        None, ge=0, lt=1, description="stochastic depth, of the last block; default: the architecture's"
+    )
     in_channels: Literal[1, 3] = Field(3, description="3: RGB; 1: gray")
     n_classes: int | None = Field(None, ge=2, description="checked against the labels; default: as many as there are")
 
@@ -120,7 +128,7 @@ class Optimizer(Section):
     """Optimizer and learning rates."""
 
     type: Literal["adamw", "adamw_8bit", "adam", "sgd"] = Field(
-        "adamw", description="adamw_8bit needs a GPU and the package bitsandbytes"
+        "adamw", description="adamw_8bit needs the package bitsandbytes; without a GPU it is adamw"
     )
     lr_type: Literal["one_lr", "two_lrs"] = Field(
         "one_lr", description="two_lrs: one rate for the backbone, one for the classification layer"
@@ -162,12 +170,20 @@ class Training(Section):
     epochs: int = Field(10, ge=1, le=100_000, description="passes over the training set; --epochs overrides it")
     precision: Literal[16, 32, "bf16"] = Field(32, description="16 and bf16: mixed precision; 16 needs a GPU")
     accumulate_grad_batches: int = Field(1, ge=1, description="batches a weight update")
+    frozen_epochs: int = Field(
+        0,
+        ge=0,
+        description="first epochs, in which only the classification layer learns; no dropout, norms as loaded",
+    )
     max_grad_norm: float | None = Field(None, gt=0, description="gradients are clipped to this norm")
     compile: bool = Field(False, description="torch.compile")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="validate and keep an average of the weights")
     save_checkpoints: bool = Field(True, description="false: only the final weights; a killed training starts anew")
     save_metrics: bool = Field(True, description="false: no csv_logs, no metrics per epoch in MLflow")
     best_by: Literal["macro_f1", "accuracy", "loss"] = Field("macro_f1", description="which epoch is the best")
+    patience: int | None = Field(
+        None, ge=1, description="early stopping: end after so many epochs without a better best_by; rates stay epochs'"
+    )
     out_of_memory: Literal["stop", "accumulate"] = Field(
         "stop", description="accumulate: go on with a smaller batch, accumulated to the same size"
     )

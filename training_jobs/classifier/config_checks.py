@@ -99,8 +99,6 @@ def everything(config: Config) -> Problems:
     weights = config.criterion.class_weights
     if isinstance(weights, list) and model.n_classes not in (None, len(weights)):
         yield ("criterion", "class_weights"), f"it has {len(weights)} values, but model.n_classes is {model.n_classes}"
-    if model.pretrained and model.load_from is not None:
-        yield ("model", "pretrained"), "it is true and load_from is set: weights can come from one of them"
 
 
 def _color_only(data: Dataset) -> Problems:

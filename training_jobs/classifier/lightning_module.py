@@ -76,7 +76,7 @@ class ClassifierModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule stepped once a weight update."""
         training = self.config.training
-        fused = training.precision != 16 or training.max_grad_norm is None
+        fused = training.precision == 32 or training.max_grad_norm is None
         optimizer = build_optimizer(self.config.optimizer, self.model, fused)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_scheduler(self.config.scheduler, optimizer, steps)
@@ -109,6 +109,15 @@ class ClassifierModule(lightning.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(drawn_by).generate_state(1)[0]))
         self.confusion.zero_()
         self.sums.zero_()
+        self._freeze(self.current_epoch < self.config.training.frozen_epochs)
+
+    def _freeze(self, frozen: bool) -> None:
+        """Stop or start the backbone's learning: that of its weights, and of the statistics of its norms.
+
+        Its weights are in the optimizer all the time, which leaves those without gradients alone.
+        """
+        self.model.backbone.requires_grad_(not frozen)
+        self.model.backbone.train(not frozen)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss of one batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,15 +15,18 @@ from jobkit.classifier import Classifier
 from jobkit.errors import ConfigurationError
 from training_jobs.classifier import config as configuration
 
+logger = logging.getLogger("training_jobs.train_classifier")
+
 
 def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: bool = True) -> Optimizer:
     """Return the optimizer, with one group of parameters per learning rate and weight decay.
 
-    `fused` updates all weights in one call. It has to be off where scaled gradients (precision 16) are clipped: a fused
-    optimizer unscales them itself, after the clipping.
+    `fused` updates all weights in one call. It has to be off where gradients of a mixed precision are clipped: a fused
+    optimizer unscales those of 16 itself, after the clipping, and so Lightning refuses to clip for it (for bf16, too).
+    Without a GPU adamw_8bit is adamw, with a warning.
 
     Raises:
-        ConfigurationError: adamw_8bit is asked for and bitsandbytes or a GPU is missing.
+        ConfigurationError: adamw_8bit is asked for and bitsandbytes is missing.
     """
     groups = [
         *_groups("backbone", model.backbone, config.backbone_lr or config.lr or 1e-3, config.weight_decay),
@@ -33,9 +37,11 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: b
         return torch.optim.SGD(groups, momentum=betas[0], nesterov=betas[0] > 0, fused=fused)
     if config.type == "adam":
         return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
-    if config.type == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
-    return _adamw_8bit(groups, betas, eps)
+    if config.type == "adamw_8bit" and torch.cuda.is_available():
+        return _adamw_8bit(groups, betas, eps)
+    if config.type == "adamw_8bit":
+        logger.warning("optimizer.type adamw_8bit needs a GPU, and there is none here: training with adamw")
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
 
 
 def _groups(part: str, module: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
@@ -50,10 +56,6 @@ def _groups(part: str, module: nn.Module, lr: float, weight_decay: float) -> Ite
 
 
 def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Optimizer:
-    if not torch.cuda.is_available():
-        raise ConfigurationError(
-            "optimizer.type adamw_8bit needs a GPU, and there is none here; adamw gives the same on a CPU"
-        )
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

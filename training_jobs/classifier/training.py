@@ -155,7 +155,9 @@ def fit(
         model = convert_sync_batchnorm(model)
     module = ClassifierModule(config, model, class_weights(config, examples))
     train_loader, val_loader = loaders(config, examples.train, examples.val, start, gpu, part)
-    trainer = _trainer(config, journal, gpu, part)
+    if checkpoint is not None:
+        journal.load_state_dict(checkpoint["callbacks"][journal.state_key])
+    trainer = _trainer(config, journal, gpu, part, epochs=start if journal.is_stopped else config.training.epochs)
     try:
         with _as_file(checkpoint) as resume, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*many workers.*|.*TF32.*|.*LeafSpec.*|.*logging interval.*")
@@ -193,7 +195,7 @@ def class_weights(config: Config, examples: Examples) -> Tensor | None:
     return torch.tensor(chosen, dtype=torch.float32)
 
 
-def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part) -> lightning.Trainer:
+def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part, epochs: int) -> lightning.Trainer:
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     training = config.training
@@ -205,9 +207,12 @@ def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part) -
         accelerator="gpu" if gpu else "cpu",
         devices=part.world,
         # Buffers stay each process's own: among them are the sums of its part of the scores.
-        strategy=DDPStrategy(broadcast_buffers=False) if part.world > 1 else "auto",
+        # A frozen backbone has no gradients to wait for.
+        strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=training.frozen_epochs > 0)
+        if part.world > 1
+        else "auto",
         plugins=LightningEnvironment() if part.world > 1 else None,
-        max_epochs=training.epochs,
+        max_epochs=epochs,
         precision=precision,
         accumulate_grad_batches=training.accumulate_grad_batches,
         gradient_clip_val=training.max_grad_norm,

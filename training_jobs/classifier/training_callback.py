@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from training_jobs.classifier.lightning_module import ClassifierModule
+
+logger = logging.getLogger("training_jobs.train_classifier")
 
 BEST = {"macro_f1": ("val_macro_f1", 1), "accuracy": ("val_accuracy", 1), "loss": ("val_loss", -1)}
 Row = dict[str, float]
@@ -53,6 +56,16 @@ class TrainingCallback(Callback):
         """The row of the best epoch; of equals the first."""
         name, sign = BEST[self.config.training.best_by]
         return max(self.rows, key=lambda row: sign * row[name])
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the last `training.patience` epochs were no better than one before them.
+
+        It follows from the rows, which are in `last.ckpt`, so that a resumed training stops where it would have:
+        Lightning's EarlyStopping counts an epoch after that file is written.
+        """
+        patience = self.config.training.patience
+        return patience is not None and bool(self.rows) and len(self.rows) - 1 - self.rows.index(self.best) >= patience
 
     def on_train_start(self, trainer: Trainer, pl_module: ClassifierModule) -> None:  # type: ignore[override]
         """Start counting batches."""
@@ -89,6 +102,7 @@ class TrainingCallback(Callback):
         scores = pl_module.epoch_scores()
         if not trainer.is_global_zero:
             pl_module.shown.clear()
+            self._stop_early(trainer)
             return
         speed = {
             "pictures_per_second": self.pictures / self.trained,
@@ -106,7 +120,18 @@ class TrainingCallback(Callback):
             self.bottle.write(f"{self.experiment.folder}/train_batches/{number}.jpg", sheet(pictures.numpy()))
         pl_module.shown.clear()
         self._save(trainer, pl_module)
+        self._stop_early(trainer)
         self._start_epoch()
+
+    def _stop_early(self, trainer: Trainer) -> None:
+        """End the training in all processes if the first one, which has the history, says so."""
+        if self.config.training.patience is None:
+            return
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(
+            trainer.is_global_zero and self.is_stopped, all=False
+        )
+        if self.is_stopped:
+            logger.info("stopped after epoch %d: epoch %d is still the best", len(self.rows), self.best["epoch"] + 1)
 
     def _save(self, trainer: Trainer, module: ClassifierModule) -> None:
         """Save the best weights, then the state to resume from: a kill in between costs an epoch, not the best."""

@@ -21,15 +21,25 @@ logger = logging.getLogger("training_jobs.train_classifier")
 def build(config: Config, classes: int, bottle: Bottle) -> Classifier:
     """Return the model with its initial weights: random, published (`pretrained`), or from a checkpoint (`load_from`).
 
+    A checkpoint wins over published weights, as in the older trainer.
+
     Raises:
         ConfigurationError: the architecture is unknown, published weights are not at hand, or layers do not fit.
         DataValidationError: the checkpoint is damaged or holds code.
     """
     model = config.model
+    pretrained = model.pretrained and model.load_from is None
+    if model.pretrained and not pretrained:
+        logger.warning("model.pretrained: true has no effect: model.load_from is set, and wins")
     try:
-        built = Classifier(model.backbone_name, classes, model.in_channels, pretrained=model.pretrained)
+        built = Classifier(model.backbone_name, classes, model.in_channels, pretrained=pretrained, **_rates(config))
+    except TypeError as error:
+        given = " and ".join(f"model.{name}" for name in _rates(config))
+        if not given or "unexpected keyword" not in str(error):
+            raise
+        raise ConfigurationError(f"{given}: {model.backbone_name} does not take it ({error}); leave it out") from error
     except (OSError, RuntimeError) as error:
-        if not model.pretrained:
+        if not pretrained:
             raise
         raise ConfigurationError(
             f"model.pretrained: timm's weights of {model.backbone_name} cannot be had here ({error}); "
@@ -38,6 +48,12 @@ def build(config: Config, classes: int, bottle: Bottle) -> Classifier:
     if model.load_from is not None:
         fine_tune(built, find(config, model.load_from, bottle), model.load_mismatched)
     return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _rates(config: Config) -> dict[str, float]:
+    """Return the rates of dropout and stochastic depth that the file has."""
+    rates = {"drop_rate": config.model.drop_rate, "drop_path_rate": config.model.drop_path_rate}
+    return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 def find(config: Config, name: str, bottle: Bottle) -> Path:
@@ -54,22 +70,20 @@ def find(config: Config, name: str, bottle: Bottle) -> Path:
 def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
     """Load the checkpoint at `path` into `model`, adapting the first layer to other channels.
 
-    The classification layer starts anew where the class count differs. Anything else that does not fit is refused
-    unless `accept_mismatched`; then those layers keep their random weights. A checkpoint none of whose backbone's
-    weights fits is refused all the same: nothing of it would be trained further.
+    The classification layer starts anew where the class count differs or the checkpoint has none. Anything else that
+    does not fit is refused unless `accept_mismatched`; then those layers keep their random weights. A checkpoint none of
+    whose backbone's weights fits is refused all the same: nothing of it would be trained further.
 
     Raises:
         ConfigurationError: layers do not fit; the message lists what does and what does not.
     """
-    state, expected = read_state_dict(path), model.state_dict()
+    state, expected = in_our_names(read_state_dict(path), model), model.state_dict()
     first = first_layer(model)
     if first is not None and first in state:
         state[first] = adapt_channels(state[first], expected[first].shape[1])
     fits = {name: value for name, value in state.items() if name in expected and value.shape == expected[name].shape}
     unfit = sorted(
-        name
-        for name in {*state, *expected} - fits.keys()
-        if not (name.startswith("fc.") and name in state and name in expected)
+        name for name in {*state, *expected} - fits.keys() if not (name.startswith("fc.") and name in expected)
     )
     if unfit and not accept_mismatched:
         raise ConfigurationError(
@@ -86,6 +100,41 @@ def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
     model.load_state_dict({**expected, **fits})
     fresh = sorted(expected.keys() - fits.keys())
     logger.info("%s: %d of %d tensors loaded, new: %s", path, len(fits), len(expected), _some(fresh) or "none")
+
+
+def in_our_names(state: dict[str, Tensor], model: Classifier) -> dict[str, Tensor]:
+    """Return `state` under the names of `Classifier`, where its names are timm's, or below the attribute of a module.
+
+    What stands beside that attribute (the weights of a loss, metrics) is left out, and so is what timm has in its
+    classification layer beside one matrix and one bias. A `state` whose names are not known better comes back as it is.
+    """
+    backbone = {name.removeprefix("backbone.") for name in model.state_dict() if name.startswith("backbone.")}
+    ours = {*model.state_dict()}
+    found = [(len(ours & state.keys()), state)]
+    for prefix in ("", *sorted({f"{name.split('.', 1)[0]}." for name in state})):
+        below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        found.append((len(ours & below.keys()), below))
+        if not any(name.startswith("backbone.") for name in below):
+            renamed = _from_timm(below, model.backbone, backbone)
+            found.append((len(ours & renamed.keys()), renamed))
+    best = max(found, key=lambda one: one[0])[1]  # of equals the first
+    if left_out := len(state) - len(best):
+        logger.info("%d of %d tensors of the checkpoint are not of the backbone and its classes", left_out, len(state))
+    return best
+
+
+def _from_timm(state: dict[str, Tensor], backbone: nn.Module, expected: set[str]) -> dict[str, Tensor]:
+    """Return a state_dict of a timm model with its classification layer under the names of `Classifier`."""
+    configured = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    layers = (configured,) if isinstance(configured, str) else tuple(configured)
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        if name in expected or not any(name.startswith(f"{one.split('.', 1)[0]}.") for one in layers):
+            renamed[f"backbone.{name}"] = value
+        elif layers == (layer,):
+            renamed[f"fc.{kind}"] = value
+    return renamed
 
 
 def first_layer(model: Classifier) -> str | None:

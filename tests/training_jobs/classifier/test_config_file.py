@@ -180,7 +180,6 @@ def test_a_repeated_key_is_refused_with_both_lines(tmp_path: Path) -> None:
         ("directories: {images: x}\ndataset: {label_source: folders, people_crops: true}\n",
          "2: dataset.people_crops: it needs a snapshot"),
         ("model: {n_classes: 3}\ncriterion: {class_weights: [1, 2]}\n", "2: criterion.class_weights: it has 2 values"),
-        ("model: {pretrained: true, load_from: a.ckpt}\n", "1: model.pretrained: "),
         ("optimizer: {lr_type: two_lrs, backbone_lr: 1e-3}\n", "1: optimizer.lr_type: two_lrs needs fc_lr"),
         ("optimizer: {lr: 1e-3, fc_lr: 1e-3}\n", "1: optimizer.fc_lr: fc_lr belongs to lr_type two_lrs"),
         ("optimizer: {betas: [0.9, 1.0]}\n", "1: optimizer.betas: "),

@@ -42,6 +42,8 @@ DEMANDING: dict[str, Any] = {
     "training__accumulate_grad_batches": 2,
     "training__max_grad_norm": 1.0,
     "training__ema_decay": 0.9,
+    "training__frozen_epochs": 1,
+    "training__patience": 3,
     "criterion__class_weights": [1.0, 4.0, 0.5],
     "criterion__label_smoothing": 0.1,
     "optimizer__type": "sgd",  # adam would blow up differences in the last place of gradients that are almost 0

@@ -54,6 +54,9 @@ CASES: dict[str, Case] = {
     ),
     "model.backbone_name": Case("test_vit", {"dataset__image_size": 160}),
     "model.in_channels": Case(1),
+    "model.drop_rate": Case(0.5),
+    "model.drop_path_rate": Case(0.5),
+    "training.frozen_epochs": Case(1),
     "optimizer.type": Case("sgd"),
     "optimizer.lr": Case(2e-3),
     "optimizer.weight_decay": Case(0.5),
@@ -99,6 +102,7 @@ ELSEWHERE = {  # keys with a test of their own below, or in the file that is nam
     "training.compile": "test_weights.py",
     "training.best_by": "test_the_best_epoch_is_chosen_by_the_named_score",
     "training.out_of_memory": "test_training.py",
+    "training.patience": "test_early_stopping.py",
 }
 
 

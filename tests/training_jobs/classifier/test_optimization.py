@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from jobkit.classifier import Classifier
-from jobkit.errors import ConfigurationError
 from tests.training_jobs.classifier.support import config
 from training_jobs.classifier.optimization import build_optimizer, build_scheduler
 
@@ -66,9 +65,11 @@ def test_the_named_optimizer_is_built(name: str, expected: type) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_eight_bit_adamw_says_that_it_needs_a_gpu() -> None:
-    with pytest.raises(ConfigurationError, match="adamw_8bit needs a GPU"):
-        rates(optimizer__type="adamw_8bit")
+def test_eight_bit_adamw_without_a_gpu_is_adamw_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    _, optimizer = rates(optimizer__type="adamw_8bit", optimizer__betas=[0.8, 0.99])
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.99)
+    assert "adamw_8bit needs a GPU, and there is none here: training with adamw" in caplog.text
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import sys
+import types
 from pathlib import Path
 
+import lightning.pytorch as lightning
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel
 
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier, load_classifier
@@ -81,6 +88,120 @@ def test_a_checkpoint_of_which_nothing_fits_is_refused_even_where_layers_may_dif
         tuned(tmp_path, model__load_mismatched=True)
 
 
+def timm_model(classes: int = 3, name: str = "test_resnet") -> torch.nn.Module:
+    torch.manual_seed(7)
+    model: torch.nn.Module = timm.create_model(name, num_classes=classes)
+    return model.eval()
+
+
+def same_logits(new: torch.nn.Module, old: torch.nn.Module, side: int = 64) -> bool:
+    pictures = torch.rand(2, 3, side, side)
+    return torch.allclose(new.eval()(pictures), old.eval()(pictures), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "mobilenetv3_small_050"]
+)
+def test_a_timm_model_with_its_classes_is_taken(name: str, tmp_path: Path) -> None:
+    """In mobilenetv3 a layer stands between features and classes, in convnext a norm stands beside the classes."""
+    old = timm_model(name=name)
+    torch.save(old.state_dict(), tmp_path / "old.ckpt")
+    assert same_logits(tuned(tmp_path, model__backbone_name=name), old, side=160)
+
+
+def test_a_timm_model_of_other_classes_gives_its_backbone(tmp_path: Path) -> None:
+    old = timm_model(classes=1000)
+    torch.save(old.state_dict(), tmp_path / "old.ckpt")
+    backbone = tuned(tmp_path).backbone.state_dict()
+    assert all(torch.equal(value, old.state_dict()[name]) for name, value in backbone.items())
+
+
+def test_two_classification_layers_start_anew(tmp_path: Path) -> None:
+    old = timm_model(name="levit_128s")  # with a batch norm in each, and not a word of them in the backbone
+    torch.save(old.state_dict(), tmp_path / "old.ckpt")
+    backbone = tuned(tmp_path, model__backbone_name="levit_128s").backbone.state_dict()
+    assert all(torch.equal(value, old.state_dict()[name]) for name, value in backbone.items())
+
+
+def test_safetensors_are_taken(tmp_path: Path) -> None:
+    old = timm_model()
+    save_file(old.state_dict(), tmp_path / "model.safetensors")
+    chosen = config(directories__models=str(tmp_path), model__load_from="model.safetensors")
+    assert same_logits(build(chosen, 3, FolderBottle(tmp_path / "bottle")), old)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(DataValidationError, match=r"model\.safetensors is not a \.safetensors file"):
+        build(chosen, 3, FolderBottle(tmp_path / "bottle"))
+
+
+class Users(lightning.LightningModule):
+    """A module as Lightning's users write it: the model below an attribute, a loss with weights beside it."""
+
+    def __init__(self, options: argparse.Namespace, attribute: str) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.attribute = attribute
+        setattr(self, attribute, timm_model())
+        self.criterion = torch.nn.CrossEntropyLoss(weight=torch.ones(3))
+
+
+@pytest.mark.parametrize("attribute", ["model", "net", "backbone", "encoder"])
+def test_a_lightning_checkpoint_with_hyperparameters_in_a_namespace_is_taken(attribute: str, tmp_path: Path) -> None:
+    module = Users(argparse.Namespace(lr=1e-3, crop=(0.1, 0.9), name="a"), attribute)
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "old.ckpt")
+    assert same_logits(tuned(tmp_path), getattr(module, attribute))
+
+
+def wrapped(old: torch.nn.Module) -> dict[str, object]:
+    other = timm_model().requires_grad_(False)
+    other.load_state_dict({name: value * 0 for name, value in other.state_dict().items()})
+    state, zeros = old.state_dict(), other.state_dict()
+    return {
+        "ddp": {f"module.{name}": value for name, value in state.items()},
+        "compiled ddp": {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+        "ddp in lightning": {"state_dict": {f"model.module.{name}": value for name, value in state.items()}},
+        "model": {"model": state, "optimizer": {"state": {}}, "epoch": 3},
+        "model_state_dict": {"model_state_dict": state, "epoch": 3},
+        "timm's trainer": {
+            "state_dict": zeros,
+            "state_dict_ema": state,
+            "args": argparse.Namespace(lr=1.0),
+            "metric": 1.0,
+        },
+        "torchvision's trainer": {"model": zeros, "model_ema": AveragedModel(old).state_dict(), "epoch": 1},
+        "an average": AveragedModel(old).state_dict(),
+    }
+
+
+@pytest.mark.parametrize("how", sorted(wrapped(timm_model())))
+def test_what_trainers_put_around_weights_is_taken_off(how: str, tmp_path: Path) -> None:
+    """Where there is an average beside the last weights, it is the one that was validated."""
+    old = timm_model()
+    torch.save(wrapped(old)[how], tmp_path / "old.ckpt")
+    assert same_logits(tuned(tmp_path), old)
+
+
+def test_an_attribute_dict_of_an_older_lightning_is_read_as_a_dict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("pytorch_lightning.utilities.parsing")
+    kind = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = kind  # type: ignore[attr-defined]
+    old = timm_model()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        patch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+        torch.save({"state_dict": old.state_dict(), "hyper_parameters": kind(lr=1.0)}, tmp_path / "old.ckpt")
+    assert same_logits(tuned(tmp_path), old)
+
+
+def test_a_checkpoint_wins_over_published_weights_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = saved(tmp_path)
+    assert same_logits(tuned(tmp_path, model__pretrained=True), old)
+    assert "model.pretrained: true has no effect: model.load_from is set, and wins" in caplog.text
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch exploded",)
@@ -91,9 +212,10 @@ def test_a_checkpoint_that_holds_code_is_refused_and_not_run(tmp_path: Path, mon
     (tmp_path / "old.ckpt").write_bytes(pickle.dumps({"state_dict": Bomb()}))
     with pytest.raises(DataValidationError, match=r"old\.ckpt"):
         tuned(tmp_path)
-    torch.save({"state_dict": Bomb()}, tmp_path / "old.ckpt")
-    with pytest.raises(DataValidationError, match=r"old\.ckpt"):
-        tuned(tmp_path)
+    for hidden in (Bomb(), argparse.Namespace(a=Bomb()), {"b": [Bomb()]}):
+        torch.save({"state_dict": timm_model().state_dict(), "args": hidden}, tmp_path / "old.ckpt")
+        with pytest.raises(DataValidationError, match=r"old\.ckpt"):
+            tuned(tmp_path)
     assert not (tmp_path / "exploded").exists()
 
 

@@ -1,0 +1,170 @@
+"""Any two keys of the configuration file train together: every pair of their values, one step each."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from jobkit import job
+from jobkit.bottle import FolderBottle
+from jobkit.classifier import Classifier, load_classifier
+from jobkit.model_spec import ModelSpec
+from tests.training_jobs.classifier.pairwise import pairwise
+from tests.training_jobs.classifier.support import draw
+from tests.training_jobs.classifier.test_every_key import keys
+from training_jobs.classifier.config import Config
+from training_jobs.train_classifier import Arguments, run
+
+GEOMETRY = [{"type": "random_crop_from_borders", "p": 1}, {"type": "shift_scale_rotate"}, {"type": "randaugment"}]
+COLOR = [{"type": "random_brightness_contrast"}, {"type": "trivialaugment", "p": 1}, {"type": "coarse_dropout"}]
+# Values of a key, or of keys that only make sense together. `<folder>` is the test's own.
+FACTORS: dict[str, list[dict[str, Any]]] = {
+    "seed": [{"seed": 0}, {"seed": 7}],
+    "labels": [
+        {"dataset.label_source": "folders", "dataset.val_part": 0.3, "model.n_classes": 3},
+        {"dataset.label_source": "rotation"},
+    ],
+    "label_smoothing": [{"criterion.label_smoothing": 0.0}, {"criterion.label_smoothing": 0.1}],
+    "class_weights": [{"criterion.class_weights": None}, {"criterion.class_weights": "balanced"}],
+    "image_size": [{"dataset.image_size": 16}, {"dataset.image_size": 24}],
+    "backgrounds": [
+        {},
+        {
+            "dataset.insert_background_p": 1.0,
+            "dataset.background_max_ratio": 1.5,
+            "directories.backgrounds": "<folder>/pictures",
+        },
+    ],
+    "data_fraction": [{"dataset.data_fraction": 1.0}, {"dataset.data_fraction": 0.5}],
+    "batches": [
+        {"dataset.data_loaders.train_batch_size": 12},
+        {"dataset.data_loaders.train_batch_size": 5, "dataset.data_loaders.val_batch_size": 2},
+    ],
+    "geometry": [
+        {},
+        {"dataset.pre_transforms": [{"type": "resize"}], "dataset.post_transforms": [{"type": "to_tensor"}]},
+        {"dataset.post_transforms": [{"type": "longest_max_size"}, {"type": "pad_if_needed"}, {"type": "normalize"}],
+         "dataset.pre_transforms": []},
+    ],
+    "train_augmentations": [{}, {"dataset.train_augmentations": GEOMETRY}, {"dataset.train_augmentations": COLOR}],
+    "val_augmentations": [{}, {"dataset.val_augmentations": GEOMETRY}],
+    "augmentation_p_schedule": [
+        {},
+        {
+            "dataset.augmentation_p_schedule.start_p": 0.5,
+            "dataset.augmentation_p_schedule.end_p": 0.9,
+            "dataset.augmentation_p_schedule.exponent_factor": 2.0,
+        },
+    ],
+    "backbone": [{"model.backbone_name": "test_resnet"}, {"model.backbone_name": "test_efficientnet"}],
+    "weights": [{}, {"model.load_from": "<backbone>.ckpt", "model.pretrained": True},
+                {"model.load_from": "other.ckpt", "model.load_mismatched": True}],
+    "drop_rate": [{"model.drop_rate": None}, {"model.drop_rate": 0.3}],
+    "drop_path_rate": [{"model.drop_path_rate": None}, {"model.drop_path_rate": 0.2}],
+    "frozen_epochs": [{"training.frozen_epochs": 0}, {"training.frozen_epochs": 1}],
+    "in_channels": [{"model.in_channels": 3}, {"model.in_channels": 1}],
+    "optimizer": [{"optimizer.type": name} for name in ("adamw", "adamw_8bit", "adam", "sgd")],
+    "rates": [
+        {"optimizer.lr": 1e-3},
+        {"optimizer.lr_type": "two_lrs", "optimizer.backbone_lr": 1e-4, "optimizer.fc_lr": 1e-3},
+    ],
+    "weight_decay": [{"optimizer.weight_decay": 0.0}, {"optimizer.weight_decay": 0.1}],
+    "moments": [{}, {"optimizer.betas": [0.0, 0.9], "optimizer.eps": 1e-6}],
+    "anneal_strategy": [{"scheduler.anneal_strategy": "cos"}, {"scheduler.anneal_strategy": "linear"}],
+    "scheduler": [
+        {},
+        {"scheduler.div_factor": 1000.0, "scheduler.final_div_factor": 1.0, "scheduler.pct_start": 0.1},
+    ],
+    "precision": [{"training.precision": value} for value in (32, 16, "bf16")],
+    "accumulate": [{"training.accumulate_grad_batches": 1}, {"training.accumulate_grad_batches": 3}],
+    "max_grad_norm": [{"training.max_grad_norm": None}, {"training.max_grad_norm": 1.0}],
+    "compile": [{"training.compile": False}, {"training.compile": True}],
+    "ema_decay": [{"training.ema_decay": None}, {"training.ema_decay": 0.9}],
+    "save_checkpoints": [{"training.save_checkpoints": True}, {"training.save_checkpoints": False}],
+    "save_metrics": [{"training.save_metrics": True}, {"training.save_metrics": False}],
+    "best_by": [{"training.best_by": name} for name in ("macro_f1", "accuracy", "loss")],
+    "patience": [{"training.patience": None}, {"training.patience": 1}],
+    "out_of_memory": [{"training.out_of_memory": "stop"}, {"training.out_of_memory": "accumulate"}],
+    "mixing": [{}, {"training.mixing.strategy": "mixup", "training.mixing.p": 0.5},
+               {"training.mixing.strategy": "cutmix", "training.mixing.alpha": 1.0}],
+}  # fmt: skip
+NOT_COMBINED = {
+    "experiment_name": "a name",
+    "directories.images": "the same in all rows",
+    "directories.models": "the same in all rows",
+    "criterion.type": "it has one value",
+    "dataset.people_crops": "needs a database: test_people.py",
+    "dataset.data_loaders.num_workers": "processes would take most of the time: test_resume.py",
+    "training.epochs": "one in all rows",
+}
+ROWS = pairwise({name: [json.dumps(value) for value in values] for name, values in FACTORS.items()})
+
+
+def test_every_pair_of_values_stands_in_a_row() -> None:
+    seen = {((a, row[a]), (b, row[b])) for row in ROWS for a, b in combinations(FACTORS, 2)}
+    wanted = sum(len(FACTORS[a]) * len(FACTORS[b]) for a, b in combinations(FACTORS, 2))
+    assert len(seen) == wanted
+
+
+def test_every_key_is_combined() -> None:
+    combined = {key for values in FACTORS.values() for value in values for key in value}
+    assert combined | NOT_COMBINED.keys() == set(keys(Config))
+    assert not combined & NOT_COMBINED.keys()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A handful of pictures, and checkpoints to start from."""
+    made = tmp_path_factory.mktemp("files")
+    draw(made / "pictures", 4)
+    (made / "models").mkdir()
+    for name in ("test_resnet", "test_efficientnet"):
+        torch.save(Classifier(name, 5).state_dict(), made / "models" / f"{name}.ckpt")
+    torch.save(Classifier("test_vit", 5).state_dict(), made / "models" / "other.ckpt")
+    return made
+
+
+def file_of(row: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Return the content of the configuration file that `row` stands for."""
+    content: dict[str, Any] = {
+        "directories": {"images": str(folder / "pictures"), "models": str(folder / "models")},
+        "training": {"epochs": 1},
+        "dataset": {"data_loaders": {"num_workers": 0}},
+    }
+    for values in row.values():
+        for key, value in json.loads(values.replace("<folder>", str(folder))).items():
+            *sections, name = key.split(".")
+            place = content
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[name] = value
+    model = content["model"]
+    if "load_from" in model:
+        model["load_from"] = model["load_from"].replace("<backbone>", model["backbone_name"])
+    return content
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_any_two_keys_train_together(
+    row: dict[str, str], folder: Path, tmp_path: Path, context: job.Context, bottle: FolderBottle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    compiled = torch.nn.Module.compile
+    # The real back end takes half a minute a model; what may go wrong with other keys is the tracing.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    content = file_of(row, folder)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    result = run(Arguments(config_filename=path), context)
+    assert result.epochs == 1
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    spec = ModelSpec.model_validate_json(bottle.read(f"{result.experiment}/model.json"))
+    weights = load_classifier(bottle.local(result.checkpoint), spec).state_dict()
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values() if value.is_floating_point())
