@@ -37,10 +37,14 @@ def is_streamed(model: nn.Module) -> bool:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: tensor.data for name, tensor in parameters.items()} | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+    """Return parameters and buffers that a checkpoint has: the tracer takes these for inputs.
+
+    A buffer that no checkpoint has (a Swin's attention mask) is a constant for it, so its numbers have to be there.
+    """
+    import torch
+
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
 @contextmanager
@@ -51,8 +55,8 @@ def without_weights(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     import torch
 
-    weights = _tensors(model)
-    holders = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    holders = _tensors(model)
+    weights = {name: tensor.data for name, tensor in holders.items()}  # `data`: a view that keeps what is replaced
     large = [name for name, value in weights.items() if value.is_floating_point() and value.nbytes >= KEPT]
     try:
         for number, name in enumerate(large, start=1):

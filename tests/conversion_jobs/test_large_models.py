@@ -62,6 +62,22 @@ def test_the_usual_export_and_the_streamed_one_give_the_same_graph(
     np.testing.assert_allclose(first, second, atol=1e-6)
 
 
+def test_a_swin_keeps_its_attention_mask_which_no_checkpoint_has(large: None, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=0, img_size=56, depths=(2, 2), embed_dim=24, num_heads=(2, 4)
+    ).eval()
+    for block in (module for name, module in model.named_modules() if name.endswith("attn.qkv")):
+        block.weight.data.mul_(10)  # as after training: attention that is not spread evenly
+    inputs = np.random.default_rng(3).normal(size=(3, 3, 56, 56)).astype(np.float32)
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(inputs)).numpy()
+        export_module(model, (3, 56, 56), tmp_path / "model.onnx", output="embedding", opset=17, metadata={})
+        np.testing.assert_array_equal(model(torch.from_numpy(inputs)).numpy(), wanted)
+    for batch in (1, 3):
+        np.testing.assert_allclose(OnnxModel(tmp_path / "model.onnx").run(inputs, batch), wanted, atol=1e-5)
+
+
 def test_weights_that_stay_in_the_file_are_found_by_what_runs_parts_of_the_graph(large: None, tmp_path: Path) -> None:
     exported(tmp_path / "model.onnx")
     graph = read_graph(tmp_path / "model.onnx")
