@@ -29,6 +29,7 @@ from jobkit.errors import JobError
 from jobkit.experiment import Experiment
 from jobkit.job import Context
 from local.triton import TritonServer
+from nightshift_common.options.conversion import ExportOptions
 from tests.support.servers import free_ports
 
 SIDES = {
@@ -102,7 +103,7 @@ def row(server: TritonServer, folder: Path, architecture: str, channels: int) ->
     difference = max(float(np.abs(answer - wanted).max()) for answer in answers)
     largest = float(np.abs(wanted).max())
     print(
-        f"| {architecture} | {side} | {channels} | {export_onnx.ExportOptions().opset} | {largest:.1f} | "
+        f"| {architecture} | {side} | {channels} | {ExportOptions().opset} | {largest:.1f} | "
         f"{difference:.1e} | {difference / largest:.1e} | {time.monotonic() - started:.0f} |",
         flush=True,
     )
@@ -127,7 +128,7 @@ def trained_like(architecture: str, channels: int, side: int) -> nn.Module:
         pictures = torch.randn(8, channels, side, side)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = None  # type: ignore[assignment]  # the mean over what it sees
+                module.momentum = None  # the mean over what it sees
         model.train()(pictures)
         model.eval()
         features = model.backbone(pictures)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_jobs.verification.checks import Close, Cosine, Top1Agreement, Verdict, judge_all
+from conversion_jobs.verification.checks import Check, Close, Cosine, Top1Agreement, Verdict, judge_all
 from jobkit.errors import DataValidationError
 
 TRAINED_HERE = "the model that was trained here"
@@ -41,8 +41,11 @@ class Expected:
 
     def write(self, path: Path) -> None:
         """Write it to `path`, an .npz."""
-        inputs = {} if self.inputs is None else {"inputs": self.inputs}
-        np.savez(path, outputs=self.outputs, names=np.array(self.names), **inputs)
+        names = np.array(self.names)
+        if self.inputs is None:
+            np.savez(path, outputs=self.outputs, names=names)
+        else:
+            np.savez(path, outputs=self.outputs, names=names, inputs=self.inputs)
 
 
 def read_expected(path: Path, names: Sequence[str]) -> Expected:
@@ -90,9 +93,10 @@ def judge_expected(
     expected: Array, outputs: Array, names: Sequence[str], top1_agreement: float | None
 ) -> list[Verdict]:
     """Compare a graph's outputs [n, ...] with the reference; the first class too where `top1_agreement` is given."""
-    checks = [Close(ATOL, RTOL), Cosine(MINIMUM_COSINE)]
-    found = judge_all([*checks, *([Top1Agreement(top1_agreement)] if top1_agreement is not None else [])],
-                      expected, outputs, names)  # fmt: skip
+    checks: list[Check] = [Close(ATOL, RTOL), Cosine(MINIMUM_COSINE)]
+    if top1_agreement is not None:
+        checks.append(Top1Agreement(top1_agreement))
+    found = judge_all(checks, expected, outputs, names)
     return [
         verdict.model_copy(update={"name": f"expected_{verdict.name}", "sentence": f"as expected? {verdict.sentence}"})
         for verdict in found

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.architectures import trained_like
-from conversion_jobs.export_onnx import export_module
+from conversion_jobs.onnx.export import export_module
 from conversion_jobs.onnx.session import OnnxModel
 
 

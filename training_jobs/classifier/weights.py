@@ -71,8 +71,8 @@ def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
     """Load the checkpoint at `path` into `model`, adapting the first layer to other channels.
 
     The classification layer starts anew where the class count differs or the checkpoint has none. Anything else that
-    does not fit is refused unless `accept_mismatched`; then those layers keep their random weights. A checkpoint none of
-    whose backbone's weights fits is refused all the same: nothing of it would be trained further.
+    does not fit is refused unless `accept_mismatched`; then those layers keep their random weights. A checkpoint of
+    whose backbone nothing fits is refused all the same: nothing of it would be trained further.
 
     Raises:
         ConfigurationError: layers do not fit; the message lists what does and what does not.
