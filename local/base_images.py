@@ -31,6 +31,17 @@ def unpinned(file: Path = VERSIONS) -> list[str]:
     return [image for image in images(file).values() if not DIGEST.fullmatch(image.partition("@")[2])]
 
 
+def usable(image: str) -> str:
+    """Return an image, or its bare tag where the engine here has built that tag itself: no registry knows its digest.
+
+    So a machine without a registry can have stand-ins of the base images. No release is built of them.
+    """
+    tag = image.partition("@")[0]
+    command = ["docker", "image", "inspect", "--format", "{{json .RepoDigests}}", tag]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return tag if done.returncode == 0 and done.stdout.strip() in ("[]", "null") else image
+
+
 def resolve(image: str) -> str:
     """Return an image with the digest that its registry has for its tag now, of all platforms together.
 

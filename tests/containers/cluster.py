@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from local.base_images import images, usable
 from tests.support import servers
 from tests.support.airflow import Airflow
 from tests.support.waiting import wait_for
@@ -89,6 +90,7 @@ def write_env(folder: Path, s3: str | None = None) -> dict[str, str]:
         "NIGHTSHIFT_API_WORKERS": "1",
         "TEST_JOBS": str(ROOT / "tests" / "plugins" / "jobs_for_tests"),
         "TEST_MARKS": str(folder / "marks"),
+        **{name: usable(image) for name, image in images().items()},  # stand-ins, where there is no registry
     }
     with file.open("a") as handle:
         handle.writelines(f"{name}={value}\n" for name, value in added.items())

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from local import base_images
-from local.base_images import RegistryError, images, pin, resolve, unpinned
+from local.base_images import RegistryError, images, pin, resolve, unpinned, usable
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -128,3 +128,19 @@ def test_a_release_is_not_built_on_images_that_have_no_digest() -> None:
     assert all(f"{image} has no digest" in done.stderr for image in base_images.unpinned())
     checked = subprocess.run([ROOT / "docker" / "pin", "--check"], capture_output=True, text=True)
     assert checked.returncode == 1 and checked.stderr.count("without a digest") == len(base_images.unpinned())
+
+
+@pytest.mark.parametrize(
+    ("digests", "wanted"),
+    [
+        ("[]", "python:3.11"),  # built here: no registry knows it
+        (f'["python@{DIGEST}"]', f"python:3.11@{DIGEST}"),
+    ],
+)
+def test_where_the_engine_has_built_a_base_image_itself_its_tag_stands_for_the_pinned_one(
+    docker_that_answers: Path, digests: str, wanted: str
+) -> None:
+    (docker_that_answers / "answer").write_text(digests)
+    assert usable(f"python:3.11@{DIGEST}") == wanted
+    (docker_that_answers / "fails").write_text("python:3.11")
+    assert usable(f"python:3.11@{DIGEST}") == f"python:3.11@{DIGEST}", "not there: the pinned one is fetched"

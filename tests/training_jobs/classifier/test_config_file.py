@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,33 @@ def test_the_schedule_follows_its_formula() -> None:
     schedule = AugmentationSchedule(start_p=0.2, end_p=1.0, exponent_factor=2.0)
     assert [schedule.probability(epoch, 5) for epoch in range(5)] == pytest.approx([0.2, 0.25, 0.4, 0.65, 1.0])
     assert schedule.probability(0, 1) == 1.0
+
+
+ATTACKS = {
+    "a bomb": "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),  # 9 ** 12 values
+    "a cycle": "dataset: &a {train_augmentations: [*a]}\n",
+    "a cycle of keys": "model: &a\n  head: *a\n",
+    "a well": "dataset: " + "[" * 5_000 + "]" * 5_000 + "\n",
+    "a flood": "dataset: [" + "1, " * 500_000 + "1]\n",
+    "an object": "model: !!python/object/apply:os.system ['true']\n",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_file_that_is_an_attack_is_refused_with_a_sentence(name: str, tmp_path: Path) -> None:
+    """With little memory, so that what would not end ends here: PyYAML itself writes aliases out by reference."""
+    path = tmp_path / "config.yaml"
+    path.write_text(ATTACKS[name])
+    read = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from training_jobs.classifier.config import read_config\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))\n"
+        "try: read_config(Path(sys.argv[1]))\n"
+        "except Exception as e: sys.exit(f'{type(e).__name__}: {e}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", read, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("ConfigurationError: "), done.stderr[-500:]
+    assert "config.yaml:" in done.stderr
