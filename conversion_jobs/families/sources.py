@@ -52,7 +52,8 @@ def load_source(weights: Path, options: SourceOptions) -> Source:
         return Source(load_torchscript(weights), picture, "logits")
     if _is_torchscript(weights):
         raise DataValidationError(f"{weights} is a TorchScript archive: convert it with --family torchscript")
-    from jobkit.classifier import Classifier, load_weights, read_state_dict
+    from jobkit.classifier import Classifier, load_weights
+    from jobkit.state_dict import read_state_dict
 
     state = read_state_dict(weights)
     if options.family == "head":
@@ -87,7 +88,8 @@ def load_experiment(source: SourceFile, spec: Spec) -> nn.Module:
     Raises:
         DataValidationError: the file is not what it should be, or its weights are not those of `spec`.
     """
-    from jobkit.classifier import load_classifier, read_state_dict
+    from jobkit.classifier import load_classifier
+    from jobkit.state_dict import read_state_dict
 
     if source.kind == "torchscript" or not isinstance(spec, ModelSpec):
         return load_torchscript(source.path)

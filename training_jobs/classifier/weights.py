@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from jobkit.bottle import Bottle
-from jobkit.classifier import Classifier, read_state_dict
+from jobkit.classifier import Classifier
 from jobkit.errors import ConfigurationError
+from jobkit.state_dict import read_foreign_state_dict
 from training_jobs.classifier.config import Config
 
 logger = logging.getLogger("training_jobs.train_classifier")
@@ -77,7 +78,7 @@ def fine_tune(model: Classifier, path: Path, accept_mismatched: bool) -> None:
     Raises:
         ConfigurationError: layers do not fit; the message lists what does and what does not.
     """
-    state, expected = in_our_names(read_state_dict(path), model), model.state_dict()
+    state, expected = in_our_names(read_foreign_state_dict(path), model), model.state_dict()
     first = first_layer(model)
     if first is not None and first in state:
         state[first] = adapt_channels(state[first], expected[first].shape[1])

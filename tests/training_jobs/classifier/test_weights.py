@@ -277,3 +277,11 @@ def test_a_compiled_model_is_compiled_and_keeps_clean_names(tmp_path: Path, monk
     assert set(model.state_dict()) == {name.removeprefix("model.") for name in content["state_dict"]}
     spec = ModelSpec(group="g", architecture="test_resnet", labels=LABELS, preprocessing=config().preprocessing)
     load_classifier(bottle.local(PATHS.best_checkpoint), spec)
+
+
+def test_a_checkpoint_of_others_is_opened_in_the_sandbox_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    monkeypatch.setenv("NIGHTSHIFT_SANDBOX", "require")
+    monkeypatch.setattr("jobkit.sandbox.landlock.abi", lambda: 0)
+    with pytest.raises(ConfigurationError, match="weights are not opened here: Landlock cannot be had"):
+        tuned(tmp_path)
