@@ -55,9 +55,17 @@ def same(module: nn.Module, graph: Path, *shape: int) -> bool:
 
 
 def test_the_head_goes_from_its_place_among_the_weights_to_its_place_in_the_repository(project: Path) -> None:
-    layers = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
-    head = save(layers, project / "training" / "weights" / "CT-RATE" / "model_binary.pth")
+    head = save(nn.Linear(8, 1), project / "training" / "weights" / "CT-RATE" / "model_binary.pth")
     shell(project / "convertation" / "head", sys.executable, "torch2onnx.py")
+    assert same(head, project / "model_repository_running" / "binary_onnx" / "1" / "model.onnx", 8)
+
+
+def test_a_head_of_several_layers_is_asked_what_is_between_them(project: Path) -> None:
+    layers = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 1))
+    head = save(layers, project / "training" / "weights" / "CT-RATE" / "model_binary.pth")
+    said = shell(project / "convertation" / "head", sys.executable, "torch2onnx.py", code=2)
+    assert "weights do not tell what is between them: give --hidden_activation, one of none, relu, gelu" in said
+    shell(project / "convertation" / "head", sys.executable, "torch2onnx.py", "--hidden-activation", "gelu")
     assert same(head, project / "model_repository_running" / "binary_onnx" / "1" / "model.onnx", 8)
 
 

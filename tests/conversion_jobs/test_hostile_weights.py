@@ -169,6 +169,7 @@ def test_the_jobs_themselves_never_load_torch(trained: Trained, tmp_path: Path, 
 import sys
 from pathlib import Path
 from conversion_jobs import export_onnx, import_weights, verify_onnx
+from jobkit.job import Context
 context = Context(Path({str(tmp_path)!r}), None)
 found = import_weights.run(import_weights.Arguments.model_validate_json({arguments.model_dump_json()!r}), context)
 export_onnx.run(export_onnx.Arguments(experiment=found.experiment), context)

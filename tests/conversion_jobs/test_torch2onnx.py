@@ -115,7 +115,7 @@ def test_another_checkpoint_and_changed_numbers_are_refused(tmp_path: Path, pict
     weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("0.weight"))
     weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
     onnx.save(model, graph)
-    with pytest.raises(DataValidationError, match=r"is not the model in .*worst: \d\.png"):
+    with pytest.raises(DataValidationError, match=r"is not the model of .*worst: \d\.png"):
         compare(graph, weights, pictures)
 
 
