@@ -47,6 +47,8 @@ def flat_schema(schema: dict[str, Any], options: type[BaseModel]) -> dict[str, A
     for choice in choices:
         flat |= {key: value for key, value in choice.items() if key != "type"}
         flat["type"] = ["null", choice["type"]]
+        if "enum" in choice:  # by JSON schema, null has to stand there too
+            flat["enum"] = [None, *choice["enum"]]
     if flat.get("type") == "array" and "prefixItems" in flat:
         raise ValueError(f"{options.__name__}: no field of a form stands for {schema}")
     return flat

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,7 @@ from local import processes
 from local.airflow import AirflowApi
 from local.components import triton_server
 from local.settings import DATABASES, Settings
+from local.signing import private_key
 from tests.e2e.support import jobs, versions, wait_for
 
 DAG = "retrain_digits"
@@ -86,12 +88,20 @@ def ask(settings: Settings, role: str, statement: str, database: str = "") -> li
         connection.close()
 
 
+def is_file(value: str) -> bool:
+    """Whether a value is the path of a file; a long one is none."""
+    with suppress(OSError):
+        return Path(value).exists()
+    return False
+
+
 def secrets_of(settings: Settings, environments: list[dict[str, str]]) -> dict[str, str]:
     """Return all that the stack keeps secret, by its value: what it generated, what its processes were given."""
     found = {value: name for name, value in settings.secrets.items()}
+    found[private_key(settings).read_text().splitlines()[1]] = "the key that signs packages"
     for environment in environments:
         for name, value in environment.items():
-            if name not in os.environ and SECRET.search(name) and len(value) >= 8 and not Path(value).exists():
+            if name not in os.environ and SECRET.search(name) and len(value) >= 8 and not is_file(value):
                 found[value] = name
             for address in re.findall(r"\w+(?:\+\w+)?://[^\s\"']+", value):
                 if password := urlsplit(address).password:

@@ -159,7 +159,7 @@ def fit(
         journal.load_state_dict(checkpoint["callbacks"][journal.state_key])
     trainer = _trainer(config, journal, gpu, part, epochs=start if journal.is_stopped else config.training.epochs)
     try:
-        with _as_file(checkpoint) as resume, warnings.catch_warnings():
+        with _as_file(checkpoint) as resume, warnings.catch_warnings(), sound_gradients(config.training.precision, gpu):
             warnings.filterwarnings("ignore", message=".*many workers.*|.*TF32.*|.*LeafSpec.*|.*logging interval.*")
             if resume is not None:
                 logger.info("resuming after epoch %d of %d", start, config.training.epochs)
@@ -193,6 +193,21 @@ def class_weights(config: Config, examples: Examples) -> Tensor | None:
             f"{', '.join(examples.labels)}"
         )
     return torch.tensor(chosen, dtype=torch.float32)
+
+
+@contextmanager
+def sound_gradients(precision: int | str, gpu: bool) -> Iterator[None]:
+    """Leave out oneDNN in bf16 on the CPU: its convolution (torch 2.13) gives wrong gradients for features of 1 x 1.
+
+    The parts of a kernel that see only padding get what stood in memory, now and then NaN; 3 x 3 kernels over what a
+    small picture has become are such.
+    """
+    before: Any = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and (gpu or precision != "bf16")
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part, epochs: int) -> lightning.Trainer:
