@@ -124,6 +124,8 @@ def _flat(schema: dict[str, Any]) -> dict[str, Any]:
     flat = dict(schema)
     for choice in schema.get("anyOf", []):
         flat |= choice
+    if "enum" in flat and {"type": "null"} in schema.get("anyOf", []):
+        flat["enum"] = [None, *flat["enum"]]  # a field may be left empty, which a list of choices has to say
     return flat
 
 

@@ -202,12 +202,13 @@ def sound_gradients(precision: int | str, gpu: bool) -> Iterator[None]:
     The parts of a kernel that see only padding get what stood in memory, now and then NaN; 3 x 3 kernels over what a
     small picture has become are such.
     """
-    before: Any = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and (gpu or precision != "bf16")
+    library: Any = torch.backends.mkldnn
+    before = library.enabled
+    library.enabled = before and (gpu or precision != "bf16")
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        library.enabled = before
 
 
 def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part, epochs: int) -> lightning.Trainer:
