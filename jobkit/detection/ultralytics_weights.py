@@ -11,15 +11,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from jobkit.detection.torchscript import Detector
 from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.sandbox import runner
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
+STATE_FILE = "state.npz"
 # Beside torch's modules and Ultralytics' own: what its checkpoints hold that runs no code when it is read.
 HARMLESS = {
     "collections.OrderedDict", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
@@ -35,10 +39,7 @@ def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
         DataValidationError: the file is no such checkpoint, holds code, or is of another task than detect and segment.
         ConfigurationError: the sides of the input are no multiples of the model's stride, or Ultralytics is not here.
     """
-    checkpoint = read_checkpoint(weights)
-    model = checkpoint.get("ema") or checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if model is None or not hasattr(model, "names"):
-        raise DataValidationError(f"{weights} is no Ultralytics checkpoint: it has no model with class names")
+    model = _model_of(read_checkpoint(weights), weights)
     from ultralytics.nn.modules.head import OBB, Detect, Pose, Segment
 
     head = model.model[-1]
@@ -61,6 +62,38 @@ def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
         raise DataValidationError(f"{weights} has a head without one-to-many outputs: only those convert")
     task: Literal["detect", "segment"] = "segment" if isinstance(head, Segment) else "detect"
     return Detector(_raw_outputs(model, head.nc), task, labels)
+
+
+def foreign_state_dict(weights: Path) -> dict[str, Tensor]:
+    """Return names and tensors of a checkpoint of unknown origin, float32 on the CPU: the sandbox alone opens it.
+
+    Raises:
+        DataValidationError: the file is no Ultralytics checkpoint, or holds code.
+        ConfigurationError: Ultralytics is not here; or the kernel has no sandbox, and NIGHTSHIFT_SANDBOX asks for it.
+    """
+    import torch
+
+    with (
+        runner.run(write_state_dict, {"weights": weights}, reads=[weights]) as done,
+        np.load(done.file(STATE_FILE), allow_pickle=False) as arrays,
+    ):
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def write_state_dict(work: Path, weights: Path) -> int:
+    """Write names and tensors of a checkpoint to `work` as arrays, which are numbers alone; return how many."""
+    state = _model_of(read_checkpoint(weights), weights).float().state_dict()
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in state.items()}
+    np.savez(work / STATE_FILE, **arrays)
+    return len(state)
+
+
+def _model_of(checkpoint: Any, weights: Path) -> Any:
+    """Return the model in a checkpoint; with its averaged weights (`ema`) where it has them."""
+    model = checkpoint.get("ema") or checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if model is None or not hasattr(model, "names"):
+        raise DataValidationError(f"{weights} is no Ultralytics checkpoint: it has no model with class names")
+    return model
 
 
 def checkpoint_epoch(weights: Path) -> int:

@@ -72,7 +72,9 @@ def test_training_survives_its_worker_and_resumes_after_its_container(cluster: C
         lambda: next((c for c in [cluster.job("train")] if c.id != first.id), None), "a new container", 120
     )
     state, tasks = airflow.finished("retrain_digits", run, 300)
-    assert (state, set(tasks.values())) == ("success", {"success"}), tasks
+    failed = [task for task, how in tasks.items() if how == "failed"]
+    logs = "".join(airflow.log("retrain_digits", run, task)[-3000:] for task in failed)
+    assert (state, set(tasks.values())) == ("success", {"success"}), f"{failed}: {logs}"
     assert b"resum" in second.logs().lower()
     deployed = airflow.xcom("retrain_digits", run, "deploy_model")
     assert deployed["version"] == "0.0.1"
@@ -96,15 +98,10 @@ def test_data_and_artifacts_are_in_s3_and_the_host_keeps_what_it_read(cluster: C
     assert jobs <= 1  # only a container that was killed leaves its links, until another job makes room
 
 
-def test_a_run_says_of_which_commit_and_lock_it_is(cluster: Cluster, s3: str) -> None:
-    """After the run of the first test: in what training left, and in MLflow for each of its jobs."""
+def test_a_run_says_of_which_commit_and_lock_it_is(cluster: Cluster) -> None:
+    """After the run of the first test: in MLflow, for each of its jobs."""
     lock = hashlib.sha256((ROOT / "requirements" / "jobs.txt").read_bytes()).hexdigest()
     commit = cluster.engine.images.get("nightshift/training:dev").labels["org.opencontainers.image.revision"]
-    found = re.findall(r"<Key>(bottle/models/digits/[^<]+/metrics\.json)</Key>", objects(s3, "bottle/models/digits/"))
-    assert found
-    for key in found:
-        made = httpx.get(f"{s3}/nightshift/{key}").json()["provenance"]
-        assert (made["commit"], made["lock_sha256"]) == (commit, lock)
     login = ("nightshift", cluster.values["MLFLOW_PASSWORD"])
     api = f"{cluster.url('MLFLOW')}/api/2.0/mlflow"
     name = {"experiment_name": "retrain_digits"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from tests.containers.cluster import ROOT
 
@@ -59,7 +59,11 @@ def test_the_key_that_signs_packages_fits_the_one_that_is_trusted_and_a_worker_s
 ) -> None:
     assert make(tmp_path / "env", engine=engine_socket).returncode == 0
     found = values(tmp_path / "env")
-    private = load_der_private_key(base64.b64decode(found["SIGNING_KEY"], validate=True), None)
+    base64.b64decode(found["SIGNING_KEY"], validate=True)
+    pem = (
+        f"-----BEGIN PRIVATE KEY-----\n{found['SIGNING_KEY']}\n-----END PRIVATE KEY-----\n"  # as publish_model reads it
+    )
+    private = load_pem_private_key(pem.encode(), None)
     public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert base64.b64decode(found["SIGNING_PUBLIC_KEYS"], validate=True) == public
     assert private.public_key().curve.name == "secp256r1"

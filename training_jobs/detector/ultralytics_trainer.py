@@ -58,10 +58,9 @@ class Ultralytics:
         resume: Path | None, observer: TrainingObserver,
     ) -> None:  # fmt: skip
         """Train, or go on from `resume`."""
-        if weights is not None:
-            ultralytics_weights.read_checkpoint(weights)  # refused if there is code in it, before Ultralytics runs it
         with _alone(), _typed_errors(options):
-            trainer = _trainer(dataset, options, folder, weights, resume)
+            start = None if weights is None else start_of(weights, dataset, options, folder)
+            trainer = _trainer(dataset, options, folder, start, resume)
             _Callbacks(dataset, observer).attach(trainer)
             _use_all_cores()
             trainer.train()
@@ -140,6 +139,37 @@ def _typed_errors(options: DetectorTrainingOptions) -> Iterator[None]:
         raise ConfigurationError(f"batch {options.batch}, input_size {options.input_size}: {error}") from error
 
 
+def start_of(weights: Path, dataset: PreparedDataset, options: DetectorTrainingOptions, folder: Path) -> Path:
+    """Write a checkpoint of our own with what fits of the weights of others, for Ultralytics to start from.
+
+    Ultralytics runs what is in a checkpoint; of a stranger's only the numbers come here (`foreign_state_dict`).
+
+    Raises:
+        DataValidationError: the file is no checkpoint, holds code, or nothing of it fits the architecture.
+    """
+    import torch
+    from ultralytics.nn.tasks import DetectionModel, SegmentationModel
+
+    state = ultralytics_weights.foreign_state_dict(weights)
+    model = (SegmentationModel if options.task == "segment" else DetectionModel)(
+        _architecture(options), nc=len(dataset.labels), verbose=False
+    )
+    own = model.state_dict()
+    fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    if not any(value.ndim > 1 for value in fits.values()):
+        raise DataValidationError(f"{weights} has no weight that fits {_architecture(options)}: it is of another one")
+    logger.info("%s: %d of %d tensors loaded", weights, len(fits), len(own))
+    model.load_state_dict({**own, **fits})
+    path = folder / "start.pt"
+    torch.save({"model": model}, path)
+    return path
+
+
+def _architecture(options: DetectorTrainingOptions) -> str:
+    """Return the name of Ultralytics' own description of an architecture."""
+    return f"{options.architecture}{'-seg' if options.task == 'segment' else ''}.yaml"
+
+
 def _trainer(
     dataset: PreparedDataset, options: DetectorTrainingOptions, folder: Path, weights: Path | None, resume: Path | None
 ) -> Any:
@@ -172,7 +202,7 @@ def _trainer(
 
     gpu = torch.cuda.is_available()
     overrides = {
-        "model": f"{options.architecture}{'-seg' if segment else ''}.yaml", "task": options.task,
+        "model": _architecture(options), "task": options.task,
         "data": str(dataset.file), "save_dir": str(folder / "run"), "exist_ok": True, "plots": False, "verbose": False,
         "pretrained": str(weights) if weights else False, "epochs": options.epochs, "batch": options.batch,
         "imgsz": options.input_size, "patience": options.patience, "seed": options.seed, "mosaic": options.mosaic,
