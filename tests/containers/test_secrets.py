@@ -60,9 +60,7 @@ def test_the_key_that_signs_packages_fits_the_one_that_is_trusted_and_a_worker_s
     assert make(tmp_path / "env", engine=engine_socket).returncode == 0
     found = values(tmp_path / "env")
     base64.b64decode(found["SIGNING_KEY"], validate=True)
-    pem = (
-        f"-----BEGIN PRIVATE KEY-----\n{found['SIGNING_KEY']}\n-----END PRIVATE KEY-----\n"  # as publish_model reads it
-    )
+    pem = f"-----BEGIN PRIVATE KEY-----\n{found['SIGNING_KEY']}\n-----END PRIVATE KEY-----\n"  # as the job reads it
     private = load_pem_private_key(pem.encode(), None)
     public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert base64.b64decode(found["SIGNING_PUBLIC_KEYS"], validate=True) == public
