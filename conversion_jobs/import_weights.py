@@ -25,9 +25,9 @@ from jobkit.paths import checked_name, experiments, picture
 from jobkit.sandbox import runner
 from jobkit.snapshot import Refused, Sample, read_snapshot, write_snapshot
 from nightshift_common.options.weights import ImportOptions
+from nightshift_common.picture_files import SUFFIXES
 
 logger = logging.getLogger("conversion_jobs.import_weights")
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class Arguments(job.Arguments, ImportOptions):
@@ -171,7 +171,7 @@ def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:
 
     samples: dict[str, Sample] = {}
     refused: list[Refused] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
         content, name = path.read_bytes(), str(path.relative_to(folder))
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
         digest = hashlib.sha256(content).hexdigest()
@@ -186,7 +186,7 @@ def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:
             split_group=digest, source=name,
         )  # fmt: skip
     if not samples:
-        raise DataValidationError(f"{folder} has no picture that can be decoded ({', '.join(sorted(PICTURES))})")
+        raise DataValidationError(f"{folder} has no picture that can be decoded ({', '.join(SUFFIXES)})")
     return write_snapshot(bottle, group, list(samples.values()), refused).snapshot_id
 
 

@@ -36,10 +36,10 @@ from jobkit.model_spec import Preprocessing, prepare, renamed
 from jobkit.sandbox import runner
 from nightshift_common.options.conversion import VerifyOptions
 from nightshift_common.options.weights import SourceOptions
+from nightshift_common.picture_files import SUFFIXES
 
 __test__ = False  # a command, not a test: its name is that of the earlier script
 logger = logging.getLogger("conversion_jobs.test_onnx")
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 Inputs = NDArray[np.float32]
 
 
@@ -136,7 +136,7 @@ def input_names(path: Path) -> list[str]:
     """Return the names of all inputs in a folder of pictures or an .npy file, in the order in which they are read."""
     if path.suffix == ".npy":
         return [f"{path.name}[{index}]" for index in range(len(np.load(path, allow_pickle=False, mmap_mode="r")))]
-    return [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.suffix.lower() in PICTURES]
+    return [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
 
 
 def all_checks(arguments: Arguments, found: GraphInterface) -> list[Check]:
@@ -187,9 +187,9 @@ def read_inputs(path: Path, found: GraphInterface, count: int) -> tuple[Inputs, 
         if "preprocessing" not in found.metadata:
             raise ConfigurationError("the graph does not take pictures: give --inputs an .npy file")
         how = Preprocessing.model_validate_json(found.metadata["preprocessing"])
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)[:count]
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)[:count]
         if not files:
-            raise DataValidationError(f"{path} has no pictures ({', '.join(sorted(PICTURES))})")
+            raise DataValidationError(f"{path} has no pictures ({', '.join(SUFFIXES)})")
         values = np.stack([prepare(file, how) for file in files])
         names = [str(file.relative_to(path)) for file in files]
     if values.shape[1:] != _sizes(found) or not len(values):

@@ -89,5 +89,6 @@ def read_foreign_state_dict(path: Path) -> dict[str, Tensor]:
 def write_state_dict(work: Path, weights: Path) -> int:
     """Write the state_dict of a checkpoint to `work` as safetensors, which holds numbers alone; return its tensors."""
     state = read_state_dict(weights)
-    save_file({name: value.detach().clone().contiguous() for name, value in state.items()}, work / _FILE)
+    apart = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    save_file(apart, work / _FILE)
     return len(state)

@@ -29,8 +29,10 @@ def private_key(settings: Settings) -> Path:
 def public_key(settings: Settings) -> Path:
     """Return the file of the public key that belongs to the private one: PEM."""
     private = serialization.load_pem_private_key(private_key(settings).read_bytes(), None)
-    path = settings.folder("signing") / "public.pem"
-    path.write_bytes(
-        private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    content = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+    path = settings.folder("signing") / "public.pem"
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
     return path

@@ -96,7 +96,10 @@ def run(
         given = sum(path.stat().st_size for path in reads)
         request = {
             "function": f"{function.__module__}:{function.__qualname__}",
-            "arguments": to_jsonable_python(dict(arguments)),
+            # The process runs in a folder of its own, where a relative path would lead elsewhere.
+            "arguments": to_jsonable_python(
+                {k: v.absolute() if isinstance(v, Path) else v for k, v in arguments.items()}
+            ),
             "readable": [str(path.resolve()) for path in (*reads, *code, base / "code")],
             "writable": [str(folder) for folder in folders],
             "parent": os.getpid(),
@@ -109,6 +112,10 @@ def run(
         what = reads[0].name if reads else function.__name__
         ended, output = _call(request, base, folders)
         yield Done(_result(function, folders[0], what, ended, output), folders[0])
+
+
+def _absolute(value: Any) -> Any:
+    return value.absolute() if isinstance(value, Path) else value
 
 
 def unprotected() -> list[str]:

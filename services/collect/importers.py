@@ -15,9 +15,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from nightshift_common.names import NAME_RULE, is_name
+from nightshift_common.picture_files import SUFFIXES
 from services.collect.store import MODES, Mode, Picset, Picture, Store, picset_guid
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 
 
 class ImportRefused(ValueError):

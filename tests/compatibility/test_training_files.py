@@ -7,7 +7,6 @@ linearly; two repeat a key, of which plain YAML would keep the last in silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from jobkit.classifier import Classifier
 from jobkit.errors import ConfigurationError
 from jobkit.job import Context
+from tests.support.one_thread import one_thread  # noqa: F401 - for every test of this file
 from tests.training_jobs.classifier.support import draw
 from training_jobs.train_classifier import Arguments, run
 
@@ -54,14 +54,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (kept / "snapshots" / ("1" * 40)).mkdir(parents=True)
         save_file(model.state_dict(), kept / "snapshots" / ("1" * 40) / "model.safetensors")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_there_are_twelve_and_they_are_what_users_write() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from local.settings import DATABASES
 from tests.containers import cluster as clusters
+from tests.support.database import run_statement
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.container
@@ -55,17 +56,10 @@ class Servers:
     def ask(self, role: str, statement: str, database: str = "") -> list[tuple[Any, ...]]:
         """Run a statement as a role, by TCP."""
         password = self.values["POSTGRES_PASSWORD" if role == "postgres" else f"{role.upper()}_DB_PASSWORD"]
-        connection = psycopg2.connect(
-            host="127.0.0.1", port=self.values["NIGHTSHIFT_POSTGRES_PORT"], user=role, password=password,
-            dbname=database or DATABASES.get(role, role), connect_timeout=10,
+        return run_statement(
+            statement, host="127.0.0.1", port=self.values["NIGHTSHIFT_POSTGRES_PORT"], user=role, password=password,
+            dbname=database or DATABASES.get(role, role),
         )  # fmt: skip
-        try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
 
 
 @pytest.fixture(scope="module")

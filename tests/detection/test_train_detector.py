@@ -348,6 +348,16 @@ def test_weights_with_code_in_them_are_refused(few: tuple[FolderBottle, str], tm
     assert not (tmp_path / "ran").exists()
 
 
+def test_weights_of_others_are_opened_in_the_sandbox_alone(
+    few: tuple[FolderBottle, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_SANDBOX", "require")
+    monkeypatch.setattr("jobkit.sandbox.landlock.abi", lambda: 0)
+    (tmp_path / "start.pt").write_bytes(b"weights")
+    with pytest.raises(ConfigurationError, match="weights are not opened here: Landlock cannot be had"):
+        train_here(*few, tmp_path, tmp_path / "start.pt")
+
+
 def rewritten(few: tuple[FolderBottle, str], change: Callable[[Sample], Sample]) -> str:
     bottle, snapshot_id = few
     samples = [change(sample) for sample in read_snapshot(bottle, GROUP, snapshot_id).samples]

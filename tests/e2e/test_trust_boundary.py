@@ -21,6 +21,7 @@ from local.components import triton_server
 from local.settings import DATABASES, Settings
 from local.signing import private_key
 from tests.e2e.support import jobs, versions, wait_for
+from tests.support.database import run_statement
 
 DAG = "retrain_digits"
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|FERNET|_KEY$|KEY_ID$")
@@ -78,14 +79,7 @@ def _exists(settings: Settings, part: str) -> bool:
 def ask(settings: Settings, role: str, statement: str, database: str = "") -> list[tuple[Any, ...]]:
     """Run a statement as a role, in its own database or another."""
     url = settings.database_url(role)
-    connection = psycopg2.connect(f"{url.rpartition('/')[0]}/{database}" if database else url, connect_timeout=10)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        connection.close()
+    return run_statement(statement, f"{url.rpartition('/')[0]}/{database}" if database else url)
 
 
 def is_file(value: str) -> bool:

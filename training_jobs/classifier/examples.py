@@ -17,11 +17,11 @@ from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.progress import Progress
 from jobkit.snapshot import Sample, read_snapshot
+from nightshift_common.picture_files import SUFFIXES
 
 logger = logging.getLogger("training_jobs.train_classifier")
 Image.MAX_IMAGE_PIXELS = None  # pictures are measured before they are decoded
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2"})
 TURNS = ["0", "90", "180", "270"]  # classes of the rotation task: degrees, counter-clockwise
 
 

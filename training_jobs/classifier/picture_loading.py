@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from jobkit import model_spec
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import Preprocessing
-from training_jobs.classifier.examples import SUFFIXES, Example, Person, pictures_below
+from nightshift_common.picture_files import SUFFIXES
+from training_jobs.classifier.examples import Example, Person, pictures_below
 from training_jobs.classifier.transforms.augmentation import Picture
 
 _REDUCED_GRAY = {

@@ -97,6 +97,18 @@ def new_triton(folder: Path) -> TritonServer:
     return TritonServer(folder / "models", folder / "state", *free_ports(3), log=folder / "triton.log")
 
 
+@contextmanager
+def running_triton(folder: Path) -> Iterator[TritonServer]:
+    """Yield a Triton that is ready, on the repository `folder/models`."""
+    server = new_triton(folder)
+    server.start()
+    server.wait_ready()
+    try:
+        yield server
+    finally:
+        server.stop(0.1)
+
+
 class Storage:
     """A running service with what it works on, and a client with every right."""
 

@@ -21,7 +21,7 @@ from tests.services.model_storage.support import (
     Database,
     Storage,
     model_zip,
-    new_triton,
+    running_triton,
     serving,
     settings_for,
     wait_for,
@@ -33,11 +33,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    server = new_triton(tmp_path_factory.mktemp("triton"))
-    server.start()
-    server.wait_ready()
-    yield server
-    server.stop(0.1)
+    with running_triton(tmp_path_factory.mktemp("triton")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

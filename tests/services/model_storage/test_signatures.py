@@ -23,7 +23,7 @@ from tests.services.model_storage.support import (
     Database,
     Storage,
     model_zip,
-    new_triton,
+    running_triton,
     serving,
     settings_for,
     wait_for,
@@ -43,11 +43,8 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Key:
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A Triton for the tests of this module; one process at a time may have its repository."""
-    server = new_triton(tmp_path_factory.mktemp("signed"))
-    server.start()
-    server.wait_ready()
-    yield server
-    server.stop(0.1)
+    with running_triton(tmp_path_factory.mktemp("signed")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
