@@ -31,7 +31,7 @@ def test_the_code_is_formatted() -> None:
 
 CHECKED = {
     "jobs": (
-        *("nightshift_common", "jobkit", "training_jobs", "conversion_jobs", "convertation"),
+        *("nightshift_common", "jobkit", "training_jobs", "conversion_jobs", "convertation", "cls", "main.py"),
         *("benchmarks/a*.py", "benchmarks/class*.py"),
     ),
     "services": ("nightshift_common", "services", "local", "docker/*.py", "benchmarks/[mr]*.py"),
