@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from typing import Any
 
 from pydantic import Field
 
@@ -50,11 +51,14 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Run the jobs of a conversion in their order."""
     experiment = arguments.experiment or last_finished(context.bottle, arguments.group).folder
     logger.info("group %s: %s", arguments.group, experiment)
-    which = {"experiment": experiment, "snapshot_id": snapshot_of(arguments, context.bottle, experiment)}
+    which: dict[str, Any] = {
+        "experiment": experiment,
+        "snapshot_id": snapshot_of(arguments, context.bottle, experiment),
+    }
     export_onnx.run(export_onnx.Arguments(experiment=experiment, opset=arguments.opset), context)
     tolerances = arguments.model_dump(include=set(VerifyOptions.model_fields))
     verify_onnx.run(verify_onnx.Arguments(**which, **tolerances), context)
-    package = {
+    package: dict[str, Any] = {
         "experiment": experiment, "model_name": arguments.model_name or arguments.group,
         "max_batch_size": arguments.max_batch,
     }  # fmt: skip
@@ -65,7 +69,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     else:
         how = arguments.model_dump(include={*BuildOptions.model_fields, "serving_tensorrt"})
         built = build_plan.run(build_plan.Arguments(experiment=experiment, **how), context)
-        programs = {"trtexec": arguments.trtexec, "nvidia_smi": arguments.nvidia_smi}
+        programs: dict[str, Any] = {"trtexec": arguments.trtexec, "nvidia_smi": arguments.nvidia_smi}
         verify_plan.run(verify_plan.Arguments(**which, record=built.record, **programs), context)
         of_plan = package_model.Arguments(**package, target="tensorrt", record=built.record)
         plan = package_model.run(of_plan, context).archive

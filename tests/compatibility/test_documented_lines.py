@@ -64,7 +64,7 @@ def test_a_group_is_loaded_trained_and_exported_by_the_documented_lines(project:
         assert json.loads(archive.read("meta.json"))["experiment"] == "models/season/v__0_train_test_resnet_4_0.01"
 
 
-def test_without_trtexec_the_last_model_of_a_group_is_exported_as_a_graph_and_a_line_says_so(
+def test_without_trtexec_the_last_model_is_exported_as_a_graph_and_a_line_says_so(
     project: Path, collect: CollectServer
 ) -> None:
     (project / "configs" / "classifier").mkdir(parents=True)

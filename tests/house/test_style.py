@@ -38,7 +38,7 @@ CHECKED = {
     "airflow": ("plugins", "dags", "benchmarks/con*.py"),
 }
 """Environment -> what runs in it; one call of mypy each, whose cache makes the next one quick."""
-PATHS = {"jobs": "convertation", "services": "", "airflow": "plugins"}  # what the code itself puts on the path
+PATHS = {"jobs": "", "services": "", "airflow": "plugins"}  # what the code itself puts on the path
 
 
 @pytest.mark.parametrize("environment", CHECKED)
