@@ -23,6 +23,12 @@ status: ## what is running, and where
 env: ## what jobs that you start by hand need: eval "$$(make env)"
 	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) env; else echo "nothing is installed yet: make run" >&2; exit 3; fi
 
+import: install ## bring labeled pictures into the local collect server: FROM=<folder or labels.csv> GROUP=<name>
+	@.venv/services/bin/python -m services.collect.importers $(if $(FROM),"$(FROM)") $(if $(GROUP),--group "$(GROUP)") --directory "$${NIGHTSHIFT_STATE:-.nightshift}/collect" $(ARGS)
+
+new-pipeline: install ## write the files of a new pipeline: NAME=<name>; asks for the rest (ARGS="--group …")
+	@$(LOCAL) new-pipeline $(if $(NAME),--name "$(NAME)") $(ARGS)
+
 test: ## every test that this machine can run, each part in its environment (ARGS go to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools
 	@exec $(PYTHON) -m tests.run $(ARGS)

@@ -38,8 +38,8 @@ def form_field(options: type[BaseModel], name: str, default: Any = NO_DEFAULT, *
         text = str(schema["description"]).replace("\n", " ")
         schema["description"] = text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
     if bounds:
-        # Airflow's field for numbers turns what is out of bounds into the next bound, and says nothing. Inside `allOf` it does
-        # not look, while the server, which refuses such a value, does.
+        # Airflow's field for numbers turns what is out of bounds into the next bound, and says nothing. Inside `allOf`
+        # it does not look, while the server does, and refuses.
         schema["allOf"] = [bounds]
         schema["description"] = " ".join(filter(None, [schema.get("description"), f"{in_words(bounds)}."]))
     if default is NO_DEFAULT:
