@@ -34,10 +34,12 @@ train: {config: configs/classifier/footwear.yaml}
 publish: {model_name: footwear}
 ```
 
-`make new-pipeline NAME=footwear` writes it with a training configuration, both with comments. Its pictures come into the
-collect server of `make up` by `make import FROM=<folder> GROUP=footwear`: a folder with a `labels.csv` (columns `path` and
-`label`), else with a folder a class. It says what came of it, class by class, and how to take it back
-(`make import ARGS="--undo 3"`, `ARGS=--list`). Files in another folder than `configs/pipelines` are found where `NIGHTSHIFT_PIPELINES` names it.
+`make new-pipeline NAME=footwear` writes it with a training configuration, both with comments. Its pictures come into
+the collect server of `make up` by `make import FROM=<folder> GROUP=footwear`: a folder with a `labels.csv` (columns
+`path` and `label`), else with a folder a class. It says what came of it, class by class, and how to take it back
+(`make import ARGS="--undo 3"`, `ARGS=--list`).
+
+Files in another folder than `configs/pipelines` are found where `NIGHTSHIFT_PIPELINES` names it.
 Two pipelines with one `publish.model_name` are an error in both.
 
 Epochs and batch size of the file are the defaults of the form that starts a run by hand. What makes a run's model, but
