@@ -188,7 +188,7 @@ def test_a_night_averages_over_mirror_images_and_calibrates_where_its_file_says_
     assert options[options.index("--flip_tta") + 1] == "horizontal" and "--no-temperature_scaling" in options
     assert fingerprint(said) != fingerprint(plain)
     (error,) = errors(pipelines, with_line("footwear.yaml\n", "footwear.yaml\n  flip_tta: true\n"))
-    assert error.startswith("6: train.flip_tta: ") and "'horizontal', 'vertical' or 'both'" in error
+    assert error.startswith("8: train.flip_tta: ") and "'horizontal', 'vertical' or 'both'" in error
 
 
 def test_the_fingerprint_changes_with_what_makes_the_model_and_with_nothing_else(pipelines: Path) -> None:
