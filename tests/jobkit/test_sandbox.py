@@ -16,6 +16,7 @@ import pytest
 from jobkit import settings
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.sandbox import landlock, runner, seccomp
+from nightshift_common.patience import patience
 from tests.support import hostile
 
 needs_kernel = pytest.mark.skipif(
@@ -65,7 +66,9 @@ def test_the_same_attempts_succeed_without_the_sandbox(targets: dict[str, Any], 
         f"print(hostile.attempts(Path({str(tmp_path / 'work')!r}), Path({str(targets['secret'])!r}), "
         f"Path({str(targets['victim'])!r}), {targets['port']}, os.getppid()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=patience(60)
+    )
     found = eval(done.stdout)
     for name in (
         "read a secret", "list a home", "write elsewhere", "change a file", "truncate", "connect",
