@@ -31,6 +31,11 @@ needs_kernel = pytest.mark.skipif(
 PICTURES = torch.zeros(2, 3, 32, 32)
 
 
+@pytest.fixture(autouse=True)
+def warm_sandbox() -> None:
+    """Each attack here is on the sandbox as jobs have it."""
+
+
 class Writes(nn.Module):
     """Writes 64 bytes to `path` when it is asked."""
 

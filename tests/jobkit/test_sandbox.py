@@ -17,7 +17,10 @@ from jobkit import settings
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.sandbox import landlock, runner, seccomp
 from nightshift_common.patience import patience
-from tests.support import hostile
+from tests.support import hostile, warm_sandbox
+from tests.support.warm_sandbox import sandbox_server
+
+__all__ = ["sandbox_server"]
 
 needs_kernel = pytest.mark.skipif(
     not landlock.abi() or not seccomp.is_available(), reason="this kernel has no Landlock, or no seccomp"
@@ -46,7 +49,12 @@ def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 
 @needs_kernel
-def test_nothing_that_native_code_tries_succeeds(targets: dict[str, Any]) -> None:
+@pytest.mark.parametrize("processes", ["of jobs", "of tests"])
+def test_nothing_that_native_code_tries_succeeds(
+    processes: str, targets: dict[str, Any], sandbox_server: warm_sandbox.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if processes == "of tests":
+        warm_sandbox.use(sandbox_server, monkeypatch)
     found = call(hostile.attempts, **targets)
     assert len(found) == 28
     assert {name for name, came_to in found.items() if came_to == "done"} == set()
