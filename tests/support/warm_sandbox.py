@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = ("numpy", "pydantic", "onnx", "torch", "timm", "ultralytics")
+IMPORTED = ("numpy", "pydantic", "onnx", "torch", "timm")
 LARGEST_REQUEST = 2**16
 PARENT_DEATH_SIGNAL = 1
 
@@ -72,7 +72,7 @@ class Server:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {
             "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "YOLO_CONFIG_DIR": "/nonexistent",
+            "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
         }  # fmt: skip
         command = [sys.executable, "-P", "-s", "-m", "tests.support.warm_sandbox", str(there.fileno())]
         with there:

@@ -107,6 +107,7 @@ def test_two_processes_end_with_the_scores_and_the_weights_of_one(
     assert moved > 1e-2  # weights that had hardly changed would be equal in any case
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_them_all_and_the_retry_resumes(
     trained: tuple[TrainingCallback, dict[str, Any]], found: Examples, tmp_path: Path, mark: str
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_killed_process_ends_them_all_and_the_retry_resumes(
         assert torch.allclose(actual["state_dict"][name], value, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_batch_norms_judge_by_the_same_statistics_everywhere(found: Examples, tmp_path: Path) -> None:
     journal, content = fit_together(
         tmp_path, config(training__epochs=1, dataset__data_loaders__val_batch_size=2), found
