@@ -29,7 +29,7 @@ class Part:
     folders: tuple[str, ...]
     options: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
-    """Those of the folders that take as long as all others together: they run beside them, in a process of their own."""
+    """Those of the folders that take as long as all others: they run beside them, in a process of their own."""
 
     def runs(self) -> list[tuple[str, ...]]:
         """Return the folders of each process."""
