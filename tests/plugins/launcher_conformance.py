@@ -50,10 +50,9 @@ for line in jobs.follow_logs(jobs.start(JobSpec(**fields))):
 """
 WAITS = """
 import pathlib, sys, time
-from nightshift_common.patience import patience
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
-(folder / f"{name} is up").touch()
 print(name, "waits", flush=True)
+(folder / f"{name} is up").touch()
 while not (folder / f"{name} may go").exists(): time.sleep(0.02)
 print(name, "goes")
 """
