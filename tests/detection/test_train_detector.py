@@ -198,6 +198,9 @@ def test_mlflow_has_every_epoch_once_in_one_run(trained: tuple[dict[str, Any], l
     assert len(api.search_experiments()) <= 3, "Ultralytics' own callback made none"
 
 
+TASKS = ["detect", pytest.param("segment", marks=pytest.mark.slow)]  # a training more
+
+
 @pytest.fixture(scope="session")
 def segmenter(bottle: FolderBottle, snapshot_id: str, folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patches:
@@ -205,7 +208,7 @@ def segmenter(bottle: FolderBottle, snapshot_id: str, folder: Path) -> dict[str,
         return Process(bottle, snapshot_id, folder / "segmenter", None, task="segment", epochs=EPOCHS).result()
 
 
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", TASKS)
 def test_what_was_trained_goes_through_the_chain(
     bottle: FolderBottle, snapshot_id: str, request: pytest.FixtureRequest, tmp_path: Path, task: str
 ) -> None:
@@ -234,7 +237,7 @@ def test_what_was_trained_goes_through_the_chain(
     assert meta["confidence_threshold"] == read_spec(bottle, Experiment(experiment)).confidence_threshold
 
 
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", TASKS)
 def test_scores_are_those_of_ultralytics_own_validator(
     bottle: FolderBottle, snapshot_id: str, request: pytest.FixtureRequest, tmp_path: Path, task: str
 ) -> None:
