@@ -21,6 +21,9 @@ from tests.conversion_jobs.serving import TOKEN, Serving, serving
 from tests.support.signing_keys import Key
 from tests.support.sigstore_double import PROVIDER, SigstoreDouble, sigstore_double
 from tests.support.trained import EXPERIMENT, make_bottle
+from tests.support.warm_sandbox import sandbox_server, warm_sandbox
+
+__all__ = ["sandbox_server", "warm_sandbox"]  # for every test of the folder
 
 
 @dataclass
