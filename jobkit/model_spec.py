@@ -162,7 +162,12 @@ def prepare(path: Path, how: Preprocessing) -> NDArray[np.float32]:
 
 def read_picture(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
     """Return the picture at `path` decoded, resized and padded as uint8 [H, W, C]."""
-    decoded = decode(path.read_bytes(), how.channels)
+    return picture_of(path.read_bytes(), how, str(path))
+
+
+def picture_of(content: bytes, how: Preprocessing, name: str) -> NDArray[np.uint8]:
+    """Return the encoded picture `content` as `read_picture` does; `name` is what a message calls it."""
+    decoded = decode(content, how.channels)
     if decoded is None:
-        raise DataValidationError(f"{path} is not a picture that can be decoded")
+        raise DataValidationError(f"{name} is not a picture that can be decoded")
     return fit(decoded, how)
