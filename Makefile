@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 LOCAL = .venv/services/bin/python -m local
 ARGS ?=
 
-.PHONY: run up down status test lint format lock benchmark check-gpu clean help
+.PHONY: run up down status predict test lint format lock benchmark check-gpu clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -19,6 +19,9 @@ down: ## stop every process of the stack; its state is kept in .nightshift/
 
 status: ## what is running, and where
 	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) status; else echo "nothing is installed yet: make run"; exit 3; fi
+
+predict: ## ask a served model about a picture: make predict MODEL=digits PICTURE=7.jpg (or http://…)
+	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) predict --model "$$MODEL" --picture "$$PICTURE"; else echo "nothing is installed yet: make run"; exit 1; fi
 
 test: ## every test that this machine can run, each part in its environment (ARGS go to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools

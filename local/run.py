@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from local.airflow import AirflowApi, connections, run_url
-from local.components import python
+from local.components import python, triton_server
 from local.settings import ROOT, LocalStackError, Settings
 
 RUN_SECONDS = 1800.0
@@ -134,33 +135,51 @@ def ask_served_model(settings: Settings, model_name: str, group: str, snapshot_i
     Raises:
         LocalStackError: the model is not served.
     """
-    environment = {**os.environ, "NIGHTSHIFT_LOG_FORMAT": "text"}
+    return _predict(settings, "--model_name", model_name, "--group", group, "--snapshot_id", snapshot_id)
+
+
+def ask_about(settings: Settings, model_name: str, picture: str) -> dict[str, Any]:
+    """Send a picture, a file or an address, to a served model; return what `conversion_jobs.predict` does.
+
+    Raises:
+        LocalStackError: in a sentence, why there is no answer.
+    """
+    if not model_name or not picture:
+        raise LocalStackError("say which model and which picture: make predict MODEL=digits PICTURE=7.jpg")
+    if not triton_server(settings).is_ready():
+        raise LocalStackError("Triton does not run here, so no model answers: make up starts it (make status looks)")
+    if not picture.startswith(("http://", "https://")):
+        picture = str(Path(picture).expanduser().absolute())
+    return _predict(settings, "--model_name", model_name, "--picture", picture)
+
+
+def _predict(settings: Settings, *arguments: str) -> dict[str, Any]:
     values = {name: json.loads(value) for name, value in connections(settings).items()}
-    environment |= {
+    folder = settings.folder("run") / "predict"
+    environment = {
+        **os.environ,
+        "NIGHTSHIFT_LOG_FORMAT": "json",
         "NIGHTSHIFT_BOTTLE": values["AIRFLOW_CONN_NIGHTSHIFT_BOTTLE"]["extra"]["root"],
         "NIGHTSHIFT_STORAGE_URL": settings.url("model_storage"),
         "NIGHTSHIFT_STORAGE_TOKEN": settings.secrets["model_storage_evaluate"],
         "NIGHTSHIFT_TRITON_URL": values["AIRFLOW_CONN_NIGHTSHIFT_TRITON"]["extra"]["url"],
-        "NIGHTSHIFT_JOB_DIR": str(settings.folder("run") / "predict"),
+        "NIGHTSHIFT_JOB_DIR": str(folder),
     }
-    done = subprocess.run(
-        [
-            python("jobs"),
-            "-m",
-            "conversion_jobs.predict",
-            "--model_name",
-            model_name,
-            "--group",
-            group,
-            "--snapshot_id",
-            snapshot_id,
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [python("jobs"), "-m", "conversion_jobs.predict", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise LocalStackError(f"the served model did not answer:\n{done.stdout}{done.stderr}")
-    answer: dict[str, Any] = json.loads((settings.state / "run" / "predict" / "result.json").read_text())["result"]
+        raise LocalStackError(_what_went_wrong(done.stdout) or f"no answer:\n{done.stdout}{done.stderr}")
+    answer: dict[str, Any] = json.loads((folder / "result.json").read_text())["result"]
     return answer
+
+
+def _what_went_wrong(log: str) -> str:
+    """Return the message of the error that a job ended with; empty where its log has none."""
+    for line in reversed(log.splitlines()):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("event") == "error":
+            return str(entry["message"])
+    return ""

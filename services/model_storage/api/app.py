@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from services.model_storage.api import legacy_calls
@@ -20,6 +21,7 @@ from services.model_storage.api.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
 from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
+from services.model_storage.production.promotions import Tried
 from services.model_storage.production.stages import Stage, stages
 from services.model_storage.repository.catalog import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.service import Service
@@ -124,6 +126,10 @@ class Staged(BaseModel):
 
     model: str
     triton_version: str
+
+
+MAX_PICTURE = 32 << 20
+PICTURE_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"format": "binary"}}}}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -321,6 +327,16 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
         """Let other versions come into production again."""
         note = Note(reason="unpinned", actor=actor, on_behalf_of=on_behalf_of or said)
         return {"removed": production.unpin(model, note)}
+
+    @router.post("/models/{model}/try", openapi_extra={"requestBody": PICTURE_BODY})
+    async def try_picture(model: str, request: Request) -> list[Tried]:
+        """What the version in production and the one before it say of a picture: the body is the file as it is."""
+        picture = bytearray()
+        async for part in request.stream():
+            picture += part
+            if len(picture) > MAX_PICTURE:
+                raise Refused(f"the picture is larger than {MAX_PICTURE >> 20} MiB")
+        return await run_in_threadpool(production.try_picture, model, bytes(picture))
 
     @router.post("/models/{model}/rollback")
     def rollback(model: str, actor: Actor, change: RollbackChange | None = None) -> Promoted:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from services.model_storage.errors import Conflict, NotFound, ServingFailed, StorageError
+from pydantic import BaseModel
+
+from services.model_storage.errors import Conflict, NotFound, NotTrusted, ServingFailed, StorageError
 from services.model_storage.production.candidates import Beside
 from services.model_storage.production.history import PRODUCTION, Action, Change, History, Note, Promotion
 from services.model_storage.production.picture_entries import PictureEntries
-from services.model_storage.repository.catalog import CANARY, CANDIDATE, Catalog, Record, check_model_name
+from services.model_storage.repository.catalog import (
+    CANARY,
+    CANDIDATE,
+    PICTURES,
+    PREVIOUS,
+    Catalog,
+    Record,
+    check_model_name,
+)
 from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.store import ModelLocks
 from services.model_storage.triton import Fleet, Served
@@ -19,6 +29,16 @@ logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
+
+
+class Tried(BaseModel):
+    """What a version says of a picture: the likeliest classes first; or why it says nothing."""
+
+    stage: Literal["champion", "previous"]
+    version: str
+    labels: list[str] = []
+    probabilities: list[float] = []
+    problem: str | None = None
 
 
 class Production:
@@ -170,6 +190,44 @@ class Production:
 
         return self._change(model, end)
 
+    def try_picture(self, model: str, picture: bytes) -> list[Tried]:
+        """Ask the version in production, and the one that a rollback goes to, what an encoded picture shows.
+
+        The latter is served as `<model>__previous` meanwhile.
+
+        Raises:
+            NotFound: nothing is in production.
+        """
+        check_model_name(model)
+        with self._locks.of(model):
+            rows = self.history.rows(model)[::-1]
+            champion = self.history.champion(model)
+            if champion is None:
+                raise NotFound(f"no version of {model!r} is in production")
+            found = [self._tried("champion", model, str(champion.version), picture)]
+            if back := ways_back([row for row in rows if row.action in PRODUCTION]):
+                name = model + PREVIOUS
+                try:
+                    record = self.catalog.version(model, back[-1])
+                    self._check(record, rows)
+                    self._beside.serve(record, name)
+                    found.append(self._tried("previous", name, back[-1], picture))
+                except (ServingFailed, NotFound, NotTrusted) as error:
+                    found.append(Tried(stage="previous", version=back[-1], problem=str(error)))
+                finally:
+                    self._beside.remove(name)
+            return found
+
+    def _tried(self, stage: Literal["champion", "previous"], name: str, version: str, picture: bytes) -> Tried:
+        if name + PICTURES not in self.fleet.served().models():
+            why = "Triton serves no entry for its pictures: it has no model.json of a classifier, or Triton no OpenCV"
+            return Tried(stage=stage, version=version, problem=why)
+        try:
+            labels, probabilities = self.fleet.servers[0].show(name + PICTURES, picture)
+        except ServingFailed as error:
+            return Tried(stage=stage, version=version, problem=str(error))
+        return Tried(stage=stage, version=version, labels=labels, probabilities=probabilities)
+
     def reconcile(self) -> list[str]:
         """Bring Triton to what the history says; return the models for which that did not succeed, with the cause.
 
@@ -184,7 +242,8 @@ class Production:
             if not self._is_right(served, model, canary, model + CANARY):
                 failed += self._attempt(model, lambda change, model=model: self._ensure_canary(change, model))  # type: ignore[misc]
         for name, model in self._beside.names():
-            if name not in served.models() or (name.endswith(CANARY) and model not in canaries):
+            unwanted = name.endswith(PREVIOUS) or (name.endswith(CANARY) and model not in canaries)
+            if unwanted or name not in served.models():
                 failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
         return failed
 
@@ -215,7 +274,7 @@ class Production:
     def _remove_stray(self, change: Change, name: str) -> None:
         """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
         is_canary = name.endswith(CANARY) and change.canary is not None
-        if not is_canary and (name.endswith(CANARY) or name not in self.fleet.served().models()):
+        if not is_canary and (name.endswith((CANARY, PREVIOUS)) or name not in self.fleet.served().models()):
             self._beside.remove(name)
 
     def _change(self, model: str, action: Callable[[Change], T]) -> T:

@@ -38,7 +38,8 @@ NEXT = "next"
 META_FILE = "meta.json"
 RECORD_FILE = "version.json"
 WRITTEN = frozenset({META_FILE, CONFIG_FILE})  # files of an archive that are written anew after the upload
-CANDIDATE, CANARY = BESIDE = ("__candidate", "__canary")  # what Triton serves beside a model carries its name and this
+# What Triton serves beside a model has its name and one of these; the last one while a picture is tried.
+CANDIDATE, CANARY, PREVIOUS = BESIDE = ("__candidate", "__canary", "__previous")
 PICTURES = "_jpeg"  # ends the name of the entry that takes encoded pictures for a model
 RESERVED = (*BESIDE, PICTURES)
 UPLOADED = ".uploaded"  # ends the names of files of a signed package that were changed after the upload

@@ -8,11 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import struct
 import subprocess
 import threading
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,39 +22,13 @@ from tritonclient.utils import InferenceServerException
 
 import local.triton
 from tests.services.model_storage.support import Database, Storage, new_triton, serving, settings_for, zip_of
-from tests.support.tiny_onnx import pixels_model
+from tests.support.tiny_pictures import gray_png, picture_zip
 
 CONFIG = """
 input [{ name: "input", data_type: TYPE_FP32, dims: [1, 4, 4] }]
 output [{ name: "probabilities", data_type: TYPE_FP32, dims: [16] }]
 max_batch_size: 4
 """
-GRAY = {"channels": 1, "mean": [0.0], "std": [1.0]}
-
-
-def picture_zip(model: str, *, swap: bool = False, **how: object) -> bytes:
-    """Return the archive of a model that gives its 4 x 4 pixels (gray where not said otherwise) as probabilities."""
-    preprocessing = {"height": 4, "width": 4, **GRAY, **how}
-    channels = preprocessing["channels"]
-    labels = [f"pixel {index}" for index in range(16 * channels)]
-    if swap:
-        labels[:2] = labels[1::-1]
-    spec = {
-        "group": "g", "architecture": "none", "labels": labels, "output": "probabilities", "snapshot_id": None,
-        "preprocessing": preprocessing,
-    }  # fmt: skip
-    return zip_of({"model.onnx": pixels_model(channels, 4, 4), "model.json": json.dumps(spec)})
-
-
-def gray_png(value: int) -> bytes:
-    """Return a 4 x 4 gray PNG, by the format's specification: the services have no library for pictures."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = b"".join(b"\0" + bytes([value] * 4) for _ in range(4))
-    header = struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 class Entry:
@@ -78,7 +50,7 @@ class Entry:
 
 
 def published(storage: Storage, model: str, **how: object) -> str:
-    reply = storage.upload(model, picture_zip(model, **how))
+    reply = storage.upload(model, picture_zip(**how))
     assert reply.status_code == 200, reply.text
     return str(reply.json()["version"])
 
@@ -199,7 +171,7 @@ def test_an_entry_that_went_is_brought_back_and_one_of_nothing_is_taken_away(sto
 
 def test_a_promotion_that_fails_leaves_the_entry_of_the_version_that_serves(storage: Storage, model: str) -> None:
     storage.promote(model, published(storage, model))
-    with zipfile.ZipFile(io.BytesIO(picture_zip(model, std=[0.5]))) as archive:
+    with zipfile.ZipFile(io.BytesIO(picture_zip(std=[0.5]))) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     storage.upload(model, zip_of({**files, "model.onnx": b"no model", "config.pbtxt": CONFIG}))
     assert storage.promote(model, "0.0.2").status_code == 502
@@ -210,7 +182,7 @@ def test_a_promotion_that_fails_leaves_the_entry_of_the_version_that_serves(stor
 def test_no_code_of_a_package_is_run(storage: Storage, model: str, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     code = f"open({str(trap)!r}, 'w')\n"
-    with zipfile.ZipFile(io.BytesIO(picture_zip(model))) as archive:
+    with zipfile.ZipFile(io.BytesIO(picture_zip())) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     own = {"model.py": code, "picture_preparation.py": code, "cv2.py": code, "specs.json": "{}"}
     assert storage.upload(model, zip_of({**files, **own})).status_code == 200
@@ -230,7 +202,7 @@ def test_no_code_of_a_package_is_run(storage: Storage, model: str, tmp_path: Pat
 def test_a_spec_that_cannot_be_followed_gives_no_entry_and_the_model_serves(
     storage: Storage, model: str, caplog: pytest.LogCaptureFixture, how: dict[str, object], says: str
 ) -> None:
-    with zipfile.ZipFile(io.BytesIO(picture_zip(model))) as archive:
+    with zipfile.ZipFile(io.BytesIO(picture_zip())) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     spec = json.loads(files["model.json"])
     spec["preprocessing"] |= how
@@ -242,7 +214,7 @@ def test_a_spec_that_cannot_be_followed_gives_no_entry_and_the_model_serves(
 
 
 def test_a_model_cannot_have_the_name_of_an_entry(storage: Storage, model: str) -> None:
-    reply = storage.upload(f"{model}_jpeg", picture_zip(model))
+    reply = storage.upload(f"{model}_jpeg", picture_zip())
     assert reply.status_code == 400
     assert "_jpeg" in reply.json()["detail"]
 
@@ -265,3 +237,33 @@ def test_where_triton_has_no_opencv_the_model_serves_and_the_log_says_what_is_mi
         assert served(storage) == [model]
         assert "docker/triton.Dockerfile" in caplog.text
         assert storage.service.production.reconcile() == []
+
+
+def test_a_picture_is_tried_on_the_champion_and_the_version_before_which_goes_again(
+    storage: Storage, model: str
+) -> None:
+    address = f"/models/{model}/try"
+    assert storage.client.post(address, content=gray_png(51)).status_code == 404
+    storage.promote(model, published(storage, model))
+    assert [told["stage"] for told in storage.client.post(address, content=gray_png(51)).json()] == ["champion"]
+    storage.promote(model, published(storage, model, std=[0.5], swap=True))
+    told = storage.client.post(address, content=gray_png(51)).json()
+    assert [(one["stage"], one["version"], one["labels"][0]) for one in told] == [
+        ("champion", "0.0.2", "pixel 1"),
+        ("previous", "0.0.1", "pixel 0"),
+    ]
+    assert [one["probabilities"][0] for one in told] == [pytest.approx(0.4), pytest.approx(0.2)]
+    refused = storage.client.post(address, content=b"no picture").json()
+    assert all("no picture that can be decoded" in one["problem"] for one in refused)
+    assert storage.client.post(address, content=bytes(33 << 20)).status_code == 400
+    assert not [name for name in served(storage) if f"{model}__previous" in name]
+
+
+def test_what_an_interrupted_trial_left_is_taken_away(storage: Storage, model: str) -> None:
+    storage.promote(model, published(storage, model))
+    record = storage.service.catalog.version(model, "0.0.1")
+    storage.service.production._beside.serve(record, f"{model}__previous")
+    assert f"{model}__previous_jpeg" in served(storage)
+    assert storage.service.production.reconcile() == []
+    assert not [name for name in served(storage) if f"{model}__previous" in name]
+    assert model in served(storage)
