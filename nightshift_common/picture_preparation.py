@@ -106,12 +106,24 @@ def fit(picture: NDArray[np.uint8], how: Preparation) -> NDArray[np.uint8]:
                 how.height - new_height - top,
                 left,
                 how.width - new_width - left,
-                cv2.BORDER_CONSTANT,
+                _border(getattr(how, "border", "constant")),  # packages from before there were others name none
                 value=(how.pad_value,) * 3,
             ),
             np.uint8,
         )
     return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def _border(name: str) -> int:
+    import cv2
+
+    borders: dict[str, int] = {
+        "constant": cv2.BORDER_CONSTANT,
+        "wrap": cv2.BORDER_WRAP,
+        "reflect": cv2.BORDER_REFLECT_101,
+        "replicate": cv2.BORDER_REPLICATE,
+    }
+    return borders[name]
 
 
 def resized(height: int, width: int, how: Preparation) -> tuple[int, int]:

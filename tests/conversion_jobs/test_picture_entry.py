@@ -108,7 +108,8 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         )
         spec = {
             "labels": [str(index) for index in range(size)], "output": "probabilities", "version": "0.0.7",
-            "preprocessing": how.model_dump(mode="json"), "max_batch_size": 2,
+            "preprocessing": how.model_dump(mode="json"), "max_batch_size": 2, "input_name": "input",
+            "output_name": "probabilities",
         }  # fmt: skip
         for path, content in entry_files(entry.name, name, 3, {3: spec}).items():
             (entry / path).parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ async def try_picture(
     """Show what the champion and the version before it say of the picture in the body; who sees the page may try."""
     if not is_name(model):
         return _answers(problem=_no_name("model", model), status=422)
-    _is_from_this_page(request, user, x_nightshift_token)
+    await run_in_threadpool(_is_from_this_page, request, user, x_nightshift_token)
     picture = bytearray()
     async for part in request.stream():
         picture += part

@@ -32,6 +32,7 @@ class PicturePreparation(BaseModel):
     width: _Positive
     channels: Literal[1, 3] = 3
     resize: Literal["letterbox", "stretch"] = "letterbox"
+    border: Literal["constant", "wrap", "reflect", "replicate"] = "constant"
     pad_value: Annotated[int, Field(ge=0, le=255)] = 0
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
@@ -50,9 +51,16 @@ class PictureSpec(BaseModel):
     output: Literal["logits", "probabilities"]
     preprocessing: PicturePreparation
 
-    def as_values(self, version: str, max_batch_size: int) -> dict[str, Any]:
-        """Return the version's entry in `specs.json`."""
-        return {**self.model_dump(mode="json"), "version": version, "max_batch_size": max_batch_size}
+    def as_values(self, version: str, config: Any) -> dict[str, Any]:
+        """Return the version's entry in `specs.json`; `config` is what the model is served by."""
+        outputs = [entry.name for entry in config.output]
+        return {
+            **self.model_dump(mode="json"),
+            "version": version,
+            "max_batch_size": config.max_batch_size,
+            "input_name": config.input[0].name,
+            "output_name": self.output if self.output in outputs else outputs[0],
+        }
 
 
 def spec_of(content: bytes, config: Any) -> PictureSpec | None:
@@ -73,11 +81,11 @@ def spec_of(content: bytes, config: Any) -> PictureSpec | None:
         raise Refused(f"{SPEC_FILE} describes no way to prepare a picture: {error}") from error
     how = spec.preprocessing
     wanted = [how.channels, how.height, how.width]
-    dims = [list(entry.dims)[-3:] for entry in config.input if entry.name == "input"]
+    dims = [list(entry.dims)[-3:] for entry in config.input]
     if len(dims) != 1 or any(size not in (-1, side) for size, side in zip(dims[0], wanted, strict=False)):
         raise Refused(f"{SPEC_FILE} prepares inputs of {wanted}; the configuration has {dims}")
-    if spec.output not in [entry.name for entry in config.output]:
-        raise Refused(f"{SPEC_FILE} names the output {spec.output!r}, which the configuration has not")
+    if not config.output:
+        raise Refused(f"{CONFIG_FILE} names no output")
     return spec
 
 

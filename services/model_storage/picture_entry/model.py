@@ -54,6 +54,7 @@ class Preparation:
     pad_value: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    border: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Version:
     name: str
     labels: tuple[str, ...]
     output: str
+    input_name: str
+    output_name: str
     preparation: Preparation
     max_batch_size: int
 
@@ -72,7 +75,8 @@ class Version:
         """Return the version of an entry of `specs.json`."""
         how = Preparation(**spec["preprocessing"])
         labels = tuple(spec["labels"])
-        return cls(int(number), spec["version"], labels, spec["output"], how, max(1, spec["max_batch_size"]))
+        names = spec["input_name"], spec["output_name"]
+        return cls(int(number), spec["version"], labels, spec["output"], *names, how, max(1, spec["max_batch_size"]))
 
 
 class TritonPythonModel:
@@ -157,8 +161,8 @@ class TritonPythonModel:
         request = pb_utils.InferenceRequest(
             model_name=self.model,
             model_version=version.number,
-            requested_output_names=[version.output],
-            inputs=[pb_utils.Tensor("input", np.ascontiguousarray(inputs))],
+            requested_output_names=[version.output_name],
+            inputs=[pb_utils.Tensor(version.input_name, np.ascontiguousarray(inputs))],
         )
         response = request.exec()
         if response.has_error():
@@ -166,7 +170,7 @@ class TritonPythonModel:
             if _NOT_SERVED.search(message):
                 raise NotServed(message)
             raise RuntimeError(message)
-        output: NDArray[np.float32] = pb_utils.get_output_tensor_by_name(response, version.output).as_numpy()
+        output: NDArray[np.float32] = pb_utils.get_output_tensor_by_name(response, version.output_name).as_numpy()
         return output
 
 

@@ -84,4 +84,4 @@ class PictureEntries:
         content = self._catalog.store.read(f"{record.folder}/{SPEC_FILE}")
         config = text_format.Parse(self._catalog.config(record, record.model).decode(), ModelConfig())
         spec = spec_of(content or b"", config)
-        return None if spec is None else spec.as_values(record.version, config.max_batch_size)
+        return None if spec is None else spec.as_values(record.version, config)
