@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import subprocess
+import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +109,21 @@ def test_curl_sends_a_file_as_it_is_or_as_base64_in_json(storage: Storage, model
     body = {"inputs": [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]}
     found = {output["name"]: output["data"] for output in httpx.post(address, json=body).json()["outputs"]}
     assert found["label_probabilities"] == [pytest.approx(0.2)] * 5
+
+
+@pytest.mark.parametrize(("language", "command"), [("bash", ["bash", "-c"]), ("python", [sys.executable, "-c"])])
+def test_the_calls_of_the_readme_work_as_they_stand(
+    storage: Storage, model: str, tmp_path: Path, language: str, command: list[str]
+) -> None:
+    storage.promote(model, published(storage, model))
+    (tmp_path / "7.png").write_bytes(gray_png(51))
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert "127.0.0.1:8100" in block and "digits_jpeg" in block
+    block = block.replace("127.0.0.1:8100", storage.triton.http).replace("digits_jpeg", f"{model}_jpeg")
+    done = subprocess.run([*command, block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("pixel 0: 20.0%" if language == "python" else '"data":["pixel 0"') in done.stdout
 
 
 def test_entry_and_model_are_of_one_version_at_every_moment_of_a_change(storage: Storage, model: str) -> None:
