@@ -60,7 +60,7 @@ def is_torn(content: bytes) -> bool:
     Only a reader of the whole file can tell for the other formats, and what they decode to is taken.
     """
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return b"IEND" not in content[-4096:]
+        return b"IEND" not in content
     return content.startswith(b"\xff\xd8") and not _jpeg_ends(content)
 
 

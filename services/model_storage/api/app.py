@@ -148,6 +148,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(_health(service))
     app.include_router(_reading(service, access.router("read")), tags=["models"])
     app.include_router(_promoting(service, access.router("promote")), tags=["production"])
+    app.include_router(_trying(service, access.router("promote", max_body=MAX_PICTURE)), tags=["production"])
     app.include_router(legacy_calls.router(service, access))
     return app
 
@@ -276,6 +277,15 @@ def _in_utc(moment: datetime) -> datetime:
         raise Refused(f"{moment} is no time that a calendar has") from error
 
 
+def _trying(service: Service, router: APIRouter) -> APIRouter:
+    @router.post("/models/{model}/try", openapi_extra={"requestBody": PICTURE_BODY})
+    async def try_picture(model: str, request: Request) -> list[Tried]:
+        """What the version in production and the one before it say of a picture: the body is the file as it is."""
+        return await run_in_threadpool(service.production.try_picture, model, await request.body())
+
+    return router
+
+
 def _promoting(service: Service, router: APIRouter) -> APIRouter:
     production, changes = service.production, service.metrics.changes
 
@@ -327,16 +337,6 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
         """Let other versions come into production again."""
         note = Note(reason="unpinned", actor=actor, on_behalf_of=on_behalf_of or said)
         return {"removed": production.unpin(model, note)}
-
-    @router.post("/models/{model}/try", openapi_extra={"requestBody": PICTURE_BODY})
-    async def try_picture(model: str, request: Request) -> list[Tried]:
-        """What the version in production and the one before it say of a picture: the body is the file as it is."""
-        picture = bytearray()
-        async for part in request.stream():
-            picture += part
-            if len(picture) > MAX_PICTURE:
-                raise Refused(f"the picture is larger than {MAX_PICTURE >> 20} MiB")
-        return await run_in_threadpool(production.try_picture, model, bytes(picture))
 
     @router.post("/models/{model}/rollback")
     def rollback(model: str, actor: Actor, change: RollbackChange | None = None) -> Promoted:
