@@ -4,7 +4,7 @@ LOCAL = .venv/services/bin/python -m local
 ARGS ?=
 PART ?=
 
-.PHONY: run up down status env import new-pipeline test test-all lint format lock benchmark check-gpu clean help
+.PHONY: run up down status predict env import new-pipeline test test-all lint format lock benchmark check-gpu clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,9 @@ import: install ## bring labeled pictures into the local collect server: FROM=<f
 
 new-pipeline: install ## write the files of a new pipeline: NAME=<name>; asks for the rest (ARGS="--group …")
 	@$(LOCAL) new-pipeline $(if $(NAME),--name "$(NAME)") $(ARGS)
+
+predict: ## ask a served model about a picture: make predict MODEL=digits PICTURE=7.jpg (or http://…)
+	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) predict --model "$$MODEL" --picture "$$PICTURE"; else echo "nothing is installed yet: make run"; exit 1; fi
 
 test: ## the tests that a person waits for (PART=jobs: that part alone; ARGS="-k gate" goes to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools

@@ -10,14 +10,20 @@ import logging
 import tempfile
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
 from conversion_jobs.detection.import_detector import write_detector
 from conversion_jobs.onnx.graph import compact_json
+from conversion_jobs.sandboxed.answering import answer_experiment, outputs_of, stored
 from conversion_jobs.sandboxed.importing import SCRIPT, Imported, import_source
 from conversion_jobs.verification.expected import read_expected
+from conversion_jobs.verification.labels import LabelCheck, check_labels
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
-from jobkit.experiment import IMPORTED, Experiment
+from jobkit.experiment import IMPORTED, Experiment, read_spec
 from jobkit.files import sha256_of
 from jobkit.local_file import local_file
 from jobkit.model_spec import HeadSpec, ModelSpec, NonMaxSuppression, Preprocessing, Spec
@@ -39,6 +45,10 @@ class Result(job.Result):
 
     experiment: str
     snapshot_id: str | None
+    accuracy: float | None = Field(
+        None, description="share of the pictures that get the class of the folder that they lie in, where folders are"
+    )
+    warnings: list[str] = Field([], description="what speaks against the labels or the preprocessing that were given")
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
@@ -68,7 +78,37 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         write_expected(bottle, experiment, expected, input_names(bottle, group, snapshot_id, embeddings))
     inputs = f"snapshot {snapshot_id}" if snapshot_id else arguments.embeddings
     logger.info("%s, to be verified with %s", experiment.folder, inputs)
-    return Result(experiment=experiment.folder, snapshot_id=snapshot_id)
+    checked = checked_labels(bottle, experiment, snapshot_id)
+    if checked is None:
+        return Result(experiment=experiment.folder, snapshot_id=snapshot_id)
+    logger.info("%.1f%% of %d pictures get the class of their folder", 100 * checked.accuracy, checked.pictures)
+    for warning in checked.warnings:
+        logger.warning(warning)
+    if context.is_tracked:
+        context.tracking.metrics({"import.accuracy": checked.accuracy})
+        context.tracking.tags({"import_warning": "; ".join(checked.warnings)})
+    return Result(
+        experiment=experiment.folder, snapshot_id=snapshot_id, accuracy=checked.accuracy, warnings=checked.warnings
+    )
+
+
+def checked_labels(bottle: Bottle, experiment: Experiment, snapshot_id: str | None) -> LabelCheck | None:
+    """Return how often the imported classifier names the folder of a picture; None where that cannot be told."""
+    spec = read_spec(bottle, experiment)
+    if not isinstance(spec, ModelSpec) or not spec.labels or snapshot_id is None:
+        return None
+    if not bottle.exists(experiment.torchscript):
+        return None
+    script = bottle.local(experiment.torchscript)
+
+    def answer(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        with stored(inputs) as path:
+            values = {"script": script, "spec": spec, "inputs": path}
+            with runner.run(answer_experiment, values, reads=[script, path]) as done:
+                return outputs_of(done, len(inputs))[0]
+
+    golden = read_snapshot(bottle, spec.group, snapshot_id).split("golden")
+    return check_labels(spec, [(sample, bottle.local(sample.path)) for sample in golden], answer)
 
 
 def preprocessing(arguments: Arguments) -> Preprocessing:
@@ -121,7 +161,6 @@ def input_names(bottle: Bottle, group: str, snapshot_id: str | None, embeddings:
     """Return the names of the inputs that verify, in the order that reference outputs have."""
     if snapshot_id is not None:
         return sorted(sample.source for sample in read_snapshot(bottle, group, snapshot_id).split("golden"))
-    import numpy as np
 
     return [f"embedding {index}" for index in range(len(np.load(str(embeddings), allow_pickle=False, mmap_mode="r")))]
 
@@ -150,7 +189,6 @@ def check_embeddings(path: Path, features: int) -> None:
     Raises:
         DataValidationError: it holds something else.
     """
-    import numpy as np
 
     try:
         found = np.load(path, allow_pickle=False, mmap_mode="r")
@@ -169,7 +207,6 @@ def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:
         DataValidationError: there is no picture that can be decoded.
     """
     import cv2
-    import numpy as np
 
     samples: dict[str, Sample] = {}
     refused: list[Refused] = []

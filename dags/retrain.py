@@ -158,6 +158,7 @@ def deployment(pipeline: Pipeline) -> Step:
         options={
             "model_name": pipeline.publish.model_name, "version": output_of("publish_model", "version"),
             "reference": output_of("verify_onnx", "reference"), "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
+            "answers": output_if_any("evaluate", "answers"),
             "max_latency_ms": pipeline.publish.max_latency_ms,
         },
         connections=("bottle", "mlflow", "storage_deploy", "triton"),

@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from jobkit.errors import DataValidationError
 from nightshift_common.options.training import FlipTta
 from nightshift_common.options.weights import Border, Resize, SuppressionOptions, SuppressionThresholds
+from nightshift_common.picture_preparation import decode, fit, normalize, resized
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+__all__ = ["fit", "normalize", "resized"]  # what training does by itself with a picture that it has decoded
 SPEC_FILE = "model.json"
 
 
@@ -196,71 +198,12 @@ def prepare(path: Path, how: Preprocessing) -> NDArray[np.float32]:
 
 def read_picture(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
     """Return the picture at `path` decoded, resized and padded as uint8 [H, W, C]."""
-    import cv2
-    import numpy as np
+    return picture_of(path.read_bytes(), how, str(path))
 
-    flag = cv2.IMREAD_COLOR if how.channels == 3 else cv2.IMREAD_GRAYSCALE
-    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
+
+def picture_of(content: bytes, how: Preprocessing, name: str) -> NDArray[np.uint8]:
+    """Return the encoded picture `content` as `read_picture` does; `name` is what a message calls it."""
+    decoded = decode(content, how.channels)
     if decoded is None:
-        raise DataValidationError(f"{path} is not a picture that can be decoded")
-    if how.channels == 3:
-        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    return fit(np.asarray(decoded, np.uint8), how)
-
-
-def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and pad `picture` (uint8 [h, w] or [h, w, C]) to uint8 [H, W, C]."""
-    import cv2
-    import numpy as np
-
-    height, width = picture.shape[:2]
-    new_height, new_width = resized(height, width, how)
-    if (new_height, new_width) != (height, width):
-        shrinks = new_height * new_width < height * width
-        picture = np.asarray(
-            cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR),
-            np.uint8,
-        )
-    top, left = (how.height - new_height) // 2, (how.width - new_width) // 2
-    if (new_height, new_width) != (how.height, how.width):
-        picture = np.asarray(
-            cv2.copyMakeBorder(
-                picture,
-                top,
-                how.height - new_height - top,
-                left,
-                how.width - new_width - left,
-                _cv2_border(how.border),
-                value=(how.pad_value,) * 3,
-            ),
-            np.uint8,
-        )
-    return picture[:, :, None] if picture.ndim == 2 else picture
-
-
-def _cv2_border(border: Border) -> int:
-    import cv2
-
-    return {
-        "constant": cv2.BORDER_CONSTANT,
-        "wrap": cv2.BORDER_WRAP,
-        "reflect": cv2.BORDER_REFLECT_101,
-        "replicate": cv2.BORDER_REPLICATE,
-    }[border]
-
-
-def resized(height: int, width: int, how: Preprocessing) -> tuple[int, int]:
-    """Return height and width that a picture of this height and width has before it is padded, pixels."""
-    if how.resize == "stretch":
-        return how.height, how.width
-    scale = min(how.height / height, how.width / width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def normalize(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float32]:
-    """Return uint8 [H, W, C] as float32 [C, H, W]: `(value / 255 - mean) / std`."""
-    import numpy as np
-
-    mean, std = np.asarray(how.mean, np.float32), np.asarray(how.std, np.float32)
-    scaled = (picture.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+        raise DataValidationError(f"{name} is not a picture that can be decoded")
+    return fit(decoded, how)

@@ -67,6 +67,11 @@ class Settings(BaseSettings):
         "Triton has another; of several servers one file each: path,path; empty: they ask for none",
     )
     triton_timeout: float = Field(120.0, gt=0, description="seconds that loading one model may take")
+    picture_entries: Literal["on", "off"] = Field(
+        "on",
+        description="whether Triton serves an entry <model>_jpeg for each classifier, which takes encoded pictures: a "
+        "Python process with OpenCV (some 100 MB of memory) for each",
+    )
     mlflow_url: str = Field("", description="MLflow whose registry's aliases follow the stages; empty: none")
     mlflow_username: str = ""
     mlflow_password: str = ""
