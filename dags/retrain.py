@@ -132,6 +132,7 @@ def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, J
         options={
             "experiment": EXPERIMENT, "model_name": publish.model_name, "max_batch_size": publish.max_batch_size,
             "target": target, "record": output_of("build_plan", "record") if target == "tensorrt" else None,
+            **pipeline.serve.options(is_served=not suffix),
         },
     )  # fmt: skip
     packaged = task(f"package_model{suffix}", package)

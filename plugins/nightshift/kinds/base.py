@@ -31,6 +31,7 @@ from nightshift_common.options.conversion import (
     ToleranceOptions,
 )
 from nightshift_common.options.gate import GateOptions
+from nightshift_common.options.serving import TUNED, ServingOptions
 from nightshift_common.yaml_file import Location
 
 SNAPSHOT = output_of("pull_dataset", "snapshot_id")
@@ -125,6 +126,18 @@ class Publish(Section):
     """ONNX opset"""
 
 
+class Serve(Section, ServingOptions):
+    """How Triton runs what comes into production: on how many instances and threads, and what waits for how long.
+
+    `serve: {tuning: models/footwear/<experiment>/onnx/tuning.json}` takes what `tune_model` has measured; every night's
+    model of the same architecture is served so. The section is not in the fingerprint.
+    """
+
+    def options(self, *, is_served: bool) -> dict[str, Any]:
+        """Return the options of packaging; what is only published beside is not run as what was measured."""
+        return self.model_dump(exclude=set() if is_served else {*TUNED, "tuning"})
+
+
 class Retries(Section):
     """What happens after a failure that another try may mend."""
 
@@ -184,6 +197,7 @@ class Pipeline(Section):
     """shown in the list of DAGs"""
     convert: Convert = Convert()
     publish: Publish
+    serve: Serve = Serve()
     retries: Retries = Retries()
     train_pool: str = "default_pool"
     """pool of the training; its slots are the GPUs that there are"""
@@ -191,6 +205,12 @@ class Pipeline(Section):
     """queue of the workers that train, with Celery; none: the default queue"""
     gate: Any
     verify: Any
+
+    @model_validator(mode="after")
+    def _plan_has_no_threads(self) -> Pipeline:
+        if self.convert.served == "tensorrt" and self.serve.intra_op_threads is not None:
+            raise ValueError("serve.intra_op_threads are ONNX Runtime's: a TensorRT plan has none")
+        return self
 
     @abstractmethod
     def pull_step(self) -> Step:
