@@ -92,6 +92,8 @@ def prepare(
         ConfigurationError: real inputs are needed for that, and none were given.
     """
     precision = arguments.precision
+    if precision == "int8":
+        raise ConfigurationError("--precision int8 is calibrated with pictures of a snapshot: build_plan does that")
     if precision == "fp32" or (precision == "fp16" and version.major < 11):
         return arguments.onnx, []
     if inputs is None:

@@ -192,6 +192,7 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
         "compute_capability": record.compute_capability,
         "precision": record.precision,
         "plan_sha256": record.sha256,
+        **({"version_compatible": True} if record.version_compatible else {}),
         **({"made_by_test_double": True} if record.made_by_test_double else {}),
     }
     return Artifact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts)

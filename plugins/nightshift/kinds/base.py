@@ -76,9 +76,11 @@ class Convert(Section, LatencyOptions):
     gpu: GpuName = "T4"
     """the GPU that serves, on which the plan is built"""
     precision: Precision = "fp16"
-    """what is tried first; where its answers are too far off: fp16, then named layers in FP32, then fp32"""
+    """what is tried first; where its answers are too far off: int8, fp16, then named layers in FP32, then fp32"""
     serving_tensorrt: TensorRTVersion = SERVING_TENSORRT
     """TensorRT of the serving Triton; a worker with another build is refused"""
+    version_compatible: bool = False
+    """from 8.6: a plan that later versions load, too, in a Triton that is started so and runs the plan's program"""
     queue: str | None = None
     """queue of the workers with this GPU and trtexec, with Celery; none: the GPU's name in lower case, say t4"""
     pool: str | None = None
