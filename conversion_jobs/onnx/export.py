@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conversion_jobs.detection.export import export_detector
-from conversion_jobs.onnx.agreement import answers, disagreement, noise
+from conversion_jobs.onnx.agreement import graph_disagreement, wanted_of
 from conversion_jobs.onnx.exported import Exported, refuse_older_opset
 from conversion_jobs.onnx.graph import append_metadata, compact_json, interface, read_graph
 from conversion_jobs.onnx.mapped_file import split_file
@@ -57,12 +57,11 @@ def export_module(
     Raises:
         DataValidationError: the model cannot be exported, or no graph of it has a free batch and answers as it does.
     """
-    inputs = noise(shape)
-    wanted = answers(model, inputs)
+    wanted = wanted_of(model, shape)
     refused: dict[ExporterName, str] = {}
     tried: tuple[ExporterName, ...] = ("torchscript", "dynamo") if exporter == "auto" else (exporter,)
     for name in tried:
-        reason = _made(name, model, shape, path, output, opset) or disagreement(path, inputs, wanted)
+        reason = _made(name, model, shape, path, output, opset) or graph_disagreement(wanted, path)
         if reason is None:
             append_metadata(path, metadata)
             return Exported(exporter=name, opset=interface(split_file(path)).opset, refused=refused)
