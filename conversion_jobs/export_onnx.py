@@ -7,6 +7,7 @@ import logging
 from pydantic import Field
 
 from conversion_jobs.families.sources import SourceFile
+from conversion_jobs.onnx.exported import Exported
 from conversion_jobs.sandboxed.exporting import GRAPH, export_experiment
 from jobkit import job
 from jobkit.bottle import Bottle
@@ -30,6 +31,7 @@ class Result(job.Result):
 
     onnx: str = Field(description="key in the bottle")
     sha256: str
+    made: Exported = Field(description="the exporter that made it, its opset, and why the other exporter was refused")
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
@@ -37,16 +39,21 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     experiment = Experiment(arguments.experiment)
     spec = read_spec(context.bottle, experiment)
     source, origin = source_file(context.bottle, experiment, spec), {"experiment": experiment.folder}
-    how = {"source": source, "spec": spec, "opset": arguments.opset, "origin": origin}
+    asked = {"opset": arguments.opset, "exporter": arguments.exporter}
+    how = {"source": source, "spec": spec, "origin": origin, **asked}
     with runner.run(export_experiment, how, reads=[source.path]) as done:
         path = done.file(GRAPH)
         digest = sha256_of(path)
         context.bottle.put(experiment.onnx, path)
-        logger.info("%s: %.1f MB, opset %d", experiment.onnx, path.stat().st_size / 1e6, arguments.opset)
+        made = done.value
+        logger.info("%s: %.1f MB, opset %d", experiment.onnx, path.stat().st_size / 1e6, made.opset)
+    made.report(logger, arguments.opset)
     if context.is_tracked:
-        context.tracking.params({"opset": arguments.opset})
-        context.tracking.tags({"experiment": experiment.folder, "onnx_sha256": digest})
-    return Result(onnx=experiment.onnx, sha256=digest)
+        context.tracking.params({"opset": made.opset})
+        tags = {"experiment": experiment.folder, "onnx_sha256": digest, "exporter": made.exporter}
+        refused = {f"exporter_refused.{name}": reason for name, reason in made.refused.items()}
+        context.tracking.tags(tags | refused)
+    return Result(onnx=experiment.onnx, sha256=digest, made=made)
 
 
 def source_file(bottle: Bottle, experiment: Experiment, spec: Spec) -> SourceFile:

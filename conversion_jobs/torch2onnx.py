@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from conversion_jobs.onnx.exported import Exported
 from conversion_jobs.onnx.graph import compact_json, interface, read_graph
 from conversion_jobs.sandboxed.exporting import GRAPH, export_detector_file, export_file
 from jobkit import job
@@ -43,6 +44,7 @@ class Result(job.Result):
 
     onnx: Path
     sha256: str
+    made: Exported = Field(description="the exporter that made it, its opset, and why the other exporter was refused")
 
 
 def run(arguments: Arguments, _context: job.Context) -> Result:
@@ -55,11 +57,13 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         "weights": sha256_of(weights),
         "normalized": str(arguments.normalize and arguments.family != "ultralytics").lower(),
     }
-    how: dict[str, Any] = {"weights": weights, "options": arguments.source, "opset": arguments.opset}
+    asked = {"opset": arguments.opset, "exporter": arguments.exporter}
+    how: dict[str, Any] = {"weights": weights, "options": arguments.source, **asked}
     if arguments.family == "ultralytics":
         with runner.run(export_detector_file, how | {"metadata": metadata}, reads=[weights]) as detector:
             put_graph(detector, arguments.output)
-        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
+            made = detector.value.made
+        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output), made=made)
     prepared, inside = preprocessing(arguments), None
     if arguments.normalize:
         if arguments.family == "head":
@@ -74,7 +78,8 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     how |= {"inside": inside, "metadata": metadata}
     with runner.run(export_file, how, reads=[weights], modules=arguments.modules) as done:
         put_graph(done, arguments.output)
-    return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
+        done.value.report(logger, arguments.opset)
+        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output), made=done.value)
 
 
 def put_graph(done: Done[Any], output: Path) -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conversion_jobs.detection.export import export_detector
-from conversion_jobs.onnx.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
+from conversion_jobs.onnx.agreement import graph_disagreement, wanted_of
+from conversion_jobs.onnx.exported import Exported, refuse_older_opset
+from conversion_jobs.onnx.graph import append_metadata, compact_json, interface, read_graph
 from conversion_jobs.onnx.mapped_file import split_file
 from conversion_jobs.onnx.streamed_export import add_weights, is_streamed, without_weights
+from conversion_jobs.onnx.torch_export import export_captured
 from jobkit.errors import DataValidationError
 from jobkit.model_spec import DetectorSpec, Spec, described_input, input_shape
+from nightshift_common.options.conversion import Exporter, ExporterName
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +23,9 @@ if TYPE_CHECKING:
 INPUT = "input"
 
 
-def export(model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[str, str]) -> None:
+def export(
+    model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[str, str], exporter: Exporter = "auto"
+) -> Exported:
     """Write the model of `spec` to `path` as ONNX.
 
     The file tells what it is: labels, preprocessing, snapshot and `origin` stand in its `metadata_props`.
@@ -29,46 +35,71 @@ def export(model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[st
     """
     metadata = origin | spec_metadata(spec)
     if isinstance(spec, DetectorSpec):
-        export_detector(model, spec, path, opset, metadata)
-        return
-    found = export_module(model, input_shape(spec), path, output=spec.output, opset=opset, metadata=metadata)
-    if spec.labels and found.outputs[0].shape != (None, len(spec.labels)):
-        raise DataValidationError(
-            f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)"
-        )
+        return export_detector(model, spec, path, opset, metadata, exporter)
+    made = export_module(
+        model, input_shape(spec), path, output=spec.output, opset=opset, metadata=metadata, exporter=exporter
+    )
+    found = interface(split_file(path)).outputs[0]
+    if spec.labels and found.shape != (None, len(spec.labels)):
+        raise DataValidationError(f"the exported graph gives {found}, not [?, {len(spec.labels)}] (one a label)")
+    return made
 
 
 def export_module(
-    model: nn.Module, shape: tuple[int, ...], path: Path, *, output: str, opset: int, metadata: dict[str, str]
-) -> GraphInterface:
+    model: nn.Module, shape: tuple[int, ...], path: Path, *, output: str, opset: int, metadata: dict[str, str],
+    exporter: Exporter = "auto",
+) -> Exported:  # fmt: skip
     """Write `model` (evaluation mode, one input float32 [N, *shape], one output [N, ...]) to `path` as ONNX.
 
-    The batch is free. The same weights and arguments give the same bytes.
+    The batch is free. The same weights and arguments give the same bytes. With `auto` the graph is that of the
+    exporter on TorchScript; where that fails, or its graph does not answer as the model does, of the newer one.
 
     Raises:
-        DataValidationError: the model cannot be exported, or its graph has no free batch.
+        DataValidationError: the model cannot be exported, or no graph of it has a free batch and answers as it does.
+    """
+    wanted = wanted_of(model, shape)
+    refused: dict[ExporterName, str] = {}
+    tried: tuple[ExporterName, ...] = ("torchscript", "dynamo") if exporter == "auto" else (exporter,)
+    for name in tried:
+        reason = _made(name, model, shape, path, output, opset) or graph_disagreement(wanted, path)
+        if reason is None:
+            append_metadata(path, metadata)
+            return Exported(exporter=name, opset=interface(split_file(path)).opset, refused=refused)
+        refused[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise DataValidationError(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reasons}")
+
+
+def _made(
+    exporter: ExporterName, model: nn.Module, shape: tuple[int, ...], path: Path, output: str, opset: int
+) -> str | None:
+    """Write what `exporter` makes of `model` to `path`; return why it is no graph with a free batch, or None.
+
+    Raises:
+        DataValidationError: the model needs a newer opset.
     """
     import torch
 
     example = torch.zeros(2, *shape)  # a batch of 1 would be taken for a constant
     try:
-        if is_streamed(model):
+        if exporter == "dynamo":
+            if isinstance(model, torch.jit.ScriptModule):
+                return "the model is TorchScript, which torch.export does not take"
+            export_captured(model, example, path, INPUT, [output], opset)
+        elif is_streamed(model):
             with without_weights(model) as weights:
                 _trace(model, example, path, output, opset, export_params=False, do_constant_folding=False)
             add_weights(path, weights)
         else:
             _trace(model, example, path, output, opset)
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataValidationError(
-            f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reason}"
-        ) from error
-    append_metadata(path, metadata)
-    found = interface(read_graph(path))
+        found = interface(read_graph(path))
+    except (RuntimeError, TypeError, ValueError, DataValidationError) as error:
+        refuse_older_opset(error, opset)
+        return str(error).strip().splitlines()[0]
     if len(found.inputs) != 1 or not found.has_free_batch:
         shown = ", ".join(map(str, (*found.inputs, *found.outputs)))
-        raise DataValidationError(f"the exported graph has a fixed batch or more than one input: {shown}")
-    return found
+        return f"the exported graph has a fixed batch or more than one input: {shown}"
+    return None
 
 
 def _trace(model: nn.Module, example: Tensor, path: Path, output: str, opset: int, **options: Any) -> None:
@@ -76,7 +107,6 @@ def _trace(model: nn.Module, example: Tensor, path: Path, output: str, opset: in
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's notes on shapes; verification tries several batch sizes
-        # The exporter on torch.export takes 2 s longer to start and gives the same graph for these models.
         torch.onnx.export(
             model, (example,), str(path), input_names=[INPUT], output_names=[output], opset_version=opset,
             dynamic_axes={INPUT: {0: "N"}, output: {0: "N"}}, dynamo=False, **options,

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ class Trained:
     experiment: str
     context: Context
 
-    def export(self, **options: int) -> export_onnx.Result:
+    def export(self, **options: Any) -> export_onnx.Result:
         return export_onnx.run(export_onnx.Arguments(experiment=self.experiment, **options), self.context)
 
     def verify(self, **options: float) -> verify_onnx.Result:
