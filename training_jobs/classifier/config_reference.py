@@ -127,6 +127,8 @@ def _type(annotation: Any) -> str:
         return " | ".join(json.dumps(value) if isinstance(value, int) else str(value) for value in arguments)
     if origin in (Union, types.UnionType):
         return " | ".join(_type(argument) for argument in arguments if argument is not type(None))
+    if origin is dict:
+        return "mapping"
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is tuple:

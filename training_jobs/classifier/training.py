@@ -60,9 +60,14 @@ def train(
     """
     if gpus > 1:
         check_shares(config, examples, gpus)
+    origin = weights.initial_weights(config, bottle)
+    if tracking is not None and origin is not None:
+        tracking.tags({f"initial_weights.{name}": value for name, value in origin.model_dump().items()})
     spec = ModelSpec(
         group=examples.group,
         architecture=config.model.backbone_name,
+        arguments=config.model.arguments,
+        initial_weights=origin,
         labels=examples.labels,
         preprocessing=config.preprocessing,
         snapshot_id=examples.snapshot_id,
