@@ -145,8 +145,9 @@ def _weights(arguments: Arguments, wanted: Published, scratch: Path) -> tuple[Pa
 def _published_file(wanted: Published, scratch: Path) -> tuple[Path, str, str]:
     """Return what is downloaded from where timm's registry says: a repository of the hub, else an address."""
     import huggingface_hub
-    from huggingface_hub.utils import build_hf_headers
 
+    token = huggingface_hub.get_token()  # HF_TOKEN, or that of a log-in; a redirect elsewhere does not get it
+    authorization = {"Authorization": f"Bearer {token}"} if token else {}
     repository, _, revision = (wanted.repository or "").partition("@")
     missing: NotThere | None = None
     for file in wanted.files if repository else ():
@@ -154,7 +155,7 @@ def _published_file(wanted: Published, scratch: Path) -> tuple[Path, str, str]:
             repository, file, revision=revision or None, endpoint=os.environ.get("HF_ENDPOINT")
         )
         try:
-            path, headers = _downloaded(url, scratch, build_hf_headers())
+            path, headers = _downloaded(url, scratch, authorization)
         except NotThere as error:
             missing = error
             continue

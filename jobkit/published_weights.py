@@ -69,7 +69,7 @@ def published(architecture: str) -> Published:
         name=f"{base}.{known.tag}" if known.tag else base,
         repository=known.hf_hub_id,
         files=(known.hf_hub_filename,) if known.hf_hub_filename else HUB_FILES,
-        url=known.url or None,
+        url=(known.url if isinstance(known.url, str) or known.url is None else known.url[0]) or None,
         license=known.license or UNKNOWN_LICENSE,
     )
 

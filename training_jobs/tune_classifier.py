@@ -81,9 +81,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     )  # fmt: skip
     name = checked_name(arguments.study or search.file.study or f"{task.group}-{content}", "study")
     tuner = Tuner(search, task, name, context)
-    direction = "maximize" if BEST[search.base.training.best_by][1] > 0 else "minimize"
+    more_is_better = BEST[search.base.training.best_by][1] > 0
     pruner = studies.pruner_of(search.file.pruner, search.base.training.epochs)
-    with studies.opened(name, content, arguments.study_file, direction, pruner, search.base.seed) as study:
+    with studies.opened(name, content, arguments.study_file, more_is_better, pruner, search.base.seed) as study:
         for dead in studies.fail_the_dead(study):
             tuner.end_run_of(dead.user_attrs)
         done = tuner.search_on(study, arguments.trials or search.file.trials, arguments.minutes or search.file.minutes)

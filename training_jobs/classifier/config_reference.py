@@ -46,6 +46,21 @@ there is none). They share each batch in equal parts, so that steps, learning ra
 only mixup and cutmix mix within a part, and layers that draw random numbers draw others. It goes on from a checkpoint
 of any number of GPUs.
 
+`--check` builds the model, trains and validates a few batches, and says what all of it will take; it writes nothing and
+ends as the training would (2: the configuration, 3: the pictures). `--find_learning_rate` trains a hundred steps with
+growing rates and suggests one (Smith 2017). [tuning.md](tuning.md) searches for values of any keys.
+
+## Published weights
+
+`model.pretrained: true` starts from timm's published weights and never asks the network. The first of these is taken:
+`<name>.safetensors` or `.pth` in `directories.models`; in `weights/` of the bottle; in the cache of the hub's client or
+of torch. `python -m conversion_jobs.fetch_weights --name efficientnet_b0.ra_in1k` puts them into the bottle (`--source`
+names a file, a zip or an address in the place of the hub's; `HF_ENDPOINT` another hub), with a record of source,
+license and SHA-256, by which every training checks them. All three go into `model.json`, MLflow's tags, the report and
+the package's `sbom.cdx.json`; a license that nobody states is `unknown`, and nothing is refused because of one.
+
+## Keys
+
 """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -33,7 +33,7 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: b
     decay, backbone_lr = config.weight_decay, config.backbone_lr or config.lr or 1e-3
     named = dict(model.backbone.named_parameters())
     scales = layer_scales(model.backbone, config.layer_decay) if config.layer_decay else dict.fromkeys(named, 1.0)
-    groups = []
+    groups: list[dict[str, Any]] = []
     for scale in sorted(set(scales.values())):  # the layers next to the classes last: theirs is the rate that is shown
         chosen = [value for name, value in named.items() if scales[name] == scale]
         groups += _groups("backbone", chosen, backbone_lr * scale, decay)
@@ -58,7 +58,7 @@ def layer_scales(backbone: nn.Module, layer_decay: float) -> dict[str, float]:
     """
     whole: Any = copy.deepcopy(backbone).to("meta").requires_grad_(True)
     whole.reset_classifier(2)
-    scales = {}
+    scales: dict[int, float] = {}
     for group in param_groups_layer_decay(whole, layer_decay=layer_decay):
         scales |= {id(value): float(group["lr_scale"]) for value in group["params"]}
     by_name = {name: scales[id(value)] for name, value in whole.named_parameters()}

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -37,7 +36,7 @@ def opened(
     name: str,
     content: str,
     file: Path | None,
-    direction: Literal["maximize", "minimize"],
+    more_is_better: bool,
     pruner: BasePruner,
     seed: int,
 ) -> Iterator[optuna.Study]:
@@ -47,7 +46,7 @@ def opened(
         name: of the study.
         content: a digest of what is compared: a study is of one set, one base configuration and one space.
         file: where the study is kept; without it in the schema `tuning` of the database.
-        direction: whether more is better.
+        more_is_better: of the score.
         pruner: ends trials early.
         seed: of the sampler, together with how many trials there are.
 
@@ -59,7 +58,11 @@ def opened(
     with _held(name, file):
         try:
             study = optuna.create_study(
-                storage=_storage(file), study_name=name, direction=direction, load_if_exists=True, pruner=pruner
+                storage=_storage(file),
+                study_name=name,
+                direction="maximize" if more_is_better else "minimize",
+                load_if_exists=True,
+                pruner=pruner,
             )
             known = study.user_attrs.setdefault("content", content)
             if known != content:

@@ -141,7 +141,7 @@ def test_a_study_of_something_else_is_refused_and_one_that_is_held_waits(
     with pytest.raises(ConfigurationError, match="the study mine is of another training set, configuration or space"):
         tune(other, context, trials=1)
     with (
-        studies.opened("mine", "x", tmp_path / "other.sqlite3", "maximize", studies.pruner_of("none", 1), 0),
+        studies.opened("mine", "x", tmp_path / "other.sqlite3", True, studies.pruner_of("none", 1), 0),
         pytest.raises(TransientError, match="another job works on the study mine"),
     ):
         tune(path, context, trials=1, study_file=tmp_path / "other.sqlite3")
@@ -226,7 +226,7 @@ def test_a_study_lies_in_a_schema_of_its_own_which_a_role_without_more_rights_ca
     monkeypatch.setenv("NIGHTSHIFT_DATABASE_URL", f"postgresql://tuner:tuner@{where}")
     path = write_search(tmp_path, study="in_a_database")
     assert tune(path, context, trials=1, study_file=None).finished_trials == 1
-    with studies.opened("held", "x", None, "maximize", studies.pruner_of("none", 1), 0), pytest.raises(TransientError):
+    with studies.opened("held", "x", None, True, studies.pruner_of("none", 1), 0), pytest.raises(TransientError):
         tune(write_search(tmp_path, study="held"), context, trials=1, study_file=None)
     assert tune(write_search(tmp_path, study="in_a_database"), context, trials=1, study_file=None).finished_trials == 2
     with connection.cursor() as cursor:
