@@ -52,7 +52,7 @@ def running_hub() -> Iterator[Hub]:
                 claimed = hub.claimed.get(stored, digest)
                 return self.answer(302, Location=f"/stored{stored}", X_Linked_Etag=f'"{claimed}"', X_Repo_Commit=COMMIT)
             start = 0
-            if wanted and self.headers.get("If-Range") == f'"{digest}"':
+            if wanted and self.headers.get("If-Range") in (None, f'"{digest}"'):
                 start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             return self.answer(206 if start else 200, content[start:], ETag=f'"{digest}"')
 
