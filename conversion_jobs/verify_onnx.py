@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from conversion_jobs.detection.export import detector_checks, mask_verdicts
 from conversion_jobs.export_onnx import source_file
+from conversion_jobs.import_weights import write_pictures
 from conversion_jobs.onnx.graph import compact_json, interface, read_graph
 from conversion_jobs.onnx.session import FP16_MAX, Latency, OnnxModel, largest_values, measure_latencies
 from conversion_jobs.sandboxed.answering import answer_experiment, outputs_of, stored
@@ -67,6 +68,13 @@ class Arguments(job.Arguments, VerifyOptions):
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     snapshot_id: str | None = Field(None, description="snapshot of the group, whose golden part verifies pictures")
+    pictures: Path | None = Field(None, description="or: a folder of pictures, which become a snapshot")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Arguments:
+        if self.pictures is not None and self.snapshot_id is not None:
+            raise ValueError("give --snapshot_id or --pictures, not both")
+        return self
 
 
 class Result(job.Result):
@@ -81,6 +89,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Compare, write what was found, refuse a graph that differs."""
     experiment = Experiment(arguments.experiment)
     bottle = context.bottle
+    if arguments.pictures is not None:
+        made = write_pictures(bottle, experiment.group, arguments.pictures)
+        arguments = arguments.model_copy(update={"snapshot_id": made})
     spec = read_spec(bottle, experiment)
     path = bottle.local(experiment.onnx)
     graph = read_graph(path)

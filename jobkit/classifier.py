@@ -97,7 +97,9 @@ def load_classifier(path: Path, spec: ModelSpec) -> Classifier:
         DataValidationError: the weights are not those of this architecture and these classes; the message names what
             differs.
     """
-    model = uninitialized(lambda: Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels))
+    model = uninitialized(
+        lambda: Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels, **spec.arguments)
+    )
     return load_weights(model, read_state_dict(path), path, assign=True)
 
 

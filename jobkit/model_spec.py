@@ -46,6 +46,18 @@ class Preprocessing(BaseModel):
 
 
 Output = Literal["logits", "probabilities", "embedding"]
+UNKNOWN_LICENSE = "unknown"
+
+
+class WeightsOrigin(BaseModel):
+    """The weights that a training started from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="timm's name with its tag; of other weights what the configuration calls them")
+    source: str = Field(description="where they are from: an address, a repository of the hub, a file")
+    license: str = Field(UNKNOWN_LICENSE, description="as the publisher says it; unknown where nobody does")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file")
 
 
 class Calibration(BaseModel):
@@ -69,6 +81,8 @@ class ModelSpec(BaseModel):
 
     group: str
     architecture: str = Field(description="timm model name")
+    arguments: dict[str, Any] = Field({}, description="of the architecture, beside timm's defaults")
+    initial_weights: WeightsOrigin | None = Field(None, description="what its training started from; none: random")
     labels: list[str] = Field(description="class name of each output; none for an embedding")
     output: Output = Field("logits", description="what it gives, and the name of the output")
     preprocessing: Preprocessing

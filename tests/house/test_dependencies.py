@@ -63,6 +63,7 @@ ENVIRONMENTS = {
             (
                 *("timm", "lightning", "bitsandbytes", "annotated_types"),
                 *("sklearn", "scipy", "modelopt", "tritonclient", "model_signing", "sigstore", "safetensors"),
+                *("huggingface_hub", "optuna"),
             ),
             "the jobs that import it run in the environment jobs",
         ),

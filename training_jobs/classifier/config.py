@@ -35,7 +35,11 @@ class Directories(Section):
 class Criterion(Section):
     """The loss."""
 
-    type: Literal["cross_entropy"] = Field("cross_entropy", description="of soft targets where pictures are mixed")
+    type: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy",
+        description="of soft targets where pictures are mixed; focal: what is right already counts less",
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="of focal: a class of probability p counts (1 - p)^gamma")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = Field(
         None,
@@ -47,6 +51,10 @@ class DataLoaders(Section):
     """How pictures become batches."""
 
     train_batch_size: int = Field(32, gt=0, description="pictures a step; --batch overrides it")
+    sampling: Literal["shuffle", "balanced"] = Field(
+        "shuffle",
+        description="balanced: an epoch draws as many pictures, with replacement, each class as often as any other",
+    )
     val_batch_size: int = Field(64, gt=0, description="pictures a batch in validation")
     num_workers: int | None = Field(None, ge=0, le=64, description="processes that prepare pictures; default: by need")
 
@@ -104,6 +112,9 @@ class Dataset(Section):
         return config_checks.none(self, config_checks.dataset(self))
 
 
+Argument = bool | int | float | str | list[int] | list[float] | list[bool]
+
+
 class Model(Section):
     """Architecture and initial weights."""
 
@@ -114,7 +125,14 @@ class Model(Section):
         ".safetensors; wins over pretrained",
     )
     load_mismatched: bool = Field(False, description="accept a load_from some of whose layers do not fit")
-    pretrained: bool = Field(False, description="start from timm's published weights")
+    pretrained: bool = Field(
+        False,
+        description="start from timm's published weights: in directories.models, in weights/ of the bottle (where "
+        "fetch_weights puts them), or in the hub's cache",
+    )
+    arguments: dict[str, Argument] = Field(
+        {}, description="further arguments of the architecture, as timm.create_model takes them: {img_size: 256}"
+    )
     drop_rate: float | None = Field(
         None, ge=0, lt=1, description="dropout before the classification layer; default: the architecture's"
     )
@@ -137,6 +155,13 @@ class Optimizer(Section):
     lr: float | None = Field(None, gt=0, description="highest rate of one_lr; default 1e-3")
     backbone_lr: float | None = Field(None, gt=0, description="highest rate of the backbone, two_lrs")
     fc_lr: float | None = Field(None, gt=0, description="highest rate of the classification layer, two_lrs")
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="each layer's rate is that of the one above it times this, the classification layer's stays; "
+        "timm's layers",
+    )
     weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw; not applied to biases and norms")
     eps: float = Field(1e-8, gt=0, description="adam's epsilon")
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam's betas; sgd takes the first as its momentum")

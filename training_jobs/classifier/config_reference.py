@@ -56,6 +56,21 @@ is better. Scores in `metrics.json` are those of what is handed over; those of e
 `--flip_tta` and `--temperature_scaling` of the job, and `train.flip_tta` and `train.temperature_scaling` of a pipeline
 file, win over this file; `border` of `pad_if_needed` is in this file alone.
 
+`--check` builds the model, trains and validates a few batches, and says what all of it will take; it writes nothing and
+ends as the training would (2: the configuration, 3: the pictures). `--find_learning_rate` trains a hundred steps with
+growing rates and suggests one (Smith 2017). [tuning.md](tuning.md) searches for values of any keys.
+
+## Published weights
+
+`model.pretrained: true` starts from timm's published weights and never asks the network. The first of these is taken:
+`<name>.safetensors` or `.pth` in `directories.models`; in `weights/` of the bottle; in the cache of the hub's client or
+of torch. `python -m conversion_jobs.fetch_weights --name efficientnet_b0.ra_in1k` puts them into the bottle (`--source`
+names a file, a zip or an address in the place of the hub's; `HF_ENDPOINT` another hub), with a record of source,
+license and SHA-256, by which every training checks them. All three go into `model.json`, MLflow's tags, the report and
+the package's `sbom.cdx.json`; a license that nobody states is `unknown`, and nothing is refused because of one.
+
+## Keys
+
 """
 
 
@@ -137,6 +152,8 @@ def _type(annotation: Any) -> str:
         return " | ".join(json.dumps(value) if isinstance(value, int) else str(value) for value in arguments)
     if origin in (Union, types.UnionType):
         return " | ".join(_type(argument) for argument in arguments if argument is not type(None))
+    if origin is dict:
+        return "mapping"
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is tuple:

@@ -58,6 +58,8 @@ def page(
         "<h2>Worst mistakes</h2>" + _mistakes(spec.labels, truth, probabilities, pictures),
         "<h2>Speed</h2>" + _pairs({SPEED[name]: f"{value:.3g}" for name, value in content["throughput"].items()}),
         "<h2>To reproduce</h2>" + _pairs(made),
+        "<h2>Trained from</h2>"
+        + (_pairs(spec.initial_weights.model_dump()) if spec.initial_weights else "<p>Random weights.</p>"),
     ]
     title = escape(folder)
     return (

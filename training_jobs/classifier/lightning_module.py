@@ -176,11 +176,17 @@ class ClassifierModule(lightning.LightningModule):
         With class weights it is the weighted mean over the pictures, `sum(w * loss) / sum(w)`, where a picture's
         weight is that of its classes in their shares: for hard labels exactly torch's weighted cross entropy. Of
         several processes each divides by the mean of all their sums of weights: the mean of their losses is that.
+
+        The focal loss is `-sum(target * (1 - p)^gamma * log p)` over the classes: for hard labels that of Lin et al.
+        (2017), whose alpha the class weights are; with gamma 0 the cross entropy.
         """
         smoothing = self.config.criterion.label_smoothing
         if smoothing:
             targets = targets * (1 - smoothing) + smoothing / self.classes
-        losses = -(targets * functional.log_softmax(logits.float(), dim=1))
+        shares = functional.log_softmax(logits.float(), dim=1)
+        losses = -(targets * shares)
+        if self.config.criterion.type == "focal":
+            losses = losses * (1 - shares.exp()).clamp_min(1e-7) ** self.config.criterion.focal_gamma
         if self.class_weights is None:
             return losses.sum(1).mean()
         weight = (targets * self.class_weights).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jobkit import model_spec
 from jobkit.errors import ConfigurationError, DataValidationError
 from tests.training_jobs.classifier.support import config, draw, examples
 from training_jobs.classifier import data
-from training_jobs.classifier.data import BatchSampler, Pictures, loaders
+from training_jobs.classifier.data import BatchSampler, Part, Pictures, balanced_shares, loaders
 from training_jobs.classifier.examples import Example, Examples
 
 BRIGHTER = [{"type": "random_brightness_contrast", "p": 1.0, "brightness_limit": [0.2, 0.3]}]
@@ -185,3 +186,24 @@ def test_a_page_is_turned_by_its_class_and_all_classes_are_drawn(tmp_path: Path)
             assert np.array_equal(picture, np.rot90(upright, label))
             seen.add(label)
     assert seen == {0, 1, 2, 3}
+
+
+def test_balanced_sampling_draws_each_class_as_often_and_all_processes_the_same(tmp_path: Path) -> None:
+    paths = draw(tmp_path, 12)
+    train = [
+        Example(path, label, key=path.name) for label, path in zip([0] * 30 + [1] * 4 + [2] * 2, paths, strict=True)
+    ]
+    shares = balanced_shares(train)
+    assert shares is not None
+    drawn: Counter[int] = Counter()
+    for epoch in range(200):
+        whole = BatchSampler(36, 6, 3, shares=shares)
+        parts = [BatchSampler(36, 6, 3, part=Part(rank, 2), shares=shares) for rank in range(2)]
+        for sampler in (whole, *parts):
+            sampler.set_epoch(epoch)
+        together = [[*first, *second] for first, second in zip(*parts, strict=True)]
+        assert together == list(whole)
+        drawn.update(train[index].label for batch in whole for _, index in batch)
+    assert all(count == pytest.approx(2400, rel=0.06) for count in drawn.values()) and len(drawn) == 3
+    turned = [replace(example, label=0, turns=None) for example in train]
+    assert balanced_shares(turned) is None
