@@ -18,7 +18,7 @@ from conversion_jobs.sandboxed.exporting import GRAPH, export_detector_file, exp
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_file, sha256_of
-from jobkit.model_spec import Preprocessing
+from jobkit.model_spec import Preprocessing, per_channel
 from jobkit.sandbox import runner
 from jobkit.sandbox.runner import Done
 from nightshift_common.options.conversion import ExportOptions
@@ -57,22 +57,27 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     }
     how: dict[str, Any] = {"weights": weights, "options": arguments.source, "opset": arguments.opset}
     if arguments.family == "ultralytics":
+        if arguments.dynamic_size:
+            raise ConfigurationError("a detector's graph is made for one size of pictures: leave --dynamic_size out")
         with runner.run(export_detector_file, how | {"metadata": metadata}, reads=[weights]) as detector:
             put_graph(detector, arguments.output)
         return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
+    takes_pictures = arguments.family != "head" and arguments.input_shape is None
     prepared, inside = preprocessing(arguments), None
     if arguments.normalize:
-        if arguments.family == "head":
-            raise ConfigurationError("--normalize is for models of pictures: a head takes embeddings")
+        if not takes_pictures:
+            raise ConfigurationError("--normalize is for models of pictures")
         inside = prepared
         raw = {"mean": (0.0,) * prepared.channels, "std": (1 / 255,) * prepared.channels}
         prepared = prepared.model_copy(update=raw)
     metadata["labels"] = compact_json(read_labels(arguments.labels))
-    if arguments.family != "head":
+    if takes_pictures:
         metadata["preprocessing"] = compact_json(prepared.model_dump())
         metadata["inside"] = compact_json(inside.model_dump()) if inside else ""
-    how |= {"inside": inside, "metadata": metadata}
+    how |= {"inside": inside, "metadata": metadata, "dynamic": arguments.dynamic_size}
     with runner.run(export_file, how, reads=[weights], modules=arguments.modules) as done:
+        for note in done.value:
+            logger.warning("%s: %s", arguments.weights.name, note)
         put_graph(done, arguments.output)
     return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
 
@@ -93,9 +98,7 @@ def preprocessing(arguments: Arguments) -> Preprocessing:
         ConfigurationError: mean and std are not one value a channel.
     """
     count = arguments.channels
-    mean, std = arguments.mean, arguments.std
-    if count == 1 and len(mean) == len(std) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)  # gray: the mean over the colors
+    mean, std = per_channel(arguments.mean, count), per_channel(arguments.std, count)
     if not len(mean) == len(std) == count:
         raise ConfigurationError(f"--mean and --std have {len(mean)} and {len(std)} values for {count} channels")
     height, width = arguments.img_size

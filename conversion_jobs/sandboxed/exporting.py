@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conversion_jobs.families.probing import names_of_outputs, probe
 from conversion_jobs.families.sources import SourceFile, load_experiment, load_source
 from conversion_jobs.onnx.export import export, export_module
 from conversion_jobs.onnx.graph import compact_json
@@ -14,25 +15,32 @@ from nightshift_common.options.weights import SourceOptions
 GRAPH = "model.onnx"
 
 
-def export_experiment(work: Path, source: SourceFile, spec: Spec, opset: int, origin: dict[str, str]) -> None:
+def export_experiment(
+    work: Path, source: SourceFile, spec: Spec, opset: int, origin: dict[str, str], dynamic: bool = False
+) -> None:
     """Write the model of an experiment to `work`; see `export`."""
-    export(load_experiment(source, spec), spec, work / GRAPH, opset, origin)
+    export(load_experiment(source, spec), spec, work / GRAPH, opset, origin, dynamic=dynamic)
 
 
 def export_file(
     work: Path, weights: Path, options: SourceOptions, inside: Preprocessing | None, opset: int,
-    metadata: dict[str, str],
-) -> None:  # fmt: skip
-    """Write the model in `weights` to `work`, behind the normalization `inside` where there is one.
+    metadata: dict[str, str], dynamic: bool = False,
+) -> list[str]:  # fmt: skip
+    """Write the model in `weights` to `work`, behind the normalization `inside` where there is one; return its notes.
 
     Raises:
-        DataValidationError, ConfigurationError: see `load_source`, `export_module`.
+        DataValidationError, ConfigurationError: see `load_source`, `probe`, `export_module`.
     """
     from conversion_jobs.onnx.normalization import normalized
 
-    source = load_source(weights, options)
-    module = normalized(source.module, inside) if inside else source.module
-    export_module(module, source.shape, work / GRAPH, output=source.output, opset=opset, metadata=metadata)
+    found = probe(load_source(weights, options))
+    module = normalized(found.module, inside) if inside else found.module
+    names = names_of_outputs(options.named_outputs, found.output, len(found.outputs))
+    export_module(
+        module, found.shape, work / GRAPH, outputs=names, opset=opset, metadata=metadata, batch=found.batch,
+        dynamic=dynamic,
+    )  # fmt: skip
+    return list(found.notes)
 
 
 def export_detector_file(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from conversion_jobs.families.probing import probe
 from conversion_jobs.families.sources import load_source
 from jobkit.model_spec import Output
 from nightshift_common.options.training import DetectorTask
@@ -15,11 +16,16 @@ SCRIPT = "model.pt"
 
 
 class Imported(BaseModel):
-    """A model float32 [N, *shape] -> `output`; `given` is the shape of what it gives for two inputs."""
+    """A model float32 [N, *shape] -> `outputs`, sizes without the batch, the first of which is `output`.
+
+    `batch` is the one batch size that it takes, None: any; `notes` say what its owner should know.
+    """
 
     shape: tuple[int, ...]
     output: Output
-    given: tuple[int, ...]
+    outputs: list[tuple[int, ...]]
+    batch: int | None
+    notes: list[str]
 
 
 class ImportedDetector(BaseModel):
@@ -33,18 +39,18 @@ def import_source(work: Path, weights: Path, options: SourceOptions) -> Imported
     """Write the model in `weights` to `work` as TorchScript.
 
     Raises:
-        DataValidationError, ConfigurationError: see `load_source`.
+        DataValidationError, ConfigurationError: see `load_source`, `probe`.
     """
     import torch
 
-    source = load_source(weights, options)
-    module, example = source.module, torch.zeros(2, *source.shape)
-    with torch.inference_mode():
-        given = tuple(module(example).shape)
+    found = probe(load_source(weights, options))
+    module = found.module
     if not isinstance(module, torch.jit.ScriptModule):
-        module = torch.jit.trace(module, example, check_trace=False)
+        module = torch.jit.trace(module, found.example, check_trace=False)
     torch.jit.save(module, str(work / SCRIPT))
-    return Imported(shape=source.shape, output=source.output, given=given)
+    return Imported(
+        shape=found.shape, output=found.output, outputs=list(found.outputs), batch=found.batch, notes=list(found.notes)
+    )
 
 
 def import_detector(work: Path, weights: Path, img_size: tuple[int, int]) -> ImportedDetector:

@@ -35,6 +35,7 @@ def model_config(
     max_batch_size: int = 8,
     device: Device = "auto",
     has_labels: bool = True,
+    profiles: int = 1,
 ) -> Any:
     """Return the `ModelConfig` under which Triton serves a graph.
 
@@ -58,7 +59,9 @@ def model_config(
         config.output.add(name=tensor.name, data_type=_data_type(tensor), dims=_dims(tensor, batched))
     if has_labels:
         config.output[0].label_filename = LABELS_FILE
-    config.instance_group.add(kind=_KINDS[device], count=1)
+    group = config.instance_group.add(kind=_KINDS[device], count=1)
+    if profiles > 1:  # Triton takes, for each batch, the one that is nearest to it
+        group.profile.extend(map(str, range(profiles)))
     if batched:
         config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
     if all(size is not None for tensor in graph.inputs for size in tensor.shape[1:]):
