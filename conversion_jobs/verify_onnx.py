@@ -57,6 +57,7 @@ from nightshift_common.options.conversion import VerifyOptions
 logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
 REFERENCE_PICTURES = 8
+OTHER_SIZE_INPUTS, STEP = 4, 32  # models with strides take sizes in steps of 32
 REFERENCE_MEMORY = 2**28  # bytes of inputs that are kept for the smoke test, which sends them over HTTP
 MINIMUM_COSINE = 0.9999  # an FP32 graph; plans of half precision are allowed 0.997
 WRONG_READING = (
@@ -99,6 +100,11 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     worst = judge_outputs(model, spec, sources, inputs, pictures, batches, arguments)
     if is_own:
         worst = of_batches(worst)
+    elif None in interface(graph).inputs[0].shape[1:]:
+        larger, count = of_another_size(inputs[:OTHER_SIZE_INPUTS]), OTHER_SIZE_INPUTS
+        others = source_outputs(bottle.local(script), larger, spec)
+        found = judge_outputs(model, spec, others, larger, pictures[:count], [min(2, len(larger))], arguments)
+        worst += of_output("other_size", found)
     if isinstance(spec, DetectorSpec):
         worst += mask_verdicts(spec, sources, model.run_all(inputs, 1), pictures)
     against, expected = verified_against(bottle, experiment, spec, model, arguments)
@@ -200,6 +206,12 @@ def judge_outputs(
     for name, found in zip(names[1:], by_batch[1:], strict=True):
         verdicts += of_output(name, worst_verdicts(found))
     return verdicts
+
+
+def of_another_size(inputs: Pictures) -> Pictures:
+    """Return inputs [n, C, ...] whose sizes behind the channels are other ones, half as large again: wrapped around."""
+    widths = [(0, 0), (0, 0), *((0, size // 2 // STEP * STEP or STEP) for size in inputs.shape[2:])]
+    return np.pad(inputs, widths, mode="wrap")
 
 
 def of_batches(verdicts: list[Verdict]) -> list[Verdict]:

@@ -38,8 +38,9 @@ def export(
             raise ConfigurationError("a detector's graph is made for one size of pictures: leave --dynamic_size out")
         export_detector(model, spec, path, opset, metadata)
         return
+    names = output_names(spec)
     found = export_module(
-        model, input_shape(spec), path, outputs=output_names(spec), opset=opset, metadata=metadata,
+        model, input_shape(spec), path, output=names[0], further=names[1:], opset=opset, metadata=metadata,
         batch=None if isinstance(spec, HeadSpec) else spec.batch, dynamic=dynamic,
     )  # fmt: skip
     if spec.labels and found.outputs[0].shape[1:] != (len(spec.labels),):
@@ -49,10 +50,10 @@ def export(
 
 
 def export_module(
-    model: nn.Module, shape: tuple[int, ...], path: Path, *, outputs: Sequence[str], opset: int,
-    metadata: dict[str, str], batch: int | None = None, dynamic: bool = False,
+    model: nn.Module, shape: tuple[int, ...], path: Path, *, output: str, opset: int,
+    metadata: dict[str, str], further: Sequence[str] = (), batch: int | None = None, dynamic: bool = False,
 ) -> GraphInterface:  # fmt: skip
-    """Write `model` (evaluation mode, one input float32 [N, *shape], `outputs` [N, ...]) to `path` as ONNX.
+    """Write `model` (evaluation mode, one input float32 [N, *shape]; outputs `output`, `further`) to `path` as ONNX.
 
     The batch is free, but where the model takes `batch` alone; with `dynamic` the sizes behind the channels are free,
     too. The same weights and arguments give the same bytes.
@@ -64,6 +65,7 @@ def export_module(
     import torch
 
     example = torch.zeros(batch or 2, *shape)  # a batch of 1 would be taken for a constant
+    outputs = [output, *further]
     kept = kept_sizes(model, example) if dynamic else None
     axes = free_axes(example, outputs, batch, kept)
     try:
@@ -81,7 +83,7 @@ def export_module(
     name_output_sizes(path, model, example, batch, kept)
     append_metadata(path, metadata)
     found = interface(read_graph(path))
-    if [tensor.name for tensor in found.outputs] != list(outputs):
+    if [tensor.name for tensor in found.outputs] != outputs:
         raise DataValidationError(f"the model gives {len(found.outputs)} outputs, {len(outputs)} are named")
     if len(found.inputs) != 1 or found.has_free_batch != (batch is None):
         shown = ", ".join(map(str, (*found.inputs, *found.outputs)))
@@ -130,8 +132,8 @@ def free_axes(
 
 
 def _larger(example: Tensor) -> Tensor:
-    """Return zeros whose sizes behind the channels are half as large again, in steps of 32 where they are."""
-    sizes = [size + max(size // 2 // 32 * 32, 32 if size % 32 == 0 else size // 2) for size in example.shape[SPATIAL:]]
+    """Return zeros whose sizes behind the channels are larger by half, in steps of 32, for strides."""
+    sizes = [size + (size // 2 // 32 * 32 or 32) for size in example.shape[SPATIAL:]]
     return example.new_zeros((*example.shape[:SPATIAL], *sizes))
 
 

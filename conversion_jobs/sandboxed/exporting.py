@@ -37,7 +37,8 @@ def export_file(
     module = normalized(found.module, inside) if inside else found.module
     names = names_of_outputs(options.named_outputs, found.output, len(found.outputs))
     export_module(
-        module, found.shape, work / GRAPH, outputs=names, opset=opset, metadata=metadata, batch=found.batch,
+        module, found.shape, work / GRAPH, output=names[0], further=names[1:], opset=opset,
+        metadata=metadata, batch=found.batch,
         dynamic=dynamic,
     )  # fmt: skip
     return list(found.notes)
