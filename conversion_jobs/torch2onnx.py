@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from conversion_jobs.families.archives import WeightsFile, opened_weights
 from conversion_jobs.onnx.graph import compact_json, interface, read_graph
 from conversion_jobs.sandboxed.exporting import GRAPH, export_detector_file, export_file
 from jobkit import job
@@ -49,10 +50,20 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     """Load, export, check, put the file in its place."""
     if not arguments.weights.is_file():
         raise DataValidationError(f"{arguments.weights} is not there")
-    weights = arguments.weights.absolute()
+    if arguments.family == "onnx":
+        raise ConfigurationError(f"{arguments.weights} is ONNX already: test_onnx checks it, import_weights serves it")
+    if arguments.input_shape is not None and arguments.family != "head" and is_picture(arguments.input_shape):
+        arguments.take_pictures()
+    with opened_weights(arguments.weights.absolute()) as found:
+        return convert(arguments, found)
+
+
+def convert(arguments: Arguments, given: WeightsFile) -> Result:
+    """Export the weights, which may have come in an archive."""
+    weights = given.path
     metadata = {
         "source": arguments.source.model_dump_json(),
-        "weights": sha256_of(weights),
+        "weights": sha256_of(arguments.weights),
         "normalized": str(arguments.normalize and arguments.family != "ultralytics").lower(),
     }
     how: dict[str, Any] = {"weights": weights, "options": arguments.source, "opset": arguments.opset}
@@ -70,7 +81,7 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         inside = prepared
         raw = {"mean": (0.0,) * prepared.channels, "std": (1 / 255,) * prepared.channels}
         prepared = prepared.model_copy(update=raw)
-    metadata["labels"] = compact_json(read_labels(arguments.labels))
+    metadata["labels"] = compact_json(read_labels(arguments.labels) or given.labels)
     if takes_pictures:
         metadata["preprocessing"] = compact_json(prepared.model_dump())
         metadata["inside"] = compact_json(inside.model_dump()) if inside else ""
@@ -105,6 +116,11 @@ def preprocessing(arguments: Arguments) -> Preprocessing:
     return Preprocessing(height=height, width=width, channels=count, mean=mean, std=std)
 
 
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether a shape is one of pictures: [1 or 3, height, width]."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def read_labels(path: Path | None) -> list[str]:
     """Return the class names in a text file, one a line."""
     return [] if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
@@ -113,13 +129,21 @@ def read_labels(path: Path | None) -> list[str]:
 def legacy_command_line(argv: list[str]) -> list[str]:
     """Return a command line of the earlier scripts in the form that pydantic reads.
 
-    `--img-size 224 224` becomes `--img_size=[224,224]`; a `-` in a name may stand for `_`.
+    `--img-size 224 224` becomes `--img_size=[224,224]`, `--input-shape 1 240 480 480` becomes
+    `--input_shape=[1,240,480,480]`; a `-` in a name may stand for `_`.
     """
     line: list[str] = []
+    shape: list[str] | None = None
     for token in argv:
+        if shape is not None and token.isdecimal():
+            shape.append(token)
+            line[-1] = f"--input_shape=[{','.join(shape)}]"
+            continue
+        shape = None
         if token.startswith("--"):
             name, equals, value = token.partition("=")
             line.append("--" + name[2:].replace("-", "_") + equals + value)
+            shape = [] if line[-1] == "--input_shape" else None
         elif len(line) > 1 and line[-2] == "--img_size" and token.isdecimal() and line[-1].isdecimal():
             height = line.pop()
             line[-1] = f"--img_size=[{height},{token}]"

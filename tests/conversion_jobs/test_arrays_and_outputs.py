@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conversion_jobs import test_onnx, torch2onnx
 from conversion_jobs.onnx.graph import interface, read_graph
+from conversion_jobs.torch2onnx import legacy_command_line
 from conversion_jobs.triton.model_config import model_config
-from conversion_jobs.triton.served_model import Reference
+from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
+from jobkit.job import Context, parse
 from jobkit.model_spec import ArraySpec
 from tests.conversion_jobs.conftest import Place
+from tests.conversion_jobs.serving import Serving
 from tests.support.volumes import SHAPE, VolumeEncoder
 
 
@@ -182,3 +187,37 @@ def test_a_fixed_batch_is_found_said_verified_and_served_as_it_is(place: Place, 
     inputs = torch.randn(3, 3, 4)
     answered = onnxruntime.InferenceSession(str(place.graph)).run(None, {"input": inputs.numpy()})[0]
     np.testing.assert_allclose(answered, module(inputs).detach().numpy(), atol=1e-5)
+
+
+def test_from_file_to_file_a_model_of_volumes_is_exported_and_every_output_compared(
+    encoder: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    weights, graph = encoder[0], tmp_path / "encoder.onnx"
+    np.save(tmp_path / "volumes.npy", np.random.default_rng(2).normal(size=(3, *SHAPE)).astype(np.float32))
+    line = ["--input-shape", "1", "8", "16", "16", "--factory", "tests.support.volumes:volume_encoder"]
+    arguments = parse(
+        torch2onnx.Arguments,
+        legacy_command_line(["--family", "factory", *line, "--weights", str(weights), "--output", str(graph)]),
+    )
+    assert arguments.input_shape == SHAPE
+    context = Context(tmp_path, None)
+    torch2onnx.run(arguments, context)
+    options = test_onnx.Arguments(onnx=graph, weights=weights, inputs=tmp_path / "volumes.npy")
+    names = {verdict.name for verdict in test_onnx.run(options, context).verdicts}
+    assert names >= {"close", "output_1_close", "output_1_cosine"}
+
+
+def test_both_outputs_are_served_by_triton_and_each_is_checked(
+    place: Place, encoder: tuple[Path, nn.Module], served: Serving, model: str
+) -> None:
+    place.bring(encoder[0], **FACTORY, output_names="embedding,scores")
+    assert all(place.verdicts().values())
+    published = place.publish(model)
+    place.deploy(published.version, model)
+    reference = Reference(place.bottle.local(Experiment(place.experiment).reference))
+    with closing(ServedModel(model)) as ready:
+        answer, _ = ready.ask_all(reference.inputs[:2])
+        np.testing.assert_allclose(answer["scores"], reference.further["scores"][:2], atol=1e-4)
+        reference.further["scores"] = reference.further["scores"][:, ::-1]
+        with pytest.raises(DataValidationError, match="scores: the largest difference"):
+            ready.check(reference, "onnx", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from conversion_jobs.onnx.graph import interface, read_graph
+from conversion_jobs.triton.served_model import ServedModel
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.model_spec import ArraySpec, ModelSpec
 from tests.conversion_jobs.conftest import Place
+from tests.conversion_jobs.serving import Serving
 
 FEATURES, CLASSES = 16, 2
 WEIGHTS = np.random.default_rng(3).normal(size=(FEATURES, CLASSES)).astype(np.float32)
@@ -140,3 +143,16 @@ def test_a_graph_that_cannot_be_served_is_refused_with_its_reason(
     with pytest.raises(error, match=says):
         place.bring(weights, family="onnx", **options)
     assert not list(place.bottle.keys("models"))
+
+
+def test_an_own_graph_with_a_fixed_batch_is_deployed_under_its_own_names(
+    place: Place, tmp_path: Path, served: Serving, model: str
+) -> None:
+    place.bring(own_graph(tmp_path / "mine.onnx", batch=3), family="onnx", labels="boot,shoe")
+    place.verdicts()
+    published = place.publish(model)
+    assert place.deploy(published.version, model).version == "0.0.1"
+    arrays = np.random.default_rng(4).normal(size=(2, FEATURES)).astype(np.float32)
+    with closing(ServedModel(model)) as ready:
+        answer, _ = ready.ask_all(arrays)
+    np.testing.assert_allclose(answer["scores"], arrays @ WEIGHTS, atol=1e-4)
