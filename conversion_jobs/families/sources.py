@@ -104,7 +104,8 @@ def _classes_of(architecture: str, state: dict[str, Tensor], weights: Path) -> i
     from jobkit.classifier import check_architecture
 
     check_architecture(architecture)
-    layer = timm.get_pretrained_cfg(architecture).classifier  # its name; two of a distilled model
+    known = timm.get_pretrained_cfg(architecture)
+    layer = known.classifier if known else None  # its name; two of a distilled model
     name = layer[0] if isinstance(layer, tuple | list) else layer
     found = state.get(f"{name}.weight")
     if found is None:

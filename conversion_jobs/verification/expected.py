@@ -50,7 +50,8 @@ class Expected:
         arrays: dict[str, Any] = {"outputs": self.outputs, "names": np.array(self.names)}
         if self.inputs is not None:
             arrays["inputs"] = self.inputs
-        np.savez(path, **arrays, **{f"{FURTHER}{name}": values for name, values in self.further.items()})
+        arrays |= {f"{FURTHER}{name}": values for name, values in self.further.items()}
+        np.savez(path, **arrays)
 
 
 def read_expected(path: Path, names: Sequence[str], further: Sequence[str] = ()) -> Expected:

@@ -229,7 +229,7 @@ def free_sizes(trained: Trained) -> Trained:
 def test_several_profiles_for_free_sizes_are_built_run_verified_and_served(free_sizes: Trained, tmp_path: Path) -> None:
     result = build(free_sizes, tmp_path / "trt", options=dict(PROFILES))
     (building,) = [call for call in calls(tmp_path / "trt") if any(a.startswith("--onnx") for a in call)]
-    assert [argument for argument in building if "rofile" in argument or "Shapes" in argument] == [
+    assert [argument for argument in building if argument.startswith("--profile") or "Shapes=" in argument] == [
         "--profile=0", "--minShapes=input:1x3x32x32", "--optShapes=input:2x3x32x32", "--maxShapes=input:8x3x64x96",
         "--profile=1", "--minShapes=input:8x3x32x32", "--optShapes=input:16x3x32x32", "--maxShapes=input:16x3x64x96",
     ]  # fmt: skip
