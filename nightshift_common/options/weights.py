@@ -176,7 +176,7 @@ class ImportOptions(SourceOptions):
         elif self.family == "ultralytics":
             raise ValueError("family ultralytics takes pictures: give pictures or snapshot_id")
         if self.class_names and self.family == "vit":
-            raise ValueError("family vit has no labels: it gives an embedding")
+            raise ValueError("give no labels: family vit has none, it gives an embedding")
         needs_classes = self.family == "head" or (self.takes_pictures and self.family != "vit")
         if needs_classes and not self.class_names and not self._may_tell_classes:
             raise ValueError("give labels, the names of the classes; family vit has none: it gives an embedding")
