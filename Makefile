@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 LOCAL = .venv/services/bin/python -m local
 ARGS ?=
 
-.PHONY: run up down status test lint format lock benchmark check-gpu clean help
+.PHONY: run up down status env test lint format lock benchmark check-gpu clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -19,6 +19,15 @@ down: ## stop every process of the stack; its state is kept in .nightshift/
 
 status: ## what is running, and where
 	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) status; else echo "nothing is installed yet: make run"; exit 3; fi
+
+env: ## what jobs that you start by hand need: eval "$$(make env)"
+	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) env; else echo "nothing is installed yet: make run" >&2; exit 3; fi
+
+import: install ## bring labeled pictures into the local collect server: FROM=<folder or labels.csv> GROUP=<name>
+	@.venv/services/bin/python -m services.collect.importers $(if $(FROM),"$(FROM)") $(if $(GROUP),--group "$(GROUP)") --directory "$${NIGHTSHIFT_STATE:-.nightshift}/collect" $(ARGS)
+
+new-pipeline: install ## write the files of a new pipeline: NAME=<name>; asks for the rest (ARGS="--group …")
+	@$(LOCAL) new-pipeline $(if $(NAME),--name "$(NAME)") $(ARGS)
 
 test: ## every test that this machine can run, each part in its environment (ARGS go to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools

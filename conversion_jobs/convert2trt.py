@@ -37,7 +37,7 @@ from conversion_jobs.verify_onnx import fp16_risks
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_file, sha256_of
-from nightshift_common.options.conversion import BuildOptions
+from nightshift_common.options.conversion import BuildOptions, Precision
 
 logger = logging.getLogger("conversion_jobs.convert2trt")
 
@@ -55,6 +55,7 @@ class Result(job.Result):
 
     plan: Path
     sha256: str
+    precision: Precision
     tensorrt: str
     gpu: str
     compute_capability: str
@@ -73,13 +74,14 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     with tempfile.TemporaryDirectory(prefix="nightshift-plan-") as folder:
         scratch = Path(folder)
         plan = scratch / "model.plan"
-        source, layers = prepare(arguments, trtexec.version, model, inputs, scratch)
+        precision = chosen_precision(arguments, trtexec.version, inputs)
+        source, layers = prepare(arguments, precision, trtexec.version, model, inputs, scratch)
         command = build_command(
             arguments.trtexec, trtexec.version, source, plan,
             profile_shapes(
                 trtexec.version, graph, profiles_of(arguments, graph), parse_sizes(arguments.size_profile)
             ),
-            precision=arguments.precision, fp32_layers=layers, workspace_mib=arguments.workspace,
+            precision=precision, fp32_layers=layers, workspace_mib=arguments.workspace,
             timing_cache=scratch / "timing.cache",
         )  # fmt: skip
         trtexec.run(command)
@@ -88,8 +90,8 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
             shutil.copyfile(plan, temporary)
     logger.info("%s: for TensorRT %s on %s", arguments.plan, trtexec.version, gpu.name)
     return Result(
-        plan=arguments.plan, sha256=sha256_of(arguments.plan), tensorrt=str(trtexec.version), gpu=gpu.name,
-        compute_capability=gpu.compute_capability, verdicts=verdicts,
+        plan=arguments.plan, sha256=sha256_of(arguments.plan), precision=precision, tensorrt=str(trtexec.version),
+        gpu=gpu.name, compute_capability=gpu.compute_capability, verdicts=verdicts,
     )  # fmt: skip
 
 
@@ -102,22 +104,32 @@ def profiles_of(arguments: Arguments, graph: GraphInterface) -> list[Batches]:
     return [first, *parse_profiles(arguments.more_profiles)]
 
 
-def prepare(
-    arguments: Arguments, version: TensorRTVersion, model: Any, inputs: Array | None, scratch: Path
-) -> tuple[Path, list[str]]:
-    """Return the graph to build from, in half precision where TensorRT wants it so, and the nodes kept in FP32.
+def chosen_precision(arguments: Arguments, version: TensorRTVersion, inputs: Array | None) -> Precision:
+    """Return the precision to build with: the one that is asked for; nobody asked for one and it cannot be had: FP32.
 
     Raises:
-        ConfigurationError: real inputs are needed for that, and none were given.
+        ConfigurationError: it was asked for, takes real inputs, and none were given.
     """
     precision = arguments.precision
-    if precision == "fp32" or (precision == "fp16" and version.major < 11):
+    if inputs is not None or precision == "fp32" or (precision == "fp16" and version.major < 11):
+        return precision
+    why = (
+        f"--precision {precision} with TensorRT {version} needs --inputs: which values half precision can hold is "
+        "found out with real ones"
+    )
+    if "precision" in arguments.model_fields_set:
+        raise ConfigurationError(why)
+    logger.warning("the plan is built in FP32, which is slower: %s", why)
+    return "fp32"
+
+
+def prepare(
+    arguments: Arguments, precision: Precision, version: TensorRTVersion, model: Any, inputs: Array | None,
+    scratch: Path,
+) -> tuple[Path, list[str]]:  # fmt: skip
+    """Return the graph to build from, in half precision where TensorRT wants it so, and the nodes kept in FP32."""
+    if inputs is None or precision == "fp32" or (precision == "fp16" and version.major < 11):
         return arguments.onnx, []
-    if inputs is None:
-        raise ConfigurationError(
-            f"--precision {precision} with TensorRT {version} needs --inputs: which values half precision can hold is "
-            "found out with real ones"
-        )
     layers = fp32_layers(model, fp16_risks(model, inputs[:8], arguments.onnx.parent)) if precision == "mixed" else []
     if version.major < 11:
         return arguments.onnx, layers

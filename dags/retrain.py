@@ -59,7 +59,8 @@ def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
             description="Without it a run on data that a finished run has seen already ends early.",
         ),
         "snapshot_id": Param(
-            None, type=["null", "string"], pattern="^[0-9a-f]{16}$", title="Pin a snapshot",
+            None, type=["null", "string"], pattern=r"^[\w.-]+$", title="Pin a snapshot",
+            # One that is not there is refused by the job, with a sentence that lists those there are.
             description="Train on this snapshot of the group (16 hex digits). Empty: pull what is there now.",
         ),
         "publish": Param(

@@ -1,6 +1,7 @@
 """The CPU Triton of local/triton.py in a container: on the usual ports, for the other containers to reach."""
 
 import os
+import sys
 from pathlib import Path
 
 from local.settings import HOST
@@ -15,7 +16,8 @@ def main() -> None:
     server = TritonServer(Path("/models"), STATE, 8000, 8001, 8002, log=STATE / "triton.log", key_file=KEY_FILE)
     server.remove_shared_memory()
     command = [part.replace(f"-address={HOST}", "-address=0.0.0.0") for part in server.command()]
-    os.execve(command[0], [*command, *server.new_key()], {**os.environ, **server.environment()})
+    # What the image adds comes last, and wins: one with its models in it loads them all.
+    os.execve(command[0], [*command, *sys.argv[1:], *server.new_key()], {**os.environ, **server.environment()})
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def claim(
         logger.info("going on in %s, the experiment of an earlier attempt", found.folder)
         return found
     prefix = f"{paths.experiments(group)}/numbers"
-    number = 1 + max((int(k.rsplit("/", 1)[1].removesuffix(".json")) for k in bottle.keys(prefix)), default=-1)
+    number = 1 + max(map(_number, bottle.keys(prefix)), default=-1)
     while True:
         made = Claim(
             folder=f"{paths.experiments(group)}/{paths.checked_name(name(number), 'experiment')}",
@@ -97,6 +97,28 @@ def finished(bottle: Bottle, experiment: Experiment) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = json.loads(bottle.read(experiment.metrics))
     return content
+
+
+def last_finished(bottle: Bottle, group: str) -> Experiment:
+    """Return the group's finished training with the highest number.
+
+    Raises:
+        DataValidationError: the group has none.
+    """
+    prefix = f"{paths.experiments(group)}/numbers"
+    for key in sorted(bottle.keys(prefix), key=_number, reverse=True):
+        experiment = Experiment(Claim.model_validate_json(bottle.read(key)).folder)
+        if finished(bottle, experiment) is not None:
+            return experiment
+    groups = {key.split("/")[1] for key in bottle.keys("models")}
+    raise DataValidationError(
+        f"group {group} has no finished training in the bottle {bottle}; there are models of: "
+        f"{', '.join(sorted(groups)) or 'no group'}"
+    )
+
+
+def _number(key: str) -> int:
+    return int(key.rsplit("/", 1)[1].removesuffix(".json"))
 
 
 def _attempt_key(group: str, task_instance: TaskInstanceKey, mark: str) -> str:

@@ -65,6 +65,11 @@ class SnapshotPaths:
         return f"{self.folder}/summary.json"
 
 
+def last_snapshot_key(group: str) -> str:
+    """Return the key that names the snapshot which was pulled last, new or not."""
+    return f"snapshots/{checked_name(group, 'group')}/last.json"
+
+
 def experiments(group: str) -> str:
     """Return the folder of a group's experiments."""
     return f"models/{checked_name(group, 'group')}"

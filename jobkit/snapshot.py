@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobkit.bottle import Bottle
-from jobkit.errors import DataValidationError
-from jobkit.paths import SnapshotPaths
+from jobkit.errors import ConfigurationError, DataValidationError
+from jobkit.paths import SnapshotPaths, last_snapshot_key
 
 Split = Literal["train", "val", "golden"]
 SPLITS: tuple[Split, ...] = ("train", "val", "golden")
@@ -174,6 +174,28 @@ def read_summary(bottle: Bottle, group: str, identifier: str) -> Summary:
         return Summary.model_validate_json(bottle.read(paths.summary))
     except ValidationError as error:
         raise DataValidationError(f"{bottle}/{paths.summary} is damaged: {error}") from error
+
+
+def mark_as_last(bottle: Bottle, summary: Summary) -> None:
+    """Write down that this snapshot of its group was pulled last."""
+    bottle.write(last_snapshot_key(summary.group), json.dumps({"snapshot_id": summary.snapshot_id}) + "\n")
+
+
+def last_snapshot(bottle: Bottle, group: str) -> str:
+    """Return the id of the group's snapshot that was pulled last; where nothing says so, of its only one.
+
+    Raises:
+        ConfigurationError: there is none, or there are several of which none was marked.
+    """
+    if bottle.exists(key := last_snapshot_key(group)):
+        identifier = json.loads(bottle.read(key))["snapshot_id"]
+        return read_summary(bottle, group, identifier).snapshot_id
+    known = sorted({key.split("/")[2] for key in bottle.keys(f"snapshots/{group}") if key.endswith("/summary.json")})
+    if len(known) == 1:
+        return known[0]
+    raise ConfigurationError(
+        f"--snapshot_id is missing; group {group} has {', '.join(known) or 'no snapshots: pull the dataset first'}"
+    )
 
 
 def read_snapshot(bottle: Bottle, group: str, identifier: str) -> Snapshot:

@@ -1,4 +1,4 @@
-"""The local stack's command line, called by make: `python -m local up | down | status | run [--once] | clean`."""
+"""The local stack's command line, called by make: `python -m local --help`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from local import postgres, stack
+from local import job_environment, new_pipeline, postgres, stack
 from local.airflow import ADMIN, run_url
 from local.components import triton_server
 from local.pipelines import served_model
 from local.run import Retraining, ask_served_model, retrain
-from local.settings import HOST, LocalStackError, Settings
+from local.settings import HOST, ROOT, LocalStackError, Settings
+from nightshift_common.storage_tokens import OPERATOR
 
 # Where the output goes to a file or a pipe, lines are not folded at 80 columns.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -29,7 +31,11 @@ def main() -> None:
     commands.add_parser("up", help="start the stack and leave it running")
     commands.add_parser("down", help="stop every process of the stack; its state is kept")
     commands.add_parser("status", help="say what is running, and where")
+    commands.add_parser("env", help="print what jobs started by hand need, for a shell to take")
     commands.add_parser("clean", help="stop the stack and remove its database")
+    new = commands.add_parser("new-pipeline", help="write the files of a new pipeline")
+    for name in ("name", "group", "model-name", "description", "owner", "schedule"):
+        new.add_argument(f"--{name}")
     run = commands.add_parser("run", help="start the stack, retrain, show the result")
     run.add_argument(
         "--once", action="store_true", help="stop everything at the end; exit 0 only if the model is served"
@@ -60,11 +66,24 @@ def _run_command(options: argparse.Namespace, settings: Settings) -> int:
     elif options.command == "clean":
         stack.down(settings, console.print)
         postgres.remove(settings.state / "postgres")  # also where it is kept outside of the state folder
+    elif options.command == "env":
+        print(job_environment.shell(settings))
+    elif options.command == "new-pipeline":
+        _show_new_pipeline(new_pipeline.create({k: v for k, v in vars(options).items() if k != "command"}))
     elif options.command == "status":
         return _show_status(settings)
     else:
         return _retrain(options, settings)
     return 0
+
+
+def _show_new_pipeline(files: list[Path]) -> None:
+    for path in files:
+        console.print(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", soft_wrap=True)
+    name = files[-1].stem
+    console.print(
+        f'The DAG retrain_{name} is in Airflow within seconds; to run it here: make run ARGS="--pipeline {name}"'
+    )
 
 
 def _show_status(settings: Settings) -> int:
@@ -141,6 +160,8 @@ def _show_addresses(settings: Settings) -> None:
         "collect": f"{settings.url('collect')}/docs",
         "Triton": f"{HOST}:{triton_server(settings).http_port} (HTTP), {HOST}:{settings.port('triton_grpc')} (gRPC)",
         "state, logs": f"{settings.state}",
+        "tokens": f"{settings.state / 'secrets.json'}  (of the model storage: model_storage_{OPERATOR}); "
+        'for jobs by hand: eval "$(make env)"',
     }
     console.print(_two_columns(rows))
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from local.airflow import AirflowApi, connections, run_url
+from local.airflow import AirflowApi, run_url
 from local.components import python
+from local.job_environment import variables
 from local.settings import ROOT, LocalStackError, Settings
 
 RUN_SECONDS = 1800.0
@@ -134,15 +135,14 @@ def ask_served_model(settings: Settings, model_name: str, group: str, snapshot_i
     Raises:
         LocalStackError: the model is not served.
     """
-    environment = {**os.environ, "NIGHTSHIFT_LOG_FORMAT": "text"}
-    values = {name: json.loads(value) for name, value in connections(settings).items()}
-    environment |= {
-        "NIGHTSHIFT_BOTTLE": values["AIRFLOW_CONN_NIGHTSHIFT_BOTTLE"]["extra"]["root"],
-        "NIGHTSHIFT_STORAGE_URL": settings.url("model_storage"),
+    environment = {
+        **os.environ,
+        **variables(settings),
         "NIGHTSHIFT_STORAGE_TOKEN": settings.secrets["model_storage_evaluate"],
-        "NIGHTSHIFT_TRITON_URL": values["AIRFLOW_CONN_NIGHTSHIFT_TRITON"]["extra"]["url"],
         "NIGHTSHIFT_JOB_DIR": str(settings.folder("run") / "predict"),
+        "NIGHTSHIFT_LOG_FORMAT": "text",
     }
+    environment.pop("MLFLOW_TRACKING_URI")  # nothing to track
     done = subprocess.run(
         [
             python("jobs"),

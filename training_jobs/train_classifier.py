@@ -14,6 +14,7 @@ from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError
 from jobkit.experiment_claim import finished, open_experiment
 from jobkit.paths import checked_name
+from jobkit.snapshot import last_snapshot
 from nightshift_common.options.training import BatchSize, Epochs, Gpus
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Arguments(job.Arguments):
         None, description="the configuration file; default: configs/classifier/<cat>.yaml, else default.yaml beside it"
     )
     cat: str | None = Field(None, description="group of the snapshot; default: the file's experiment_name")
-    snapshot_id: str | None = Field(None, description="the snapshot to train on")
+    snapshot_id: str | None = Field(None, description="the snapshot to train on; default: the one that was pulled last")
     epochs: Epochs | None = Field(None, description="overrides training.epochs")
     batch: BatchSize | None = Field(None, description="overrides dataset.data_loaders.train_batch_size")
     gpus: Gpus = Field(1, description="GPUs of this host that train together; they share each batch")
@@ -120,18 +121,14 @@ def _examples(config: Config, source: str, group: str, snapshot_id: str | None, 
 
 
 def _snapshot_id(arguments: Arguments, source: str, group: str, context: job.Context) -> str | None:
-    """Return the snapshot to train on: the one that is named, else the group's only one; None for other sources."""
+    """Return the snapshot to train on: the one that is named, else the one pulled last; None for other sources."""
     if source != "snapshot":
         if arguments.snapshot_id:
             raise ConfigurationError(f"--snapshot_id: the configuration takes its labels from {source}")
         return None
     if arguments.snapshot_id:
         return arguments.snapshot_id
-    found = {key.split("/")[2] for key in context.bottle.keys(f"snapshots/{group}") if key.endswith("/summary.json")}
-    if len(found) != 1:
-        known = ", ".join(sorted(found)) or "no snapshots: pull the dataset first"
-        raise ConfigurationError(f"--snapshot_id is missing; group {group} has {known}")
-    return found.pop()
+    return last_snapshot(context.bottle, group)
 
 
 def _bottle(config: Config, context: job.Context) -> Bottle:

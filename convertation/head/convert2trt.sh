@@ -1,5 +1,8 @@
 #!/bin/sh
-# An ONNX file to a TensorRT plan, inside the container of ../run.sh:
-#   sh convert2trt.sh /abs/path/to/model.onnx /abs/path/to/model.plan [--precision fp32] [--inputs pictures]
+# An ONNX file to a TensorRT plan, inside the container of ../run.sh; without files, from where torch2onnx.py writes:
+#   sh convert2trt.sh [/abs/path/to/model.onnx /abs/path/to/model.plan [--precision fp32] [--inputs pictures]]
 set -eu
-PYTHONPATH="$(cd "$(dirname "$0")/../.." && pwd)" exec "${PYTHON:-python3}" -m conversion_jobs.convert2trt "$@"
+project="$(cd "$(dirname "$0")/../.." && pwd)"
+repository="$project/model_repository_running"
+[ $# -gt 0 ] || set -- "$repository/binary_onnx/1/model.onnx" "$repository/binary_trt/1/model.plan"
+PYTHONPATH="$project" exec "${PYTHON:-python3}" -m conversion_jobs.convert2trt "$@"

@@ -1,9 +1,9 @@
-"""Check an ONNX file: `python test_onnx.py --onnx M [--weights W --inputs PICTURES_OR_NPY]`."""
+"""Check an ONNX file: `python test_onnx.py [--onnx M] [--weights W --inputs PICTURES_OR_NPY]`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from command import run
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from nightshift_common.earlier_scripts import run
 
-run("test_onnx")
+run("conversion_jobs.test_onnx", onnx=Path("model_repository_running/binary_onnx/1/model.onnx"))

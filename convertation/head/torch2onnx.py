@@ -7,11 +7,11 @@ Without options it is the binary one; for the other: `--weights ../../training/w
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from command import run
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from nightshift_common.earlier_scripts import run
 
 run(
-    "torch2onnx",
+    "conversion_jobs.torch2onnx",
     family="head",
     weights=Path("training/weights/CT-RATE/model_binary.pth"),
     output=Path("model_repository_running/binary_onnx/1/model.onnx"),

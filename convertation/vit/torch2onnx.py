@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from command import run
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from nightshift_common.earlier_scripts import run
 
 run(
-    "torch2onnx",
+    "conversion_jobs.torch2onnx",
     family="vit",
     architecture="vit_base_patch16_224",
     weights=Path("training/weights/CT-RATE/ProjectionVIT_Base_V2.pt"),

@@ -6,11 +6,11 @@ It may be a segmenter too. `python` is the one of `.venv/detection`.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from command import run
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from nightshift_common.earlier_scripts import run
 
 run(
-    "torch2onnx",
+    "conversion_jobs.torch2onnx",
     family="ultralytics",
     img_size="[640,640]",
     weights=Path("training/weights/best.pt"),

@@ -9,6 +9,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 NO_DEFAULT: Any = object()
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+def in_words(bounds: dict[str, float]) -> str:
+    """Return bounds of JSON schema as a person says them: "At least 1, at most 1000"."""
+    text = ", ".join(f"{BOUNDS[keyword]} {bounds[keyword]:g}" for keyword in BOUNDS if keyword in bounds)
+    return text[0].upper() + text[1:]
 
 
 def form_field(options: type[BaseModel], name: str, default: Any = NO_DEFAULT, **changes: Any) -> Param:
@@ -26,9 +33,15 @@ def form_field(options: type[BaseModel], name: str, default: Any = NO_DEFAULT, *
         schema.pop(keyword, None)
     schema.setdefault("title", name.replace("_", " ").capitalize())
     schema |= changes
+    bounds = {keyword: schema.pop(keyword) for keyword in BOUNDS if keyword in schema}
     if "description" in schema:
         text = str(schema["description"]).replace("\n", " ")
         schema["description"] = text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    if bounds:
+        # Airflow's field for numbers turns what is out of bounds into the next bound, and says nothing. Inside `allOf`
+        # it does not look, while the server does, and refuses.
+        schema["allOf"] = [bounds]
+        schema["description"] = " ".join(filter(None, [schema.get("description"), f"{in_words(bounds)}."]))
     if default is NO_DEFAULT:
         default = None if field.default is PydanticUndefined else field.get_default(call_default_factory=True)
     return Param(list(default) if isinstance(default, tuple) else default, **schema)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from nightshift_common.names import NAME_RULE, is_name
 from nightshift_common.picture_files import SUFFIXES
-from services.collect.store import MODES, Mode, Picset, Picture, Store, picset_guid
+from services.collect.store import MODES, Mode, Picset, Picture, Store, UnknownImport, picset_guid
+
+TABLE = "labels.csv"
 
 
 class ImportRefused(ValueError):
@@ -35,22 +39,75 @@ class Item:
     height: int | None
 
 
-def add_items(store: Store, group: str, items: Iterable[Item], mode: Mode = "VALIDATED") -> int:
-    """Add pictures of `group` to the store; return how many are new.
+@dataclass(frozen=True)
+class Source:
+    """Where pictures come from: what yields them, and which pictures beside them have no label."""
+
+    items: Iterable[Item]
+    unlabeled: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an import came to: its number (none where nothing is new), new pictures, and all of the group by class."""
+
+    number: int | None
+    new: int
+    counts: dict[str, int]
+
+
+def add_items(store: Store, group: str, items: Iterable[Item], mode: Mode = "VALIDATED", source: str = "") -> Added:
+    """Add pictures of `group` to the store, as one import that can be undone.
+
+    Pictures of one picset that share a name and are not the same get names of their own.
 
     Raises:
-        ImportRefused: no job could name such a group.
+        ImportRefused: no job could name such a group; or it would have one class, of which nothing can be learned.
     """
     if not is_name(group):
         raise ImportRefused(f"{group!r} is no name for a group: {NAME_RULE}")
-    picsets, pictures = {}, []
+    picsets, pictures, digests = {}, [], {}
     for item in items:
         guid = picset_guid(group, item.category, item.picset)
         picsets[guid] = Picset(guid, group, item.category, mode)
+        digest = hashlib.sha256(item.content).hexdigest()
         filepath = f"{group}/{guid}/{item.name}"
+        if digests.setdefault(filepath, digest) != digest:
+            stem, dot, suffix = item.name.rpartition(".")
+            filepath = f"{group}/{guid}/{stem}-{digest[:12]}{dot}{suffix}"
         store.write_picture(filepath, item.content)
         pictures.append(Picture(filepath, guid, item.width, item.height))
-    return store.add(picsets.values(), pictures)
+    known = store.known(picture.filepath for picture in pictures)
+    fresh = dict.fromkeys(picture.filepath for picture in pictures if picture.filepath not in known)
+    classes = {picset.category for picset in picsets.values()} | set(store.counts(group))
+    if len(classes) == 1:
+        store.remove_files(fresh)
+        raise ImportRefused(
+            f"all pictures of {group} would be of one class, {classes.pop()!r}: a classifier tells two or more apart; "
+            f"name the classes in {TABLE} (path,label), or put each into a folder of its own"
+        )
+    new = store.add(picsets.values(), pictures)
+    number = store.record_import(group, source, fresh) if fresh else None
+    return Added(number, new, store.counts(group))
+
+
+def source_of(path: Path) -> Source:
+    """Return the pictures of a table; or of a folder: by the table `labels.csv` in it, else by its folders.
+
+    Raises:
+        ImportRefused: the folder has another table, which may well name the classes.
+    """
+    if not path.is_dir():
+        return Source(items_of_table(path))
+    if (table := path / TABLE).is_file():
+        listed = {row_path for row_path, _ in _rows(table)}
+        return Source(items_of_table(table), [found for found in _pictures(path) if found not in listed])
+    if others := sorted(found.name for found in path.glob("*.csv")):
+        raise ImportRefused(
+            f"{path} has {others[0]}: name that file instead of the folder if it says what the pictures show (columns "
+            "path and label), else move it away; without it each folder is a class"
+        )
+    return Source(items_of_folder(path), [found for found in _pictures(path) if found.parent == path])
 
 
 def items_of_folder(root: Path) -> Iterable[Item]:
@@ -59,7 +116,7 @@ def items_of_folder(root: Path) -> Iterable[Item]:
     Raises:
         ImportRefused: there is no picture in it.
     """
-    paths = [p for p in sorted(root.glob("*/**/*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    paths = [path for path in _pictures(root) if path.parent != root]
     if not paths:
         raise ImportRefused(f"{root} has no pictures in folders named by class (suffixes: {', '.join(SUFFIXES)})")
     for path in paths:
@@ -75,6 +132,12 @@ def items_of_table(table: Path) -> Iterable[Item]:
     Raises:
         ImportRefused: a column or a file is missing; the message names the line.
     """
+    for path, row in _rows(table):
+        picset = row.get("picset") or path.relative_to(table.parent).with_suffix("").as_posix()
+        yield _item(path, category=row["label"], picset=picset)
+
+
+def _rows(table: Path) -> Iterable[tuple[Path, dict[str, str]]]:
     with table.open(newline="", encoding="utf-8-sig") as handle:
         rows = csv.DictReader(handle)
         if missing := {"path", "label"} - set(rows.fieldnames or ()):
@@ -85,7 +148,11 @@ def items_of_table(table: Path) -> Iterable[Item]:
             path = table.parent / row["path"]
             if not path.is_file() or not row["label"]:
                 raise ImportRefused(f"{table}:{number}: {'no label' if path.is_file() else f'there is no file {path}'}")
-            yield _item(path, category=row["label"], picset=row.get("picset") or path.stem)
+            yield path, row
+
+
+def _pictures(root: Path) -> list[Path]:
+    return [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
 
 
 def _item(path: Path, category: str, picset: str) -> Item:
@@ -103,21 +170,55 @@ def _item(path: Path, category: str, picset: str) -> Item:
 
 
 def main() -> None:
-    """Import from the command line."""
+    """Import from the command line, take an import back, or list them."""
     parser = argparse.ArgumentParser(prog="python -m services.collect.importers", description=__doc__)
     parser.add_argument(
-        "source", type=Path, help="a folder with a folder a class, or a CSV file with path,label[,picset]"
-    )
+        "source", type=Path, nargs="?",
+        help=f"a CSV file with path,label[,picset]; or a folder with {TABLE} in it, else with a folder a class",
+    )  # fmt: skip
     parser.add_argument("--directory", type=Path, required=True, help="the collect server's folder")
-    parser.add_argument("--group", required=True)
+    parser.add_argument("--group", help="the group that the pictures are added to")
     parser.add_argument("--mode", choices=MODES, default="VALIDATED")
+    parser.add_argument("--list", action="store_true", help="list the imports there were")
+    parser.add_argument("--undo", type=int, metavar="IMPORT", help="take the pictures of an import back")
     options = parser.parse_args()
-    items = items_of_folder(options.source) if options.source.is_dir() else items_of_table(options.source)
+    store = Store(options.directory)
+    if options.list:
+        lines = [f"{i.id}: {i.at} {i.pictures} pictures of group {i.group} from {i.source}" for i in store.imports()]
+        sys.stdout.write("\n".join(lines or ["nothing was imported yet"]) + "\n")
+    elif options.undo is not None:
+        _undo(store, options.undo)
+    elif options.source is None or options.group is None:
+        parser.error("say what to import, and --group: which group it belongs to")
+    else:
+        _import(store, options.source, options.group, options.mode)
+
+
+def _import(store: Store, path: Path, group: str, mode: Mode) -> None:
     try:
-        new = add_items(Store(options.directory), options.group, items, options.mode)
+        found = source_of(path)
+        added = add_items(store, group, found.items, mode, str(path.absolute()))
     except (ImportRefused, FileNotFoundError) as error:
         sys.exit(str(error))
-    sys.stdout.write(f"group {options.group}: {new} new pictures\n")
+    say = [f"group {group}: {added.new} new pictures"]
+    say += [f"  {category}: {count}" for category, count in added.counts.items()]
+    if found.unlabeled:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in Counter(p.suffix for p in found.unlabeled).items())
+        say.append(f"left out, since nothing says what they show: {kinds}, for example {found.unlabeled[0]}")
+    if added.number is not None:
+        say.append(f"this is import {added.number}; --undo {added.number} takes it back")
+    sys.stdout.write("\n".join(say) + "\n")
+
+
+def _undo(store: Store, number: int) -> None:
+    try:
+        gone = store.undo_import(number)
+    except UnknownImport:
+        known = ", ".join(str(found.id) for found in store.imports()) or "none"
+        sys.exit(f"there is no import {number}; there is: {known}")
+    sys.stdout.write(
+        f"import {number} is taken back: {gone} pictures are gone; snapshots that were made of them stay as they are\n"
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main() -> None:
     """Load the digits."""
     parser = argparse.ArgumentParser(prog="python -m services.collect.load_digits", description=__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="the collect server's folder")
-    new = add_items(Store(parser.parse_args().directory), GROUP, digits())
+    new = add_items(Store(parser.parse_args().directory), GROUP, digits(), source="scikit-learn").new
     sys.stdout.write(f"group {GROUP}: {new} new pictures\n")
 
 

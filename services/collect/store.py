@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -29,11 +30,33 @@ CREATE TABLE IF NOT EXISTS pictures (
     filepath TEXT PRIMARY KEY, guid TEXT NOT NULL REFERENCES picsets (guid), width INTEGER, height INTEGER
 );
 CREATE INDEX IF NOT EXISTS pictures_guid ON pictures (guid);
+CREATE TABLE IF NOT EXISTS imports (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, source TEXT NOT NULL, at TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS imported (
+    filepath TEXT PRIMARY KEY REFERENCES pictures (filepath), import_id INTEGER NOT NULL REFERENCES imports (id)
+);
+CREATE INDEX IF NOT EXISTS imported_by ON imported (import_id);
 """
 
 
 class UnknownPicset(KeyError):
     """A guid that no picset has."""
+
+
+class UnknownImport(KeyError):
+    """A number that no import has, or of one that was undone."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One call that added pictures; `pictures` is how many of them are still there."""
+
+    id: int
+    group: str
+    source: str
+    at: str
+    pictures: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,61 @@ class Store:
                 [(p.filepath, p.guid, p.width, p.height) for p in pictures],
             )
             return connection.total_changes - before
+
+    def record_import(self, group: str, source: str, filepaths: Iterable[str]) -> int:
+        """Write down which pictures came together, so that they can be taken back; return the import's number."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._connect() as connection:
+            values = (group, source, now)
+            number = connection.execute('INSERT INTO imports ("group", source, at) VALUES (?, ?, ?)', values).lastrowid
+            rows = [(filepath, number) for filepath in filepaths]
+            connection.executemany("INSERT OR IGNORE INTO imported VALUES (?, ?)", rows)
+        return int(number or 0)
+
+    def imports(self) -> list[Import]:
+        """Return what was imported, in its order."""
+        query = (
+            'SELECT id, "group", source, at, count(filepath) FROM imports LEFT JOIN imported ON id = import_id '
+            "GROUP BY id ORDER BY id"
+        )
+        with self._connect() as connection:
+            return [Import(*row) for row in connection.execute(query)]
+
+    def undo_import(self, number: int) -> int:
+        """Take back the pictures that an import added, and picsets that are empty then; return how many.
+
+        Raises:
+            UnknownImport: there is no such import.
+        """
+        with self._connect() as connection:
+            found = "SELECT filepath FROM imported WHERE import_id = ?"
+            paths = [row[0] for row in connection.execute(found, (number,))]
+            if connection.execute("DELETE FROM imports WHERE id = ?", (number,)).rowcount == 0:
+                raise UnknownImport(number)
+            connection.execute("DELETE FROM imported WHERE import_id = ?", (number,))
+            connection.executemany("DELETE FROM pictures WHERE filepath = ?", [(path,) for path in paths])
+            connection.execute("DELETE FROM picsets WHERE guid NOT IN (SELECT guid FROM pictures)")
+        self.remove_files(paths)  # after their rows: a file without a row is never listed
+        return len(paths)
+
+    def remove_files(self, filepaths: Iterable[str]) -> None:
+        """Remove picture files that have no row."""
+        for filepath in filepaths:
+            (self.pictures / filepath).unlink(missing_ok=True)
+
+    def known(self, filepaths: Iterable[str]) -> set[str]:
+        """Return those of `filepaths` that are there already."""
+        with self._connect() as connection:
+            query = "SELECT filepath FROM pictures WHERE filepath = ?"
+            return {path for path in filepaths if connection.execute(query, (path,)).fetchone()}
+
+    def counts(self, group: str) -> dict[str, int]:
+        """Return how many pictures of a group each category has."""
+        query = (
+            'SELECT category, count(*) FROM picsets JOIN pictures USING (guid) WHERE "group" = ? GROUP BY 1 ORDER BY 1'
+        )
+        with self._connect() as connection:
+            return dict(connection.execute(query, (group,)).fetchall())
 
     def groups(self) -> list[str]:
         """Return the names of all groups."""

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import pytest
 import timm
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("conversion_jobs", "convertation", "jobkit", "nightshift_common")
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A project with the code of this one, and without weights and models."""
-    for name in PARTS:
-        (tmp_path / name).mkdir()
-        for path in (ROOT / name).rglob("*"):
-            if path.is_file() and path.suffix in (".py", ".sh"):
-                copy = tmp_path / path.relative_to(ROOT)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(path.read_bytes())
-    return tmp_path
-
-
-def shell(folder: Path, *command: str, code: int = 0, **environment: str) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+from tests.compatibility.conftest import shell
+from tests.support.tiny_onnx import scaling_model
+from tests.support.trtexec_double import HEADER, install
 
 
 def save(module: nn.Module, path: Path) -> nn.Module:
@@ -105,3 +83,49 @@ def test_run_sh_opens_a_shell_beside_trtexec_in_the_folder_of_the_scripts(projec
     assert given[given.index("--volume") + 1] == f"{project}:/workspace"
     assert given[given.index("--workdir") + 1] == "/workspace/convertation"
     assert given[given.index("--gpus") + 1] == "all"
+    assert "--interactive" in given
+    assert "--tty" not in given  # there is no terminal here, and Docker refuses one that is not there
+
+
+def test_the_scripts_without_options_go_from_the_weights_to_the_plan(project: Path) -> None:
+    save(nn.Linear(8, 1), project / "training" / "weights" / "CT-RATE" / "model_binary.pth")
+    head, path = project / "convertation" / "head", f"{project / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    shell(head, sys.executable, "torch2onnx.py")
+    said = shell(head, sys.executable, "test_onnx.py")
+    assert "nothing is compared: that needs --weights and --inputs" in said
+    install(project / "bin", 110100)
+    said = shell(head, "sh", "convert2trt.sh", PATH=path, PYTHON=sys.executable)
+    plan = project / "model_repository_running" / "binary_trt" / "1" / "model.plan"
+    assert plan.read_bytes().startswith(HEADER)
+    assert "the plan is built in FP32, which is slower" in said  # TensorRT 11 has no flag for half precision
+    assert '"precision": "fp32"' in said
+
+
+def test_convert2trt_takes_two_files_and_nothing_else(project: Path) -> None:
+    path = f"{project / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    (project / "model.onnx").write_bytes(scaling_model(2.0))
+    install(project / "bin", 101300)
+    line = ("sh", "convert2trt.sh", f"{project}/model.onnx", f"{project}/model.plan")
+    said = shell(project / "convertation" / "vit", *line, PATH=path, PYTHON=sys.executable)
+    assert '"precision": "fp16"' in said
+    assert (project / "model.plan").read_bytes().startswith(HEADER)
+
+
+def test_a_repository_is_put_together_of_relative_paths(project: Path) -> None:
+    (project / "storage").mkdir()
+    (project / "storage" / "vit.onnx").write_bytes(scaling_model(2.0))
+    assemble = (sys.executable, "-m", "conversion_jobs.assemble_repository", "--repository", "made")
+    shell(project, *assemble, "--models", "vit_onnx=storage/vit.onnx")
+    assert sorted(str(f.relative_to(project / "made")) for f in (project / "made").rglob("*") if f.is_file()) == [
+        "vit_onnx/1/model.onnx",
+        "vit_onnx/config.pbtxt",
+    ]
+    shell(
+        project / "made",
+        sys.executable,
+        "-m",
+        "conversion_jobs.assemble_repository",
+        "--repository",
+        ".",
+        PYTHONPATH=str(project),
+    )

@@ -8,11 +8,14 @@ import os
 import re
 import subprocess
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.containers.conftest import ROOT, build
+from tests.support.tiny_onnx import scaling_config, scaling_model
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.container
 TAG = os.environ.get("NIGHTSHIFT_TAG", "dev")
@@ -92,3 +95,23 @@ def test_an_image_lists_all_that_it_holds(engine: Any, image: Any) -> None:
     beside = json.loads((ROOT / ".nightshift" / "images" / f"{name}.cdx.json").read_text())
     assert beside["components"] == content["components"]
     assert beside["metadata"]["component"]["version"] == image.labels["org.opencontainers.image.revision"]
+
+
+def test_an_image_with_its_models_serves_them_without_anything_mounted(
+    engine: Any, built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "model_repository_running"
+    (repository / "twice" / "1").mkdir(parents=True)
+    (repository / "twice" / "1" / "model.onnx").write_bytes(scaling_model(2.0))
+    (repository / "twice" / "config.pbtxt").write_text(scaling_config("twice"))
+    monkeypatch.setenv("NIGHTSHIFT_MODELS", str(repository))
+    build("models-cpu")
+    container = engine.containers.run(f"nightshift/models-cpu:{TAG}", detach=True)
+    ready = ["healthy", "http://127.0.0.1:8000/v2/models/twice/versions/1/ready"]
+    try:
+        wait_for(lambda: container.exec_run(ready).exit_code == 0, "the model in the image", 180)
+    finally:
+        container.remove(force=True)
+    (repository / "twice" / "1" / "model.onnx").write_bytes(b"not a graph")
+    refused = subprocess.run([str(ROOT / "docker" / "build"), "models-cpu"], capture_output=True, text=True)
+    assert refused.returncode == 1 and "the repository is not ready for Triton" in refused.stdout + refused.stderr

@@ -56,7 +56,11 @@ def test_every_field_of_a_trigger_form_is_named_described_and_bounded(dags: dict
             kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
             if "integer" in kinds or "number" in kinds:
                 bounds = [{"minimum", "exclusiveMinimum", "enum"}, {"maximum", "exclusiveMaximum", "enum"}]
-                assert all(set(schema) & either for either in bounds), where
+                keywords = {keyword for part in (schema, *schema.get("allOf", [])) for keyword in part}
+                assert all(keywords & either for either in bounds), where
+                assert not {"minimum", "maximum"} & set(schema), f"{where}: the form would turn 0 into the minimum"
+                if "enum" not in schema:
+                    assert any(word in param.description for word in ("At least", "Above")), where
             if "string" in kinds:
                 assert {"pattern", "enum"} & set(schema), where
 

@@ -122,7 +122,7 @@ def wrong_form(dag: Any, jobs: JobSchemas) -> list[str]:
 
 def _flat(schema: dict[str, Any]) -> dict[str, Any]:
     flat = dict(schema)
-    for choice in schema.get("anyOf", []):
+    for choice in [*schema.get("anyOf", []), *schema.get("allOf", [])]:
         flat |= choice
     if "enum" in flat and {"type": "null"} in schema.get("anyOf", []):
         flat["enum"] = [None, *flat["enum"]]  # a field may be left empty, which a list of choices has to say

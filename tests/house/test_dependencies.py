@@ -45,7 +45,7 @@ ENVIRONMENTS = {
         {"numpy": "only jobs and services compute with boxes"},
     ),
     "jobs": Environment(
-        ("jobkit", "training_jobs", "conversion_jobs", "nightshift_common", "convertation"),
+        ("jobkit", "training_jobs", "conversion_jobs", "nightshift_common", "convertation", "cls", "main.py"),
         ("jobs", "jobs-without-dependencies", "jobs-gpu"),
         {
             **dict.fromkeys(

@@ -50,8 +50,8 @@ for line in jobs.follow_logs(jobs.start(JobSpec(**fields))):
 WAITS = """
 import pathlib, sys, time
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
-(folder / f"{name} is up").touch()
 print(name, "waits", flush=True)
+(folder / f"{name} is up").touch()  # last: who sees it may kill this process at once
 while not (folder / f"{name} may go").exists(): time.sleep(0.02)
 print(name, "goes")
 """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from local import new_pipeline
 from nightshift.fingerprint import Fingerprint
 from nightshift.kinds import KINDS, AnyPipeline
 from nightshift.kinds.classification import ClassificationPipeline as Pipeline
@@ -222,3 +223,22 @@ def test_a_small_file_cannot_become_as_large_as_the_memory(pipelines: Path) -> N
     levels = "".join(f"  - &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 9))
     (error,) = errors(pipelines, GOOD + "tags:\n  - &l0 x\n" + levels)
     assert "more than 20,000 values" in error
+
+
+def test_what_make_new_pipeline_writes_is_a_pipeline(pipelines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_pipeline, "ROOT", pipelines.parents[1])
+    _, path = new_pipeline.create({"name": "shoes", "description": 'All "shoes": yes', "group": "footwear"})
+    assert load_pipeline(path).description == 'All "shoes": yes'
+
+
+def test_two_pipelines_of_one_model_are_an_error_in_both(pipelines: Path) -> None:
+    (pipelines / "boots.yaml").write_text(GOOD)
+    assert errors(pipelines, GOOD) == [
+        "9: publish.model_name: boots.yaml publishes 'footwear' too: each would "
+        "replace the other's model every night; give one of them a name of its own"
+    ]
+    assert "footwear.yaml publishes 'footwear' too" in errors(pipelines, GOOD, "boots.yaml")[0]
+    (pipelines / "boots.yaml").write_text(GOOD.replace("model_name: footwear", "model_name: boots"))
+    assert load(pipelines, GOOD).publish.model_name == "footwear"
+    (pipelines / "boots.yaml").write_text("publish: {")  # has an error of its own, and touches no other
+    assert load(pipelines, GOOD).publish.model_name == "footwear"

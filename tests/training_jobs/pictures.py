@@ -50,4 +50,4 @@ def item(name: str, content: bytes, label: str = "ant", picset: str | None = Non
 
 def publish(server: CollectServer, group: str, pictures: list[Item], mode: str = "VALIDATED") -> int:
     """Put pictures into a collect server; return how many are new."""
-    return add_items(Store(server.folder), group, pictures, mode)
+    return add_items(Store(server.folder), group, pictures, mode).new

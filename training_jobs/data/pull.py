@@ -12,7 +12,7 @@ from jobkit import database, job, settings
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
 from jobkit.paths import SnapshotPaths
-from jobkit.snapshot import Refused, Summary, read_summary
+from jobkit.snapshot import Refused, Summary, mark_as_last, read_summary
 
 logger = logging.getLogger("training_jobs.pull")
 
@@ -56,6 +56,7 @@ def finish(
     metrics: Mapping[str, float], left_out: str,
 ) -> Result:  # fmt: skip
     """Return the result, with `stop_here` where there is nothing new; otherwise tell MLflow, `metrics` too."""
+    mark_as_last(context.bottle, summary)
     result = _result(summary, transferred, is_new)
     result.left_out = left_out
     if not arguments.force:

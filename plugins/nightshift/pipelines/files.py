@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 from nightshift.kinds import DEFAULT, KINDS
@@ -31,8 +32,27 @@ def load_pipeline(path: Path) -> Pipeline:
     for key, name in pipeline.named_files().items():
         if not (home() / name).is_file():
             file.add(key, f"there is no file {name} in {home()}")
+    for other in _others_that_publish(path, pipeline.publish.model_name):
+        file.add(
+            ("publish", "model_name"),
+            f"{other.name} publishes {pipeline.publish.model_name!r} too: each would replace the other's model every "
+            "night; give one of them a name of its own",
+        )
     file.raise_if_any()
     return pipeline
+
+
+def _others_that_publish(path: Path, model_name: str) -> list[Path]:
+    """Return the pipeline files beside `path` with the same model; what cannot be read has an error of its own."""
+    found = []
+    for other in sorted(path.parent.glob("*.yaml")):
+        if other != path and is_pipeline_name(other.stem):
+            with suppress(ConfigFileError):
+                content = ConfigFile.read(other).content
+                publish = content.get("publish") if isinstance(content, dict) else None
+                if isinstance(publish, dict) and publish.get("model_name") == model_name:
+                    found.append(other)
+    return found
 
 
 def _kind(file: ConfigFile) -> type[Pipeline]:

@@ -34,10 +34,13 @@ train: {config: configs/classifier/footwear.yaml}
 publish: {model_name: footwear}
 ```
 
-Its pictures may come from a folder with a folder a class, or from a table with the columns path and label:
-`.venv/services/bin/python -m services.collect.importers FOLDER_OR_CSV --group footwear --directory .nightshift/collect`
-brings them into the collect server of `make up`. Files in another folder than `configs/pipelines` are found where
-`NIGHTSHIFT_PIPELINES` names it.
+`make new-pipeline NAME=footwear` writes it with a training configuration, both with comments. Its pictures come into
+the collect server of `make up` by `make import FROM=<folder> GROUP=footwear`: a folder with a `labels.csv` (columns
+`path` and `label`), else with a folder a class. It says what came of it, class by class, and how to take it back
+(`make import ARGS="--undo 3"`, `ARGS=--list`).
+
+Files in another folder than `configs/pipelines` are found where `NIGHTSHIFT_PIPELINES` names it.
+Two pipelines with one `publish.model_name` are an error in both.
 
 Epochs and batch size of the file are the defaults of the form that starts a run by hand. What makes a run's model, but
 for its data, has a *fingerprint*: all that reaches pulling, preparing, training, evaluation and the gate, from the file

@@ -73,7 +73,7 @@ def test_a_folder_with_a_folder_a_class_is_imported(tmp_path: Path) -> None:
     done = run(
         "services.collect.importers", str(tmp_path / "source"), "--directory", str(tmp_path / "c"), "--group", "season"
     )
-    assert done.stdout == "group season: 3 new pictures\n", done.stderr
+    assert done.stdout.splitlines()[:3] == ["group season: 3 new pictures", "  summer: 1", "  winter: 2"], done.stderr
     found = Store(tmp_path / "c").by_category(["season"], [], [])
     assert {label: len(pictures) for label, pictures in found.items()} == {"summer": 1, "winter": 2}
     assert (found["summer"][0].width, found["summer"][0].height) == (20, 10)
@@ -101,7 +101,7 @@ def test_a_table_is_imported_with_its_picsets(tmp_path: Path) -> None:
     for n in range(8):
         (tmp_path / f"{n}.png").write_bytes(picture(n))
     store = Store(tmp_path / "c")
-    assert add_items(store, "season", items_of_table(tmp_path / "labels.csv"), mode="CHECKING") == 8
+    assert add_items(store, "season", items_of_table(tmp_path / "labels.csv"), mode="CHECKING").new == 8
     found = store.by_category(["season"], [], ["CHECKING"])
     assert {label: len({p.guid for p in pictures}) for label, pictures in found.items()} == {"a": 2, "b": 2}
 
@@ -131,12 +131,84 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         list(items_of_folder(tmp_path))
 
 
+def draw(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(number))
+
+
+def import_from(source: Path, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return run("services.collect.importers", str(source), "--directory", str(directory), "--group", "season", *options)
+
+
+def test_a_folder_with_a_table_in_it_is_read_by_its_table(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    draw(root, "pictures/1.png", "pictures/2.png", "pictures/3.png")
+    (root / "labels.csv").write_text("path,label\npictures/1.png,winter\npictures/2.png,summer\n")
+    done = import_from(root, tmp_path / "c")
+    assert done.stdout.splitlines()[:3] == ["group season: 2 new pictures", "  summer: 1", "  winter: 1"], done.stderr
+    assert f"left out, since nothing says what they show: 1 .png, for example {root}/pictures/3.png" in done.stdout
+
+
+def test_a_folder_with_a_table_of_another_name_is_asked_about(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    draw(root, "pictures/1.png", "pictures/2.png")
+    (root / "metadata.csv").write_text("path,label\npictures/1.png,winter\n")
+    done = import_from(root, tmp_path / "c")
+    assert done.returncode == 1 and "has metadata.csv: name that file instead of the folder" in done.stderr
+    assert Store(tmp_path / "c").groups() == []
+
+
+def test_a_single_class_is_refused_and_a_second_one_of_the_same_group_is_not(tmp_path: Path) -> None:
+    draw(tmp_path / "one", "winter/1.png", "winter/2.png")
+    done = import_from(tmp_path / "one", tmp_path / "c")
+    assert done.returncode == 1 and "all pictures of season would be of one class, 'winter'" in done.stderr
+    assert Store(tmp_path / "c").groups() == []
+    assert [path for path in (tmp_path / "c" / "pictures").rglob("*") if path.is_file()] == []
+    draw(tmp_path / "two", "winter/1.png", "summer/2.png")
+    assert import_from(tmp_path / "two", tmp_path / "c").returncode == 0
+    draw(tmp_path / "three", "autumn/7.png")
+    done = import_from(tmp_path / "three", tmp_path / "c")
+    assert done.stdout.splitlines()[:4] == [
+        "group season: 1 new pictures", "  autumn: 1", "  summer: 1", "  winter: 1",
+    ]  # fmt: skip
+
+
+def test_an_import_is_taken_back_and_nothing_that_was_there_before(tmp_path: Path) -> None:
+    draw(tmp_path / "first", "winter/1.png", "summer/2.png")
+    assert "this is import 1; --undo 1 takes it back" in import_from(tmp_path / "first", tmp_path / "c").stdout
+    draw(tmp_path / "more", "winter/1.png", "spring/9.png", "spring/8.png")
+    assert "import 2" in import_from(tmp_path / "more", tmp_path / "c").stdout
+    again = import_from(tmp_path / "more", tmp_path / "c")
+    assert "0 new pictures" in again.stdout and "import 3" not in again.stdout
+    store = Store(tmp_path / "c")
+    undo = run("services.collect.importers", "--directory", str(tmp_path / "c"), "--undo", "2")
+    assert "import 2 is taken back: 2 pictures are gone" in undo.stdout
+    assert store.counts("season") == {"summer": 1, "winter": 1}
+    assert len([path for path in store.pictures.rglob("*") if path.is_file()]) == 2
+    unknown = run("services.collect.importers", "--directory", str(tmp_path / "c"), "--undo", "2")
+    assert unknown.returncode == 1 and "there is no import 2; there is: 1" in unknown.stderr
+    listed = run("services.collect.importers", "--directory", str(tmp_path / "c"), "--list").stdout
+    assert listed.startswith("1: 20") and listed.endswith(f"2 pictures of group season from {tmp_path}/first\n")
+
+
+def test_pictures_of_one_name_in_several_folders_are_all_kept(tmp_path: Path) -> None:
+    draw(tmp_path, "a/1.png", "b/1.png", "c/1.png")
+    rows = "path,label,picset\na/1.png,winter,p\nb/1.png,winter,p\nc/1.png,summer,q\n"
+    (tmp_path / "labels.csv").write_text(rows)
+    store = Store(tmp_path / "store")
+    assert add_items(store, "season", items_of_table(tmp_path / "labels.csv")).new == 3
+    found = store.by_category(["season"], ["winter"], [])["winter"]
+    contents = {(store.pictures / each.filepath).read_bytes() for each in found}
+    assert contents == {(tmp_path / name).read_bytes() for name in ("a/1.png", "b/1.png")}
+
+
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason=MISSING)
 def test_real_photographs_are_imported_from_their_table(tmp_path: Path) -> None:
     with PHOTOGRAPHS.open() as handle:
         rows = list(csv.DictReader(handle))
     store = Store(tmp_path)
-    assert add_items(store, "hymenoptera", items_of_table(PHOTOGRAPHS)) == len(rows)
+    assert add_items(store, "hymenoptera", items_of_table(PHOTOGRAPHS)).new == len(rows)
     found = store.by_category(["hymenoptera"], [], [])
     assert {label: len(p) for label, p in found.items()} == {
         label: sum(row["label"] == label for row in rows) for label in {row["label"] for row in rows}

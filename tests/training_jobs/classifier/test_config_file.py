@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from jobkit.errors import ConfigurationError
+from local import new_pipeline
 from training_jobs.classifier.config import AugmentationSchedule, Config, read_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -237,3 +238,10 @@ def test_a_file_that_is_an_attack_is_refused_with_a_sentence(name: str, tmp_path
     done = subprocess.run([sys.executable, "-c", read, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("ConfigurationError: "), done.stderr[-500:]
     assert "config.yaml:" in done.stderr
+
+
+def test_what_make_new_pipeline_writes_can_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIGHTSHIFT_PIPELINES", raising=False)
+    monkeypatch.setattr(new_pipeline, "ROOT", tmp_path)
+    training, _ = new_pipeline.create({"name": "shoes"})
+    assert read_config(training).model.backbone_name == "resnet18.a1_in1k"
