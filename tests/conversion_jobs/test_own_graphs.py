@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from conversion_jobs.onnx.graph import interface, read_graph
+from conversion_jobs.sandboxed.own_graph import list_external_files
 from conversion_jobs.triton.served_model import ServedModel
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
@@ -143,6 +144,16 @@ def test_a_graph_that_cannot_be_served_is_refused_with_its_reason(
     with pytest.raises(error, match=says):
         place.bring(weights, family="onnx", **options)
     assert not list(place.bottle.keys("models"))
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../secret"])
+def test_an_own_graph_that_names_a_file_of_the_host_is_refused(tmp_path: Path, location: str) -> None:
+    model = onnx.load(own_graph(tmp_path / "mine.onnx", external="mine.data"), load_external_data=False)
+    (entry,) = (entry for entry in model.graph.initializer[0].external_data if entry.key == "location")
+    entry.value = location
+    (tmp_path / "mine.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DataValidationError, match=f"in '{location}', which is not in its folder"):
+        list_external_files(tmp_path, tmp_path / "mine.onnx")
 
 
 def test_an_own_graph_with_a_fixed_batch_is_deployed_under_its_own_names(

@@ -78,6 +78,8 @@ class Convert(Section, LatencyOptions):
     """what is tried first; where its answers are too far off: fp16, then named layers in FP32, then fp32"""
     serving_tensorrt: TensorRTVersion = SERVING_TENSORRT
     """TensorRT of the serving Triton; a worker with another build is refused"""
+    opt_batch: int = Field(1, ge=1)
+    """the batch that the plan is to be fastest at: the one that is served most"""
     queue: str | None = None
     """queue of the workers with this GPU and trtexec, with Celery; none: the GPU's name in lower case, say t4"""
     pool: str | None = None
