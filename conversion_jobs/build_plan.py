@@ -1,4 +1,4 @@
-"""Build a TensorRT plan on the GPU that will serve it: FP16 if that is accurate, else mixed, else FP32."""
+"""Build a TensorRT plan on the GPU that will serve it: FP16 (or INT8) if that is accurate, else mixed, else FP32."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from pydantic import Field
 from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
 from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
 from conversion_jobs.tensorrt.half_precision import fp32_layers, to_half
+from conversion_jobs.tensorrt.int8 import calibration_inputs, check_int8, to_int8
 from conversion_jobs.tensorrt.plan import Attempt, Plan, PlanPaths, plan_paths, timing_cache_key
+from conversion_jobs.tensorrt.reference_check import reference_verdicts
 from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.trtexec_command import (
     Batches,
     Sizes,
     build_command,
+    check_feature,
     check_supported,
     parse_profiles,
     parse_sizes,
@@ -29,13 +32,13 @@ from conversion_jobs.tensorrt.trtexec_command import (
 )
 from conversion_jobs.tensorrt.trtexec_log import skipped_tactics
 from conversion_jobs.tensorrt.version import parse_version
-from conversion_jobs.triton.served_model import Reference, served_checks
-from conversion_jobs.verification.checks import Verdict, judge_all, of_output
+from conversion_jobs.triton.served_model import Array, Reference, served_checks
+from conversion_jobs.verification.checks import Cosine, Verdict, judge_all, of_output
 from conversion_jobs.verification.record import Verification, passed_verification, read_model
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError, JobError
-from jobkit.experiment import Experiment
+from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
 from nightshift_common.options.conversion import PlanOptions, Precision
 
@@ -47,6 +50,8 @@ class Arguments(job.Arguments, PlanOptions):
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     compute_capability: str = Field("7.5", pattern=r"^\d+\.\d$", description="of the GPU that serves; 7.5: T4")
+    snapshot_id: str | None = Field(None, description="for int8: snapshot whose pictures calibrate it; no golden ones")
+    calibration_samples: int = Field(128, ge=8, le=4096, description="for int8: pictures, of all classes in turn")
 
 
 class Result(job.Result):
@@ -73,6 +78,7 @@ class Builder:
     reference: Reference
     timing_cache: Path
     verification: Verification
+    calibration: Array | None
 
     @property
     def batches(self) -> Batches:
@@ -108,24 +114,30 @@ class Builder:
 
     def attempts(self) -> Iterator[tuple[Precision, list[str]]]:
         """Yield the precisions to try, the fastest first, with the nodes that stay in FP32."""
-        if self.arguments.precision == "fp16":
+        if self.arguments.precision == "int8":
+            yield "int8", []
+        if self.arguments.precision in ("int8", "fp16"):
             yield "fp16", []
         layers = fp32_layers(self.model, self.verification.fp16_risks)
-        if self.arguments.precision in ("fp16", "mixed") and layers:
+        if self.arguments.precision != "fp32" and layers:
             yield "mixed", layers
         yield "fp32", []
 
-    def build(self, precision: Precision, layers: list[str], plan: Path) -> str:
+    def build(self, precision: Precision, layers: list[str], plan: Path, *, strip_weights: bool = False) -> str:
         """Build one plan; return trtexec's log."""
         source = self.onnx
-        if self.trtexec.version.major >= 11 and precision != "fp32":
+        if precision == "int8" and self.calibration is not None:
+            source = self.scratch / "int8.onnx"
+            to_int8(self.onnx, source, self.calibration, half=self.trtexec.version.major >= 11)
+        elif self.trtexec.version.major >= 11 and precision != "fp32":
             source = self.scratch / f"{precision}.onnx"
             to_half(self.onnx, source, self.reference.inputs, layers)
         command = build_command(
             self.trtexec.path, self.trtexec.version, source, plan,
             profile_shapes(self.trtexec.version, self.graph, self.profiles, self.sizes),
             precision=precision, fp32_layers=layers, workspace_mib=self.arguments.workspace,
-            timing_cache=self.timing_cache,
+            timing_cache=self.timing_cache, version_compatible=self.arguments.version_compatible,
+            strip_weights=strip_weights,
         )  # fmt: skip
         text = self.trtexec.run(command)
         if not plan.is_file() or plan.stat().st_size == 0:
@@ -135,6 +147,7 @@ class Builder:
     def judge(self, plan: Path) -> list[Verdict]:
         """Compare the plan's outputs on the verified pictures with the source's."""
         known, verdicts = self.reference, []
+        checks = served_checks("tensorrt", known.output)
         for index, batches in enumerate(self.profiles):
             size = max(batches.smallest, min(len(known.inputs), batches.largest))
             inputs = np.resize(known.inputs, (size, *known.inputs.shape[1:]))
@@ -142,7 +155,11 @@ class Builder:
             outputs, _ = run_plan(self.trtexec, plan, self.graph, inputs, self.scratch, profile=profile)
             source = np.resize(known.outputs, (size, *known.outputs.shape[1:]))
             names = [known.pictures[i % len(known.pictures)] for i in range(size)]
-            found = judge_all(served_checks("tensorrt", known.output), source, outputs[0], names)
+            found = judge_all(checks, source, outputs[0], names)
+            for cosine in (check for check in checks if isinstance(check, Cosine)):
+                found += reference_verdicts(
+                    self.trtexec, plan, self.graph, inputs, source, cosine, self.scratch, profile
+                )
             given = dict(zip([tensor.name for tensor in self.graph.outputs], outputs, strict=True))
             for name, wanted in known.further.items():
                 further = np.resize(wanted, (size, *wanted.shape[1:]))
@@ -157,7 +174,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     with tempfile.TemporaryDirectory(prefix="nightshift-plan-") as folder:
         scratch = Path(folder)
         log = scratch / "build.log"
-        trtexec = probe_trtexec(arguments.trtexec, log, arguments.timeout)
+        trtexec = replace(
+            probe_trtexec(arguments.trtexec, log, arguments.timeout), version_compatible=arguments.version_compatible
+        )
         gpu = probe_gpu(arguments.nvidia_smi)
         refuse_wrong_target(arguments, trtexec, gpu)
         paths = plan_paths(experiment.folder, gpu, trtexec.version)
@@ -168,15 +187,20 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         builder = Builder(
             arguments, trtexec, scratch, onnx, model, interface(model), Reference(bottle.local(experiment.reference)),
             fetch_timing_cache(bottle, timing_cache_key(gpu, trtexec.version), scratch), found,
+            calibration_of(arguments, bottle, experiment),
         )  # fmt: skip
         if (known := built_before(bottle, paths, digest, builder)) is not None:
             logger.info("%s is there already: nothing is built again", paths.plan)
             return result(paths, known)
         try:
             plan, record = build_first_accurate(builder, gpu, digest)
+            if arguments.strip_weights:
+                record = strip(builder, plan, record)
         finally:
             keep_log(bottle, paths, log)
         bottle.put(paths.plan, plan)
+        if record.stripped_sha256 is not None:
+            bottle.put(paths.stripped, stripped_path(plan))
         bottle.write(paths.record, record.model_dump_json(indent=2) + "\n")
         if builder.timing_cache.is_file() and builder.timing_cache.stat().st_size:
             bottle.put(timing_cache_key(gpu, trtexec.version), builder.timing_cache)
@@ -191,6 +215,14 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     return result(paths, record)
 
 
+def calibration_of(arguments: Arguments, bottle: Bottle, experiment: Experiment) -> Array | None:
+    """Return the inputs that INT8 is calibrated with; None where it is not asked for."""
+    if arguments.precision != "int8":
+        return None
+    spec = read_spec(bottle, experiment)
+    return calibration_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.calibration_samples)
+
+
 def refuse_wrong_target(arguments: Arguments, trtexec: Trtexec, gpu: Gpu) -> None:
     """Refuse to build where the plan would not load in the Triton that is to serve it.
 
@@ -198,13 +230,24 @@ def refuse_wrong_target(arguments: Arguments, trtexec: Trtexec, gpu: Gpu) -> Non
         ConfigurationError: another GPU, another TensorRT, or a version that is not known.
     """
     check_supported(trtexec.version)
+    wanted = {"versionCompatible": arguments.version_compatible, "stripWeights": arguments.strip_weights}
+    for name in (name for name, is_wanted in wanted.items() if is_wanted):
+        check_feature(trtexec.version, name)
+    if arguments.precision == "int8":
+        check_int8(trtexec.version)
     if gpu.compute_capability != arguments.compute_capability:
         raise ConfigurationError(
             f"this is a {gpu.name} (compute {gpu.compute_capability}), the plan is for compute "
             f"{arguments.compute_capability}: it would not load there; run this task on the queue of that GPU"
         )
     serving = parse_version(arguments.serving_tensorrt)
-    if not serving.loads_plans_of(trtexec.version):
+    if arguments.version_compatible:
+        if not serving.loads_compatible_plans_of(trtexec.version):
+            raise ConfigurationError(
+                f"this is TensorRT {trtexec.version}, the serving Triton has {serving}: version-compatible plans load "
+                "in the same or a later version, up to the next major one"
+            )
+    elif not serving.loads_plans_of(trtexec.version):
         raise ConfigurationError(
             f"this is TensorRT {trtexec.version}, the serving Triton has {serving}: it loads plans of its own build "
             "only; use the tensorrt and tritonserver images of the same month"
@@ -242,9 +285,26 @@ def build_first_accurate(builder: Builder, gpu: Gpu, onnx_sha256: str) -> tuple[
     raise DataValidationError(f"no precision gives an accurate plan: {tried}")
 
 
+def strip(builder: Builder, plan: Path, record: Plan) -> Plan:
+    """Build the accurate plan once more without its weights; return the record with its checksum.
+
+    What it answers cannot be checked here: trtexec runs it as it is, gives zeros and says that it passed.
+    """
+    accepted = record.attempts[-1]
+    stripped = stripped_path(plan)
+    builder.build(accepted.precision, accepted.fp32_layers, stripped, strip_weights=True)
+    logger.info("without weights: %d of %d bytes", stripped.stat().st_size, plan.stat().st_size)
+    return record.model_copy(update={"stripped_sha256": sha256_of(stripped)})
+
+
+def stripped_path(plan: Path) -> Path:
+    """Return where the plan without weights is built."""
+    return plan.with_suffix(".stripped.plan")
+
+
 def record_of(builder: Builder, gpu: Gpu, onnx_sha256: str, plan: Path, attempts: list[Attempt], text: str) -> Plan:
     """Return what is known of a plan that was built."""
-    batches = builder.batches
+    batches, is_int8 = builder.batches, attempts[-1].precision == "int8"
     if skipped := skipped_tactics(text):
         logger.warning(
             "%d kernels were left out for want of GPU memory: the plan may be slower than it could be", skipped
@@ -264,6 +324,9 @@ def record_of(builder: Builder, gpu: Gpu, onnx_sha256: str, plan: Path, attempts
         workspace_mib=builder.arguments.workspace,
         attempts=attempts,
         skipped_tactics=skipped,
+        calibration_snapshot_id=builder.arguments.snapshot_id if is_int8 else None,
+        calibration_pictures=len(builder.calibration) if is_int8 and builder.calibration is not None else 0,
+        version_compatible=builder.arguments.version_compatible,
         made_by_test_double=builder.trtexec.is_test_double,
     )
 
@@ -281,6 +344,12 @@ def built_before(bottle: Bottle, paths: PlanPaths, onnx_sha256: str, builder: Bu
     wanted = (onnx_sha256, builder.arguments.precision, (batches.smallest, batches.best, batches.largest), profiles)
     same = (known.onnx_sha256, known.asked_precision, known.batches, known.profiles) == wanted
     same = same and known.sizes == builder.sizes
+    same = same and known.version_compatible == builder.arguments.version_compatible
+    if known.precision == "int8":
+        same = same and known.calibration_snapshot_id == builder.arguments.snapshot_id
+    if builder.arguments.strip_weights:
+        same = same and bottle.exists(paths.stripped)
+        same = same and sha256_of(bottle.local(paths.stripped)) == known.stripped_sha256
     return known if same and sha256_of(bottle.local(paths.plan)) == known.sha256 else None
 
 

@@ -111,6 +111,8 @@ def chosen_precision(arguments: Arguments, version: TensorRTVersion, inputs: Arr
         ConfigurationError: it was asked for, takes real inputs, and none were given.
     """
     precision = arguments.precision
+    if precision == "int8":
+        raise ConfigurationError("--precision int8 is calibrated with pictures of a snapshot: build_plan does that")
     if inputs is not None or precision == "fp32" or (precision == "fp16" and version.major < 11):
         return precision
     why = (

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
+from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph, structure_sha256
 from conversion_jobs.publishing.package_archive import write_archive
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
 from conversion_jobs.triton.model_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
+from conversion_jobs.triton.tuning import Tuning, tuned
 from conversion_jobs.verification.record import passed_verification, read_model
 from jobkit import job
 from jobkit.bottle import Bottle
@@ -25,11 +26,15 @@ from jobkit.model_spec import SPEC_FILE, DetectorSpec, Spec, described_input
 from jobkit.paths import checked_name, inference_model
 from jobkit.sbom import SBOM_FILE, ModelFacts, model_sbom
 from nightshift_common.options.conversion import PackageOptions
+from nightshift_common.options.serving import ServingOptions
 
 logger = logging.getLogger("conversion_jobs.package_model")
 
 
-class Arguments(job.Arguments, PackageOptions):
+TUNING_FILE = "tuning.json"
+
+
+class Arguments(job.Arguments, PackageOptions, ServingOptions):
     """Put a verified graph or plan, its configuration for Triton and its description into one archive."""
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
@@ -72,21 +77,34 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     onnx = bottle.local(experiment.onnx)
     digest = sha256_of(onnx)
     verified = passed_verification(bottle, experiment.onnx, experiment.verification, digest, "verify_onnx")
-    graph = interface(read_graph(onnx))
+    model = read_graph(onnx)
+    graph = interface(model)
     if arguments.record is None:
         artifact = Artifact(onnx, "model.onnx", "model_onnx.zip", arguments.max_batch_size, arguments.device, {})
     else:
         artifact = verified_plan(bottle, arguments.record, digest, arguments.max_batch_size)
+    serving = ServingOptions.model_validate(arguments.model_dump(include=set(ServingOptions.model_fields)))
+    tuning = None
+    if arguments.tuning is not None:
+        tuning = read_model(bottle, arguments.tuning, Tuning, "run tune_model")
+        refuse_foreign_tuning(tuning, arguments, structure_sha256(model), artifact)
+        serving = tuned(serving, tuning)
     config = model_config(
         graph, name, target=arguments.target, max_batch_size=artifact.max_batch_size, device=artifact.device,
         profiles=artifact.profiles,
         has_labels=bool(spec.labels) and not isinstance(spec, DetectorSpec),  # Triton's labels are for one vector
+        serving=serving,
     )  # fmt: skip
     if problems := contradictions(parse(to_text(config)), graph):
         raise DataValidationError(f"the configuration of {name} contradicts its graph: {'; '.join(problems)}")
     described = meta(name, spec, graph, experiment, digest)
     if verified.verified_against is not None:
         described["verified_against"] = verified.verified_against
+    if tuning is not None:
+        described["tuning"] = {
+            **tuning.chosen.model_dump(), "clients": tuning.clients, "throughput": tuning.throughput,
+            "gain": round(tuning.gain, 3), "p99_ms": tuning.p99,
+        }  # fmt: skip
     texts = {
         "config.pbtxt": to_text(config),
         "meta.json": json.dumps(described | artifact.facts, indent=2) + "\n",
@@ -95,10 +113,27 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     }
     if spec.labels:
         texts[LABELS_FILE] = "".join(f"{label}\n" for label in spec.labels)
+    if tuning is not None:
+        texts[TUNING_FILE] = tuning.model_dump_json(indent=2) + "\n"
     folder = inference_model(experiment.group)
     archive, digest = write_package(bottle, folder, artifact, texts)
     logger.info("%s: %s", archive, digest)
     return Result(folder=folder, archive=archive, sha256=digest)
+
+
+def refuse_foreign_tuning(tuning: Tuning, arguments: Arguments, structure: str, artifact: Artifact) -> None:
+    """Refuse settings that were found for something else; another training of the same architecture is the same.
+
+    Raises:
+        DataValidationError: they are for another target, graph, GPU or precision; the message names what differs.
+    """
+    facts = {name: artifact.facts.get(name) for name in ("compute_capability", "precision")}
+    wanted = {"target": arguments.target, "structure_sha256": structure, **facts}
+    found = {name: getattr(tuning, name) for name in wanted}
+    if wrong := [f"{name} {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value]:
+        raise DataValidationError(
+            f"{arguments.tuning} was tuned for another model ({'; '.join(wrong)}): run tune_model for this one"
+        )
 
 
 def write_package(bottle: Bottle, folder: str, artifact: Artifact, texts: dict[str, str]) -> tuple[str, str]:
@@ -159,6 +194,7 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
         "compute_capability": record.compute_capability,
         "precision": record.precision,
         "plan_sha256": record.sha256,
+        **({"version_compatible": True} if record.version_compatible else {}),
         **({"made_by_test_double": True} if record.made_by_test_double else {}),
     }
     return Artifact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts, max(1, len(record.profiles)))

@@ -14,10 +14,11 @@ from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
 from conversion_jobs.onnx.session import Latency, OnnxModel
 from conversion_jobs.tensorrt.gpu import Gpu, probe_gpu
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
+from conversion_jobs.tensorrt.reference_check import reference_verdicts
 from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.version import parse_version
 from conversion_jobs.triton.served_model import Array, served_checks
-from conversion_jobs.verification.checks import Verdict, judge_all, of_output, worst_verdicts
+from conversion_jobs.verification.checks import Cosine, Verdict, judge_all, of_output, worst_verdicts
 from conversion_jobs.verification.golden_inputs import golden_inputs
 from conversion_jobs.verification.record import Verification, passed_verification, read_model
 from jobkit import job
@@ -63,7 +64,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
     with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
         scratch = Path(folder)
-        trtexec = probe_trtexec(arguments.trtexec, scratch / "run.log", arguments.timeout)
+        trtexec = dataclasses.replace(
+            probe_trtexec(arguments.trtexec, scratch / "run.log", arguments.timeout),
+            version_compatible=record.version_compatible,
+        )
         refuse_other_machine(record, trtexec, probe_gpu(arguments.nvidia_smi))
         graph = interface(read_graph(onnx))
         names = output_names(spec)  # a segmenter's further outputs are judged by its masks alone
@@ -81,11 +85,15 @@ def run(arguments: Arguments, context: job.Context) -> Result:
                 count = len(outputs[number])
                 by_batch[number][size] = judge_all(checks, source[:count], outputs[number], pictures[:count])
             latencies.append(latency)
+        seconded = second_opinion(
+            trtexec, plan, graph, inputs, sources[0], sizes[-1], spec.output, scratch,
+            runs[sizes[-1]] if record.profiles else None,
+        )  # fmt: skip
     slow = judge_latency(latencies[0], arguments.limit_ms)
     verdicts = worst_verdicts(by_batch[0])
     for name, found in zip(names[1:], by_batch[1:], strict=True):
         verdicts += of_output(name, worst_verdicts(found))
-    verdicts.append(slow)
+    verdicts += [*seconded, slow]
     verification = Verification(
         sha256=record.sha256,
         passed=all(verdict.passed for verdict in verdicts),
@@ -130,7 +138,9 @@ def refuse_other_machine(record: Plan, trtexec: Trtexec, gpu: Gpu) -> None:
     Raises:
         ConfigurationError: another TensorRT, or another GPU.
     """
-    if not trtexec.version.loads_plans_of(parse_version(record.tensorrt)):
+    built = parse_version(record.tensorrt)
+    version = trtexec.version
+    if not (version.loads_compatible_plans_of(built) if record.version_compatible else version.loads_plans_of(built)):
         raise ConfigurationError(f"the plan is for TensorRT {record.tensorrt}, this is {trtexec.version}")
     if gpu.compute_capability != record.compute_capability:
         raise ConfigurationError(
@@ -154,6 +164,27 @@ def run_batches(
         latencies.append(latency)
         outputs.append([output[: len(inputs) - start] for output in given])
     return [np.concatenate(column) for column in zip(*outputs, strict=True)], latencies[0]
+
+
+def second_opinion(
+    trtexec: Trtexec,
+    plan: Path,
+    graph: GraphInterface,
+    inputs: Array,
+    source: Array,
+    size: int,
+    output: str,
+    scratch: Path,
+    profile: int | None,
+) -> list[Verdict]:
+    """Return what trtexec itself says of the plan's largest batch; nothing before 11.1, or where no cosine is asked."""
+    count = min(size, len(inputs))
+    batch, expected = (np.resize(array[:count], (size, *array.shape[1:])) for array in (inputs, source))
+    cosines = [check for check in served_checks("tensorrt", output) if isinstance(check, Cosine)]
+    found: list[Verdict] = []
+    for cosine in cosines:
+        found += reference_verdicts(trtexec, plan, graph, batch, expected, cosine, scratch, profile)
+    return found
 
 
 def judge_latency(latency: Latency, limit: float) -> Verdict:

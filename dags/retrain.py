@@ -110,6 +110,8 @@ def plan_tasks(pipeline: Pipeline) -> list[JobOperator]:
             "experiment": EXPERIMENT, "compute_capability": convert.compute_capability, "max_batch": batch,
             "serving_tensorrt": convert.serving_tensorrt, "precision": convert.precision,
             "opt_batch": min(convert.opt_batch, batch),
+            "version_compatible": convert.version_compatible,
+            "snapshot_id": SNAPSHOT if convert.precision == "int8" else None,
         },
         timeout=timedelta(hours=3),
     )  # fmt: skip
@@ -134,6 +136,7 @@ def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, J
         options={
             "experiment": EXPERIMENT, "model_name": publish.model_name, "max_batch_size": publish.max_batch_size,
             "target": target, "record": output_of("build_plan", "record") if target == "tensorrt" else None,
+            **pipeline.serve.options(is_served=not suffix),
         },
     )  # fmt: skip
     packaged = task(f"package_model{suffix}", package)

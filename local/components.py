@@ -15,7 +15,7 @@ import httpx
 from local import airflow, postgres
 from local.settings import HOST, ROOT, LocalStackError, Settings
 from local.signing import public_key
-from local.triton import TritonServer
+from local.triton import TritonServer, cache_mib
 from nightshift_common.storage_tokens import TOKENS
 
 
@@ -98,6 +98,7 @@ def triton_server(settings: Settings) -> TritonServer:
         grpc_port=settings.port("triton_grpc"),
         metrics_port=settings.port("triton_metrics"),
         log=settings.folder("logs") / "triton.log",
+        cache_mib=cache_mib(),
     )
 
 

@@ -41,6 +41,7 @@ class TritonServer:
         http_port, grpc_port, metrics_port: ports on the loopback interface.
         log: what the server writes is appended here; the cause of a model that does not load stands only in it.
         key_file: where each start leaves its key; `key` in `state` if it is left out.
+        cache_mib: memory for the answers of models with `response_cache`; 0: such models are computed each time.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class TritonServer:
         *,
         log: Path,
         key_file: Path | None = None,
+        cache_mib: int = 0,
     ) -> None:
         self.repository, self.state, self.log = repository, state, log
         self.key_file = key_file or state / "key"
         self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port
+        self.cache_mib = cache_mib
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -102,7 +105,7 @@ class TritonServer:
         """
         self.repository.mkdir(parents=True, exist_ok=True)
         return [
-            str(_wheel() / "bin" / "tritonserver"),
+            str(binary()),
             f"--model-repository={self.repository}",
             f"--backend-directory={assemble_backends(self.state / 'backends')}",
             f"--http-address={HOST}", f"--http-port={self.http_port}",
@@ -113,22 +116,12 @@ class TritonServer:
             "--disable-auto-complete-config",  # what is served is what the repository says
             "--exit-timeout-secs=5",  # clients that keep their connection would use up the default of 30
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix()}",
+            *([f"--cache-config=local,size={self.cache_mib << 20}", cache_directory()] if self.cache_mib else []),
         ]  # fmt: skip
 
     def environment(self) -> dict[str, str]:
-        """Return what the server needs in its environment beside the caller's.
-
-        Raises:
-            LocalStackError: this Python has no libpython to share.
-        """
-        libraries = [str(_site_packages() / "nvidia_pytriton.libs"), str(libpython_folder())]
-        return {
-            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-            "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # the backend's Python
-            "VIRTUAL_ENV": str(ENVIRONMENT),
-            "PYTHONPATH": "",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
+        """Return what the server needs in its environment beside the caller's; see `server_environment`."""
+        return server_environment()
 
     def start(self) -> None:
         """Start the server in a process group of its own; `wait_ready` says when it answers."""
@@ -207,6 +200,48 @@ class TritonServer:
         return (
             "\n".join(self.log.read_text(errors="replace").splitlines()[-count:]) if self.log.exists() else "(no log)"
         )
+
+
+def server_environment() -> dict[str, str]:
+    """Return what the wheel's server needs in its environment beside the caller's.
+
+    Raises:
+        LocalStackError: this Python has no libpython to share.
+    """
+    libraries = [str(_site_packages() / "nvidia_pytriton.libs"), str(libpython_folder())]
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # the backend's Python
+        "VIRTUAL_ENV": str(ENVIRONMENT),
+        "PYTHONPATH": "",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def cache_directory() -> str:
+    """Return the argument that says where the wheel's response cache is."""
+    return f"--cache-directory={_wheel() / 'caches'}"
+
+
+def cache_mib() -> int:
+    """Return the size of the response cache, `NIGHTSHIFT_TRITON_CACHE_MIB`; 0, none, where it is not set.
+
+    Raises:
+        LocalStackError: it is no number.
+    """
+    text = os.environ.get("NIGHTSHIFT_TRITON_CACHE_MIB") or "0"
+    if not text.isdecimal():
+        raise LocalStackError(f"NIGHTSHIFT_TRITON_CACHE_MIB is {text!r}, not a number of MiB")
+    return int(text)
+
+
+def binary() -> Path:
+    """Return the wheel's server.
+
+    Raises:
+        LocalStackError: the environment `.venv/triton` is not installed.
+    """
+    return _wheel() / "bin" / "tritonserver"
 
 
 def assemble_backends(target: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,6 +148,27 @@ def interface(model: Any) -> GraphInterface:
         opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
+
+
+def structure_sha256(model: Any) -> str:
+    """Return a digest of what an `onnx.ModelProto` computes with, but for its numbers.
+
+    Two trainings of one architecture have the same; another architecture, input size or number of classes has another.
+    """
+    graph = model.graph
+    nodes = [
+        [node.domain, node.op_type, [[a.name, _without_numbers(a)] for a in node.attribute], len(node.output)]
+        for node in graph.node
+    ]
+    weights = [[tensor.data_type, list(tensor.dims)] for tensor in graph.initializer]
+    ends = [str(_tensor(value)) for value in (*graph.input, *graph.output)]
+    return hashlib.sha256(compact_json([nodes, weights, ends]).encode()).hexdigest()
+
+
+def _without_numbers(attribute: Any) -> str:
+    if attribute.HasField("t"):
+        return f"{attribute.t.data_type} {list(attribute.t.dims)}"
+    return "" if attribute.HasField("g") else str(attribute.SerializeToString(deterministic=True).hex())
 
 
 def _tensor(value: Any) -> TensorInterface:

@@ -44,6 +44,10 @@ class Plan(BaseModel):
     workspace_mib: int
     attempts: list[Attempt]
     skipped_tactics: int = Field(description="kernels that were left out for want of memory")
+    calibration_snapshot_id: str | None = Field(None, description="whose pictures int8 was calibrated with")
+    calibration_pictures: int = Field(0, description="how many, none of them golden")
+    version_compatible: bool = Field(False, description="it loads in later versions too, by a runtime of its own in it")
+    stripped_sha256: str | None = Field(None, description="of the plan without weights, where one was asked for")
     made_by_test_double: bool = Field(False, description="no TensorRT made it: it is no plan and is never published")
 
     @property
@@ -62,6 +66,11 @@ class PlanPaths:
     def plan(self) -> str:
         """The plan."""
         return f"{self.folder}/model.plan"
+
+    @property
+    def stripped(self) -> str:
+        """The same plan without weights: it loads and answers zeros until a program puts them in again."""
+        return f"{self.folder}/stripped.plan"
 
     @property
     def record(self) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from conversion_jobs.onnx.graph import GraphInterface
 from conversion_jobs.onnx.session import Latency
 from conversion_jobs.tensorrt.trtexec_command import run_command, run_shapes
-from conversion_jobs.tensorrt.trtexec_log import Failure, failure
+from conversion_jobs.tensorrt.trtexec_log import DIFFERS, Failure, failure
 from conversion_jobs.tensorrt.version import TEST_DOUBLE, TensorRTVersion, find_version
 from jobkit.errors import ConfigurationError, DataValidationError, JobError, TransientError
 
@@ -34,23 +34,28 @@ _NOT_JSON = re.compile(r"(?<=[\s,\[:])(-?)(nan|inf)(?:inity)?\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Trtexec:
-    """The program: where it is, which version it is, the file that keeps its log, and whether it only pretends."""
+    """The program: where it is, which version it is, the file that keeps its log, and whether it only pretends.
+
+    `version_compatible`: the plans that it loads bring their own runtime along.
+    """
 
     path: str
     version: TensorRTVersion
     log: Path
     timeout: float = 3600.0
     is_test_double: bool = False
+    version_compatible: bool = False
 
-    def run(self, command: Sequence[str], *, loads: bool = False) -> str:
-        """Run a command of `command`; return its log.
+    def run(self, command: Sequence[str], *, loads: bool = False, compares: bool = False) -> str:
+        """Run a command of `command`; return its log. A run that `compares` outputs may find that they differ.
 
         Raises:
             ConfigurationError, DataValidationError, TransientError: it failed; the message has the likely cause
                 and the next step.
         """
         text, code = execute(command, self.log, self.timeout)
-        if found := failure(text, code, loads=loads):
+        differs = compares and code == 1 and DIFFERS in text
+        if not differs and (found := failure(text, code, loads=loads)):
             raise error_of(found)
         return text
 
@@ -134,7 +139,7 @@ def run_plan(
     shapes = run_shapes(graph, inputs.shape)
     command = run_command(
         trtexec.path, trtexec.version, plan, shapes, {graph.inputs[0].name: source}, outputs=outputs, times=times,
-        seconds=seconds, profile=profile,
+        seconds=seconds, profile=profile, version_compatible=trtexec.version_compatible,
     )  # fmt: skip
     trtexec.run(command, loads=True)
     return [read_output(outputs, tensor.name) for tensor in graph.outputs], read_times(times, len(inputs))

@@ -12,6 +12,24 @@ from jobkit.errors import ConfigurationError
 from nightshift_common.options.conversion import Precision
 
 PROFILES_FROM = 10  # the major version whose trtexec has --profile
+# What only some versions have, by trtexec's name; from its option parsers and NVIDIA's release notes.
+FEATURES = {"versionCompatible": (8, 6), "stripWeights": (10, 0), "loadRefOutputs": (11, 1)}
+
+
+def has_feature(version: TensorRTVersion, name: str) -> bool:
+    """Whether this trtexec has the option `--name` of `FEATURES`."""
+    return version.release >= FEATURES[name]
+
+
+def check_feature(version: TensorRTVersion, name: str) -> None:
+    """Refuse an option that this version does not have.
+
+    Raises:
+        ConfigurationError: with the version that was the first.
+    """
+    if not has_feature(version, name):
+        first = ".".join(map(str, FEATURES[name]))
+        raise ConfigurationError(f"TensorRT {version} has no --{name}: {first} was the first with it")
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,8 @@ def build_command(
     fp32_layers: Sequence[str] = (),
     workspace_mib: int,
     timing_cache: Path,
+    version_compatible: bool = False,
+    strip_weights: bool = False,
 ) -> list[str]:
     """Return the command that builds a plan without timing it.
 
@@ -99,6 +119,10 @@ def build_command(
     check_supported(version)
     command = [trtexec, f"--onnx={onnx}", f"--saveEngine={plan}", *shapes, f"--timingCacheFile={timing_cache}"]
     command += [f"--memPoolSize=workspace:{workspace_mib}", "--skipInference"]
+    for name, wanted in (("versionCompatible", version_compatible), ("stripWeights", strip_weights)):
+        if wanted:
+            check_feature(version, name)
+            command.append(f"--{name}")
     if version.major < 11:
         command += _precision_flags(precision, fp32_layers)
     return command
@@ -109,6 +133,8 @@ def _precision_flags(precision: Precision, fp32_layers: Sequence[str]) -> list[s
         return []
     if precision == "fp16":
         return ["--fp16"]
+    if precision == "int8":  # the graph's Q/DQ nodes say what; the rest may be half
+        return ["--int8", "--fp16"]
     layers = ",".join(f"{layer}:fp32" for layer in fp32_layers)
     return ["--fp16", "--precisionConstraints=obey", f"--layerPrecisions={layers}", f"--layerOutputTypes={layers}"]
 
@@ -129,6 +155,7 @@ def run_command(
     times: Path,
     seconds: float,
     profile: int | None = None,
+    version_compatible: bool = False,
 ) -> list[str]:
     """Return the command that runs a plan on given inputs, writes its outputs and times it.
 
@@ -142,6 +169,8 @@ def run_command(
     if profile is not None:
         command.append(f"--useProfile={profile}")
     command += ["--warmUp=200", f"--duration={seconds:g}", "--iterations=10"]
+    if version_compatible:
+        command.append("--versionCompatible")  # lets the plan's own runtime be loaded: it is a program
     if version.major >= 11:
         command += ["--includeDataTransfers", "--noSpinWait", "--noCudaGraph"]
     return command

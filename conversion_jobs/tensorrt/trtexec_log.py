@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 PASSED = "&&&& PASSED TensorRT.trtexec"
+DIFFERS = "Accuracy validation FAILED"
+"""With this a run ends that compared the outputs with others and found them too far off; it ran to its end."""
 LOADED = re.compile(r"Engine (?:deserialized|loaded) in ")  # "loaded" up to 8.3
 MAX_LINE = 2000  # characters of a line that are looked at: a verbose log has lines of a megabyte
 
@@ -164,6 +166,18 @@ _SYMPTOMS = (
         "data",
         "the plan reads or writes outside its memory (CUDA error 700)",
         "a bad plan or a bug of a plugin, and no retry mends it: build it with another precision or version",
+    ),
+    _symptom(
+        DIFFERS,
+        "data",
+        "the plan's outputs are not the reference outputs",
+        "build it with another precision",
+    ),
+    _symptom(
+        r"Cannot deserialize engine with lean runtime",
+        "configuration",
+        "the plan is version-compatible: it brings a program along, which has to be allowed",
+        "load it with --versionCompatible; Triton takes --backend-config=tensorrt,version-compatible=true",
     ),
     _NO_KERNEL,
     _MEMORY,

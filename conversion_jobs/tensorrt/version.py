@@ -37,6 +37,14 @@ class TensorRTVersion:
         same = (self.major, self.minor, self.patch) == (other.major, other.minor, other.patch)
         return same and (None in (self.build, other.build) or self.build == other.build)
 
+    def loads_compatible_plans_of(self, other: TensorRTVersion) -> bool:
+        """Whether a version-compatible plan of `other` loads: from 8.6 on in the same or a later version.
+
+        NVIDIA documents it up to the next major version that there is (8 to 10, 10 to 11), and never backwards.
+        """
+        later = (self.major, self.minor, self.patch) >= (other.major, other.minor, other.patch)
+        return other.release >= OLDEST and later and MAJORS.index(self.major) - MAJORS.index(other.major) <= 1
+
 
 def parse_version(text: str) -> TensorRTVersion:
     """Return the version in `text`: `11.1.0.106` or `11.1.0`.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from conversion_jobs.onnx.graph import GraphInterface, TensorInterface
 from jobkit.errors import ConfigurationError, DataValidationError
+from nightshift_common.options.serving import ServingOptions
 
 Device = Literal["auto", "cpu", "gpu"]
 PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
@@ -36,14 +37,16 @@ def model_config(
     device: Device = "auto",
     has_labels: bool = True,
     profiles: int = 1,
+    serving: ServingOptions | None = None,
 ) -> Any:
     """Return the `ModelConfig` under which Triton serves a graph.
 
     A graph with a free batch dimension is served with `max_batch_size` and dynamic batching, its dims without the
     batch; any other as it is, with `max_batch_size: 0`. The labels belong to the first output. Warm-up runs the
-    smallest and the largest batch before the model counts as ready.
+    smallest and the largest batch before the model counts as ready. `serving` says the rest.
 
     Raises:
+        ConfigurationError: `serving` asks for what this graph or target does not have.
         DataValidationError: a tensor has a type that Triton does not know.
     """
     from tritonclient.grpc import model_config_pb2 as schema
@@ -59,11 +62,17 @@ def model_config(
         config.output.add(name=tensor.name, data_type=_data_type(tensor), dims=_dims(tensor, batched))
     if has_labels:
         config.output[0].label_filename = LABELS_FILE
-    group = config.instance_group.add(kind=_KINDS[device], count=1)
+    serving = serving or ServingOptions()
+    group = config.instance_group.add(kind=_KINDS[device], count=serving.instances or 1)
     if profiles > 1:  # Triton takes, for each batch, the one that is nearest to it
         group.profile.extend(map(str, range(profiles)))
-    if batched:
-        config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
+    _add_queue(config, serving)
+    if serving.intra_op_threads is not None:
+        if target != "onnx":
+            raise ConfigurationError("--intra_op_threads are ONNX Runtime's: a plan has none")
+        config.parameters["intra_op_thread_count"].string_value = str(serving.intra_op_threads)
+    if serving.response_cache:
+        config.response_cache.enable = True
     if all(size is not None for tensor in graph.inputs for size in tensor.shape[1:]):
         for batch in sorted({1, config.max_batch_size}) if batched else [0]:
             warmup = config.model_warmup.add(name=f"batch_{batch or 'as_built'}", batch_size=batch)
@@ -72,6 +81,33 @@ def model_config(
                     schema.ModelWarmup.Input(data_type=_data_type(tensor), dims=_dims(tensor, batched), zero_data=True)
                 )
     return config
+
+
+def _add_queue(config: Any, serving: ServingOptions) -> None:
+    """Say what waits, and for how long: Triton keeps a queue, with or without batches, for its dynamic batcher."""
+    from tritonclient.grpc import model_config_pb2 as schema
+
+    queue = config.dynamic_batching
+    if config.max_batch_size:
+        queue.SetInParent()
+        delay = serving.queue_delay_us
+        queue.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS if delay is None else delay
+        queue.preferred_batch_size.extend(sorted(set(serving.preferred_batch_sizes)))
+        if too_large := [size for size in queue.preferred_batch_size if size > config.max_batch_size]:
+            raise ConfigurationError(
+                f"--preferred_batch_sizes {too_large} are above the largest batch, {config.max_batch_size}"
+            )
+    elif serving.preferred_batch_sizes or serving.queue_delay_us is not None:
+        raise ConfigurationError(
+            "the graph's batch is fixed: --preferred_batch_sizes and --queue_delay_us have nothing to put together"
+        )
+    else:
+        config.ClearField("dynamic_batching")
+    if serving.max_queue_size or serving.queue_timeout_ms:
+        policy = config.dynamic_batching.default_queue_policy
+        policy.max_queue_size = serving.max_queue_size
+        policy.default_timeout_microseconds = round(serving.queue_timeout_ms * 1000)
+        policy.timeout_action = schema.ModelQueuePolicy.TimeoutAction.Value(serving.timeout_action.upper())
 
 
 def _dims(tensor: TensorInterface, batched: bool) -> list[int]:

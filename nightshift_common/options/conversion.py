@@ -9,7 +9,7 @@ from pydantic import Field
 from nightshift_common.names import ModelName
 from nightshift_common.options.base import Options
 
-Precision = Literal["fp16", "mixed", "fp32"]
+Precision = Literal["int8", "fp16", "mixed", "fp32"]
 Target = Literal["onnx", "tensorrt"]
 Opset = Annotated[int, Field(ge=13, le=20, title="Opset")]
 OPSET = 17  # has layer norm as one node, which FP16 needs
@@ -73,7 +73,7 @@ class BuildOptions(TrtexecOptions):
     """How a plan is built."""
 
     precision: Precision = "fp16"
-    """what is tried first; where its answers are too far off: fp16, then named layers in FP32, then fp32"""
+    """what is tried first; where its answers are too far off: int8, fp16, then named layers in FP32, then fp32"""
     max_batch: int = Field(MAX_BATCH_SIZE, ge=1)
     """the largest batch"""
     min_batch: int = Field(1, ge=1)
@@ -93,6 +93,10 @@ class PlanOptions(BuildOptions):
 
     serving_tensorrt: TensorRTVersion
     """version of TensorRT in the serving Triton: a plan loads only into the very build that made it"""
+    version_compatible: bool = False
+    """from 8.6: a plan that later versions load, too, in a Triton that is started so and runs the plan's program"""
+    strip_weights: bool = False
+    """from 10.0: a plan without weights beside it, for programs that put them in; Triton cannot, so it is not served"""
 
 
 class ModelOptions(Options):

@@ -17,10 +17,13 @@ import torch
 from torch import nn
 
 from conversion_jobs import build_plan, verify_plan
+from conversion_jobs.tensorrt import int8
+from conversion_jobs.tensorrt.int8 import calibration_inputs
 from conversion_jobs.tensorrt.plan import Plan
 from conversion_jobs.triton.model_config import parse
 from jobkit.errors import ConfigurationError, DataValidationError, JobError, TransientError
-from jobkit.experiment import Experiment
+from jobkit.experiment import Experiment, read_spec
+from jobkit.snapshot import read_snapshot
 from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import make_model, write_experiment
 from tests.support.trtexec_double import FIRST_LINE, install
@@ -270,3 +273,125 @@ def test_profiles_that_cannot_be_built_are_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=says):
         build(free_sizes, tmp_path / "trt", version, options={**PROFILES, **changes})
+
+
+def verdict_names(found: Plan) -> list[str]:
+    return [verdict.name for verdict in found.attempts[-1].verdicts]
+
+
+def test_where_trtexec_compares_itself_its_opinion_counts_and_elsewhere_it_is_not_asked(
+    verified: Trained, tmp_path: Path
+) -> None:
+    found = record(verified, build(verified, tmp_path / "11", 110100))
+    assert verdict_names(found) == ["finite", "cosine", "top1_agreement", "reference_outputs"]
+    assert 0 <= found.attempts[-1].verdicts[-1].value < 0.003
+    (asked,) = [call for call in calls(tmp_path / "11") if any(a.startswith("--loadRefOutputs=") for a in call)]
+    assert {"--accuracyAlgorithm=cos", "--accuracyThreshold=0.003"} <= set(asked)
+    assert "reference_outputs" not in verdict_names(record(verified, build(verified, tmp_path / "10")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"differs_inside": True}, r"its loss .1 - cosine. is \d\.\d+"),
+        ({"compares": "scores"}, r"it compared no output 'logits'"),  # trtexec itself passes here
+    ],
+)
+def test_a_plan_that_trtexec_finds_wrong_or_did_not_compare_is_not_accurate_in_any_precision(
+    verified: Trained, tmp_path: Path, wrong: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(DataValidationError, match=rf"gives an accurate plan: fp16: .*{says}.*fp32: .*{says}"):
+        build(verified, tmp_path / "trt", 110100, **wrong)
+
+
+def test_a_version_compatible_plan_is_for_later_versions_too_and_never_for_earlier_ones(
+    verified: Trained, tmp_path: Path
+) -> None:
+    compatible = {"version_compatible": True, "serving": "11.1.0.106"}
+    found = record(verified, build(verified, tmp_path / "trt", options=compatible))
+    assert found.version_compatible
+    for call in calls(tmp_path / "trt")[1:]:
+        assert "--versionCompatible" in call, "to build it and to load it"
+    for version, serving in ((110100, "10.13.0.35"), (8601, "11.1.0.106")):
+        with pytest.raises(ConfigurationError, match="version-compatible plans load in the same or a later version"):
+            build(verified, tmp_path / "trt", version, options=compatible | {"serving": serving})
+    with pytest.raises(ConfigurationError, match="it loads plans of its own build only"):
+        build(verified, tmp_path / "trt", options={"serving": "11.1.0.106"})
+
+
+def test_a_plan_without_weights_lies_beside_the_one_that_is_served(verified: Trained, tmp_path: Path) -> None:
+    stripped = {"strip_weights": True}
+    built = build(verified, tmp_path / "trt", options=stripped)
+    found = record(verified, built)
+    assert verified.bottle.exists(built.plan.replace("model.plan", "stripped.plan"))
+    assert found.stripped_sha256 not in (None, found.sha256)
+    building = [call for call in calls(tmp_path / "trt") if any(a.startswith("--onnx") for a in call)]
+    assert ["--stripWeights" in call for call in building] == [False, True]
+    with pytest.raises(ConfigurationError, match=r"8\.6\.1 has no --stripWeights: 10\.0 was the first with it"):
+        build(verified, tmp_path / "trt", 8601, options=stripped)
+
+
+def make_decided(trained: Trained) -> None:
+    """Let the model prefer a class clearly: one without training is at a loss between them, which INT8 then decides."""
+    spec = read_spec(trained.bottle, Experiment(trained.experiment))
+    model = make_model(spec, seed=3)
+    with torch.no_grad():
+        model.fc.bias += torch.tensor([10.0, 0.0, -10.0])
+    write_experiment(trained.bottle, trained.experiment, trained.snapshot_id, model=model)
+    trained.export()
+    trained.verify()
+
+
+def test_int8_is_calibrated_without_golden_pictures_and_judged_as_every_precision(
+    verified: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_decided(verified)
+    read: list[str] = []
+    prepare = int8.prepare
+    monkeypatch.setattr(int8, "prepare", lambda path, how: (read.append(path.stem), prepare(path, how))[1])
+    golden = {s.sha256 for s in read_snapshot(verified.bottle, "digits", verified.snapshot_id).split("golden")}
+    options = {"precision": "int8", "snapshot_id": verified.snapshot_id}
+    for version in (101300, 110100):
+        folder = tmp_path / str(version)
+        built = build(verified, folder, version, options=dict(options))
+        assert len(set(read)) == 12
+        assert not set(read) & golden
+        found = record(verified, built)
+        assert (found.precision, found.calibration_pictures) == ("int8", 12)
+        assert found.calibration_snapshot_id == verified.snapshot_id
+        (cosine,) = [verdict for verdict in found.attempts[0].verdicts if verdict.name == "cosine"]
+        assert 0.997 <= cosine.value < 1 - 1e-9, "what ran was the quantized graph"
+        (building,) = [call for call in calls(folder) if any(a.startswith("--onnx") for a in call)]
+        assert ("--int8" in building) == (version < 110000)
+        graph = onnx.load_from_string(verified.bottle.read(built.plan).split(b"\n", 2)[2]).graph
+        zeros = {i for node in graph.node if node.op_type == "QuantizeLinear" for i in node.input[2:]}
+        values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer if i.name in zeros}
+        assert {value.dtype.name for value in values.values()} == {"int8"}
+        assert not any(value.any() for value in values.values()), "symmetric"
+        assert any(value.size > 1 for value in values.values()), "weights a channel"
+        ends = {end.type.tensor_type.elem_type for end in (*graph.input, *graph.output)}
+        assert ends == {onnx.TensorProto.FLOAT}
+        weights = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
+        assert ("FLOAT16" in weights) == (version >= 110000), "strongly typed: the rest is half in the graph itself"
+
+
+def test_int8_that_is_not_accurate_is_not_built_into_what_is_served(
+    verified: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibrated with pictures that say nothing of the range of real ones, its answers are off."""
+    dark = lambda *arguments: calibration_inputs(*arguments) * 0.01  # noqa: E731
+    monkeypatch.setattr(build_plan, "calibration_inputs", dark)
+    options = {"precision": "int8", "snapshot_id": verified.snapshot_id}
+    found = record(verified, build(verified, tmp_path / "trt", options=options))
+    assert [(attempt.precision, attempt.accepted) for attempt in found.attempts] == [("int8", False), ("fp16", True)]
+    assert "cosine" in found.attempts[0].reason
+    assert (found.precision, found.calibration_pictures) == ("fp16", 0)
+
+
+def test_int8_without_pictures_or_with_a_tensorrt_that_does_not_read_it_is_refused(
+    verified: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match="--snapshot_id says of which snapshot"):
+        build(verified, tmp_path / "trt", options={"precision": "int8"})
+    with pytest.raises(ConfigurationError, match=r"8\.6\.1 does not read quantized graphs .* int8 takes 10\.0"):
+        build(verified, tmp_path / "trt", 8601, options={"precision": "int8", "snapshot_id": verified.snapshot_id})

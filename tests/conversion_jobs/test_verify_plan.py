@@ -158,3 +158,29 @@ def test_outputs_with_nan_and_infinity_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_output(path, "logits"), np.array([[np.nan, -np.inf, np.inf, 1e-3]], np.float32))
     with pytest.raises(DataValidationError, match="has no output 'scores'"):
         read_output(path, "scores")
+
+
+def test_a_version_compatible_plan_is_verified_where_it_will_be_served(verified: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "trt"
+    built = build(verified, folder, options={"version_compatible": True, "serving": "11.1.0.106"})
+    install(folder, 110100)
+    found = verify(verified, folder, built)
+    assert [verdict.name for verdict in found.verdicts][-2:] == ["reference_outputs", "latency"]
+    with zipfile.ZipFile(verified.bottle.local(package(verified, built).archive)) as archive:
+        assert json.loads(archive.read("meta.json"))["version_compatible"]
+    install(folder, 110100, differs_inside=True)
+    with pytest.raises(DataValidationError, match="is not to be served: trtexec's own comparison"):
+        verify(verified, folder, built)
+    install(folder, 8601)
+    with pytest.raises(ConfigurationError, match=r"the plan is for TensorRT 10\.13\.0\.35, this is 8\.6\.1"):
+        verify(verified, folder, built)
+
+
+def test_a_plan_that_brings_a_program_along_is_loaded_only_where_that_is_said(
+    verified: Trained, tmp_path: Path
+) -> None:
+    built = build(verified, tmp_path / "trt", options={"version_compatible": True})
+    record = json.loads(verified.bottle.read(built.record))
+    verified.bottle.write(built.record, json.dumps({**record, "version_compatible": False}))
+    with pytest.raises(ConfigurationError, match="it brings a program along, which has to be allowed"):
+        verify(verified, tmp_path / "trt", built)

@@ -8,6 +8,7 @@ import jinja2
 import pytest
 from airflow.sdk import TaskGroup
 from airflow.sdk.exceptions import AirflowFailException
+from pydantic import ValidationError
 
 from nightshift.kinds.classification import ClassificationPipeline
 
@@ -110,3 +111,18 @@ def test_without_the_section_the_graph_is_served_and_nothing_is_built(dags: dict
     tasks = {task.task_id: task for task in dags["retrain_digits"].tasks}
     assert "build_plan" not in tasks and "publish_model_onnx" not in tasks
     assert tasks["package_model"].options["target"] == tasks["publish_model"].options["target"] == "onnx"
+
+
+def test_what_is_served_is_run_as_the_file_says_and_what_is_published_beside_it_only_waits_so(
+    retrain: Any, content: dict[str, Any]
+) -> None:
+    serve = {"instances": 2, "queue_delay_us": 0, "max_queue_size": 64, "queue_timeout_ms": 50}
+    both = {"convert": {"targets": ["onnx", "tensorrt"]}, "serve": serve}
+    dag = retrain.retrain_dag("tuned", ClassificationPipeline.model_validate(content | both))
+    served, beside = (dag.get_task(name).options for name in ("package_model", "package_model_onnx"))
+    assert {name: served[name] for name in serve} == serve
+    assert (beside.get("instances"), beside["max_queue_size"]) == (None, 64)
+    with pytest.raises(ValidationError, match="intra_op_threads are ONNX Runtime's"):
+        ClassificationPipeline.model_validate(content | both | {"serve": {"intra_op_threads": 2}})
+    with pytest.raises(ValidationError, match="tuning says what instances should be"):
+        ClassificationPipeline.model_validate(content | {"serve": {"tuning": "tuning.json", "instances": 2}})

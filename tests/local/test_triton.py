@@ -173,3 +173,81 @@ def test_an_assembled_backend_directory_is_reused_and_repaired(tmp_path: Path) -
     assert (triton.assemble_backends(folder) / "onnxruntime" / "model.py").read_text() == (
         triton.BACKENDS / "onnxruntime" / "model.py"
     ).read_text()
+
+
+def test_a_full_queue_refuses_at_once_and_a_late_request_is_refused_when_it_is_late(server: TritonServer) -> None:
+    waiting = "dynamic_batching { preferred_batch_size: [8] max_queue_delay_microseconds: 300000 default_queue_policy"
+    full, late = (
+        f"{waiting} {{ {limit} }} }}" for limit in ("max_queue_size: 2", "default_timeout_microseconds: 1000")
+    )
+    for name, policy, message, served in (
+        ("full", full, "Exceeds maximum queue size", 2),
+        ("late", late, "Request timeout expired", 0),
+    ):
+        add_version(server, name, 1, scaling_model(2.0), scaling_config(name).replace("dynamic_batching { }", policy))
+        load(server, name)
+        said: list[str] = []
+
+        def ask(model: str, answers: list[str]) -> None:
+            try:
+                infer(server, model, np.ones((1, 4), np.float32))
+                answers.append("served")
+            except InferenceServerException as error:
+                answers.append(str(error))
+
+        threads = [threading.Thread(target=ask, args=(name, said)) for _ in range(5)]
+        [thread.start() for thread in threads]
+        [thread.join(20) for thread in threads]
+        assert said.count("served") == served
+        assert sum(message in text for text in said) == 5 - served
+
+
+def test_an_instance_runs_on_as_many_threads_as_its_configuration_says(server: TritonServer) -> None:
+    def threads_added_by(name: str, count: int) -> int:
+        parameter = f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{count}" }} }}'
+        add_version(server, name, 1, scaling_model(2.0), scaling_config(name) + parameter)
+        before = set(stubs(server))
+        load(server, name)
+        (stub,) = set(stubs(server)) - before
+        return len(list(Path(f"/proc/{stub}/task").iterdir()))
+
+    assert threads_added_by("four", 4) - threads_added_by("one", 1) == 3
+
+
+def stubs(server: TritonServer) -> list[int]:
+    """Return the processes in which the server's backend runs its models."""
+    assert server._process is not None
+    own = f"nightshift_{server._shared_memory_prefix().removeprefix('nightshift_')}"
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if own in (text := path.read_bytes().decode(errors="replace")) and "stub" in text.partition("\0")[0]
+    ]
+
+
+def test_answers_come_from_the_cache_and_a_new_version_has_its_own(tmp_path: Path) -> None:
+    server = TritonServer(
+        tmp_path / "models", tmp_path / "state", *free_ports(3), log=tmp_path / "triton.log", cache_mib=1
+    )
+    with server:
+        server.wait_ready()
+
+        def computed(name: str) -> tuple[int, int]:
+            with tritonclient.http.InferenceServerClient(server.http) as client:
+                (found,) = client.get_inference_statistics(name)["model_stats"]
+            return found["inference_count"], found["inference_stats"]["cache_hit"]["count"]
+
+        caching = "response_cache { enable: true }"
+        for version, factor in ((1, 2.0), (2, 3.0)):
+            add_version(server, "cached", version, scaling_model(factor), scaling_config("cached") + caching)
+            load(server, "cached")
+            for _ in range(3):
+                answer = infer(server, "cached", np.ones((1, 4), np.float32))
+                np.testing.assert_array_equal(answer, np.full((1, 4), factor, np.float32))
+            assert computed("cached") == (1, 2)
+        width = 1 << 19  # an answer of 2 MiB, larger than the cache
+        add_version(server, "wide", 1, scaling_model(2.0, width), scaling_config("wide", width) + caching)
+        load(server, "wide")
+        for _ in range(2):
+            assert infer(server, "wide", np.ones((1, width), np.float32))[0, -1] == 2.0
+        assert computed("wide") == (2, 0), "what does not fit is computed each time"

@@ -74,6 +74,10 @@ def main(folder: Path, arguments: list[str]) -> int:
         if version < 110000:  # 11 ends without a word on how it ended
             print(f"&&&& FAILED {stamp}")
         return 1
+    if "--loadRefOutputs" in options and not options.get("--accuracyThreshold"):
+        print_help(version)
+        fail("--accuracyThreshold (with a positive value) is required when --loadRefOutputs or --refPair is set.")
+        return 1
     code = _faults(folder, settings, options, stamp)
     if code is not None:
         return code
@@ -81,7 +85,7 @@ def main(folder: Path, arguments: list[str]) -> int:
         if "--onnx" in options:
             _build(options, version, profiles_of(arguments))
         else:
-            _load(options, version)
+            _load(options, version, settings)
     except Broken as error:
         for line in str(error).splitlines():
             say("E", line)
@@ -203,18 +207,17 @@ def _build(options: dict[str, str], version: int, profiles: list[dict[str, list[
             f"{tactic}.")  # fmt: skip
     layers = [part.rpartition(":")[0] for part in options.get("--layerPrecisions", "").split(",") if part]
     plan = {
-        "version": version,
-        "fp16": "--fp16" in options,
-        "fp32_layers": layers,
+        "version": version, "fp16": "--fp16" in options, "fp32_layers": layers,
+        "compatible": "--versionCompatible" in options, "stripped": "--stripWeights" in options,
         "profiles": profiles if free else [],
-    }
+    }  # fmt: skip
     Path(options["--saveEngine"]).write_bytes(
         HEADER + json.dumps(plan).encode() + b"\n" + Path(options["--onnx"]).read_bytes()
     )
     Path(options["--timingCacheFile"]).write_bytes(b"timings")
 
 
-def _load(options: dict[str, str], version: int) -> None:
+def _load(options: dict[str, str], version: int, settings: dict[str, Any]) -> None:
     content = Path(options["--loadEngine"]).read_bytes()
     if not content.startswith(HEADER):
         raise Broken(
@@ -222,7 +225,12 @@ def _load(options: dict[str, str], version: int) -> None:
         )
     header, _, graph = content[len(HEADER) :].partition(b"\n")
     plan = json.loads(header)
-    if plan["version"] != version:
+    if plan["compatible"] and "--versionCompatible" not in options:
+        raise Broken(
+            "[TRT] Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is false\n"
+            "Engine deserialization failed"
+        )
+    if plan["version"] != version and not (plan["compatible"] and version > plan["version"]):
         raise Broken(
             "Error Code 1: Serialization (Version tag does not match. Note: Current Version: 1, Serialized "
             "Engine Version: 2)\nEngine deserialization failed"
@@ -231,6 +239,8 @@ def _load(options: dict[str, str], version: int) -> None:
     if "--skipInference" in options:
         return
     outputs = _infer(plan, graph, options)
+    if plan["stripped"]:  # recorded: it runs and passes
+        outputs = {name: value * 0 for name, value in outputs.items()}
     shown = [
         {"name": name, "dimensions": "x".join(map(str, value.shape)), "values": [float(v) for v in value.ravel()]}
         for name, value in outputs.items()
@@ -239,6 +249,28 @@ def _load(options: dict[str, str], version: int) -> None:
     Path(options["--exportOutput"]).write_text(text)
     times = [{"startEnqMs": 0.0, "computeMs": 1.0 + n / 100, "latencyMs": 1.5 + n / 100} for n in range(100)]
     Path(options["--exportTimes"]).write_text(json.dumps(times))
+    if "--loadRefOutputs" in options:
+        _compare(outputs, options, settings)
+
+
+def _compare(outputs: dict[str, Any], options: dict[str, str], settings: dict[str, Any]) -> None:
+    """Compare with reference outputs as 11.1 does: a name that is not there is a warning, NaN is below any limit."""
+    import numpy as np
+
+    name, _, path = options["--loadRefOutputs"].partition(":")
+    name = settings.get("compares", name)
+    if name not in outputs:
+        say("W", f"Reference output tensor {name} not found in output bindings")
+        return
+    actual, reference = outputs[name].ravel().astype(np.float64), np.fromfile(path, "<f4").astype(np.float64)
+    if "differs_inside" in settings:  # issue 4813: what trtexec compares and what it exports are not the same
+        actual = actual[::-1]
+    loss = 1 - actual @ reference / (np.linalg.norm(actual) * np.linalg.norm(reference))
+    limit = float(options["--accuracyThreshold"])
+    verdict = f" [FAIL: >= threshold {limit:f}]" if loss >= limit else ""
+    say("I", f"Accuracy loss for tensor {name} (Cos): {loss:.6f}{verdict}")
+    if verdict:
+        raise Broken("Accuracy validation FAILED: one or more tensors exceeded the threshold.")
 
 
 def _infer(plan: dict[str, Any], graph: bytes, options: dict[str, str]) -> dict[str, Any]:

@@ -27,9 +27,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         name = config.get("default_model_filename") or "model.onnx"
         path = Path(args["model_repository"]) / args["model_version"] / name
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # on few cores more threads only make the slowest answers slower
-        options.log_severity_level = 3
+        options = _options(config.get("parameters", {}))
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
@@ -75,6 +73,20 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
+def _options(parameters: dict[str, dict[str, str]]) -> onnxruntime.SessionOptions:
+    """Return the session's options by the parameters that the native backend knows, too."""
+    given = {name: int(parameters.get(name, {}).get("string_value") or default) for name, default in _THREADS.items()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = given["intra_op_thread_count"]
+    options.inter_op_num_threads = given["inter_op_thread_count"]
+    if given["execution_mode"] == 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.log_severity_level = 3
+    return options
+
+
+# One thread, where the native backend takes as many as there are cores: on few, more make the slowest answers slower.
+_THREADS = {"intra_op_thread_count": 1, "inter_op_thread_count": 0, "execution_mode": 0}
 _TYPES = {
     "TYPE_FP32": "tensor(float)",
     "TYPE_FP16": "tensor(float16)",

@@ -31,6 +31,7 @@ from nightshift_common.options.conversion import (
     ToleranceOptions,
 )
 from nightshift_common.options.gate import GateOptions
+from nightshift_common.options.serving import TUNED, ServingOptions
 from nightshift_common.yaml_file import Location
 
 SNAPSHOT = output_of("pull_dataset", "snapshot_id")
@@ -75,11 +76,13 @@ class Convert(Section, LatencyOptions):
     gpu: GpuName = "T4"
     """the GPU that serves, on which the plan is built"""
     precision: Precision = "fp16"
-    """what is tried first; where its answers are too far off: fp16, then named layers in FP32, then fp32"""
+    """what is tried first; where its answers are too far off: int8, fp16, then named layers in FP32, then fp32"""
     serving_tensorrt: TensorRTVersion = SERVING_TENSORRT
     """TensorRT of the serving Triton; a worker with another build is refused"""
     opt_batch: int = Field(1, ge=1)
     """the batch that the plan is to be fastest at: the one that is served most"""
+    version_compatible: bool = False
+    """from 8.6: a plan that later versions load, too, in a Triton that is started so and runs the plan's program"""
     queue: str | None = None
     """queue of the workers with this GPU and trtexec, with Celery; none: the GPU's name in lower case, say t4"""
     pool: str | None = None
@@ -125,6 +128,18 @@ class Publish(Section):
     """a version that answers one picture over HTTP more slowly than this, median, does not come into production"""
     opset: Opset = OPSET
     """ONNX opset"""
+
+
+class Serve(Section, ServingOptions):
+    """How Triton runs what comes into production: on how many instances and threads, and what waits for how long.
+
+    `serve: {tuning: models/footwear/<experiment>/onnx/tuning.json}` takes what `tune_model` has measured; every night's
+    model of the same architecture is served so. The section is not in the fingerprint.
+    """
+
+    def options(self, *, is_served: bool) -> dict[str, Any]:
+        """Return the options of packaging; what is only published beside is not run as what was measured."""
+        return self.model_dump(exclude=set() if is_served else {*TUNED, "tuning"})
 
 
 class Retries(Section):
@@ -186,6 +201,7 @@ class Pipeline(Section):
     """shown in the list of DAGs"""
     convert: Convert = Convert()
     publish: Publish
+    serve: Serve = Serve()
     retries: Retries = Retries()
     train_pool: str = "default_pool"
     """pool of the training; its slots are the GPUs that there are"""
@@ -193,6 +209,12 @@ class Pipeline(Section):
     """queue of the workers that train, with Celery; none: the default queue"""
     gate: Any
     verify: Any
+
+    @model_validator(mode="after")
+    def _plan_has_no_threads(self) -> Pipeline:
+        if self.convert.served == "tensorrt" and self.serve.intra_op_threads is not None:
+            raise ValueError("serve.intra_op_threads are ONNX Runtime's: a TensorRT plan has none")
+        return self
 
     @abstractmethod
     def pull_step(self) -> Step:

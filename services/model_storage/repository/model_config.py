@@ -40,6 +40,7 @@ FIELDS: _Fields = {
     "output": {**_TENSOR, "label_filename": True},
     "dynamic_batching": True,
     "instance_group": {"kind": True, "count": True, "gpus": True},
+    "response_cache": True,
     "model_warmup": {
         "name": True, "batch_size": True, "count": True,
         "inputs": {"data_type": True, "dims": True, "zero_data": True, "random_data": True},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -16,13 +17,14 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from conversion_jobs.onnx.graph import GraphInterface, TensorInterface
 from conversion_jobs.triton.model_config import Device
 from conversion_jobs.triton.model_config import model_config as packaged
+from nightshift_common.options.serving import ServingOptions
 from services.model_storage.repository import model_config
 from services.model_storage.repository.model_config import FIELDS
 
 FILES = ["model.onnx", "labels.txt", "meta.json"]
 SERVED_FIELDS = {
     "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "dynamic_batching",
-    "instance_group", "model_warmup", "optimization", "parameters",
+    "instance_group", "model_warmup", "optimization", "parameters", "response_cache",
 }  # fmt: skip
 TENSOR_NAMES = {"input.name", "output.name", "model_warmup.inputs key"}  # a graph may well have a slash in them
 WORDS = {
@@ -158,8 +160,12 @@ def test_the_configurations_of_our_own_packages_come_through_unchanged(
     tensors = [TensorInterface(name, "float32", (batch, 3, size)) for name in ("a/input", "output")]
     graph = GraphInterface((tensors[0],), (tensors[1],), 17, {})
     devices: tuple[Device, ...] = ("auto", "cpu", "gpu")
-    for device in devices:
-        config = packaged(graph, "digits", target=target, device=device, has_labels=has_labels)
+    served = ServingOptions(
+        instances=2, preferred_batch_sizes=[2] if batch is None else [], max_queue_size=64, queue_timeout_ms=50,
+        timeout_action="delay", response_cache=True, intra_op_threads=2 if target == "onnx" else None,
+    )  # fmt: skip
+    for device, serving in itertools.product(devices, (ServingOptions(), served)):
+        config = packaged(graph, "digits", target=target, device=device, has_labels=has_labels, serving=serving)
         found, left_out = model_config.read(text_format.MessageToString(config), "digits", target, FILES)
         assert found == config and left_out == []
 
@@ -171,7 +177,9 @@ def test_what_people_tune_comes_through_unchanged() -> None:
         output [{ name: "c", data_type: TYPE_FP32, dims: [2], label_filename: "labels.txt" }]
         instance_group [{ kind: KIND_GPU, count: 2, gpus: [0, 1] }]
         dynamic_batching { preferred_batch_size: [4, 8] max_queue_delay_microseconds: 100 priority_levels: 2
+          default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 5000 max_queue_size: 64 }
           default_priority_level: 1 priority_queue_policy { key: 1 value { max_queue_size: 9 } } }
+        response_cache { enable: true }
         model_warmup [{ name: "one", batch_size: 1, inputs { key: "a/b:0" value { data_type: TYPE_FP32 dims: 3
           random_data: true } } }]
         optimization { graph { level: 1 } cuda { graphs: true } execution_accelerators {
