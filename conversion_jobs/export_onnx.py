@@ -12,6 +12,7 @@ from pydantic import Field
 
 from conversion_jobs.families.sources import SourceFile
 from conversion_jobs.onnx.export import spec_metadata
+from conversion_jobs.onnx.exported import Exported
 from conversion_jobs.onnx.graph import append_metadata, interface, read_graph
 from conversion_jobs.sandboxed.exporting import GRAPH, export_experiment
 from jobkit import job
@@ -37,6 +38,9 @@ class Result(job.Result):
 
     onnx: str = Field(description="key in the bottle")
     sha256: str
+    made: Exported | None = Field(
+        None, description="the exporter, its opset, why the other was refused; None: a graph of your own"
+    )
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
@@ -46,22 +50,21 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if context.bottle.exists(experiment.own_graph):
         return put_own_graph(arguments, context, experiment, spec)
     source, origin = source_file(context.bottle, experiment, spec), {"experiment": experiment.folder}
-    how = {
-        "source": source,
-        "spec": spec,
-        "opset": arguments.opset,
-        "origin": origin,
-        "dynamic": arguments.dynamic_size,
-    }
+    asked = {"opset": arguments.opset, "exporter": arguments.exporter, "dynamic": arguments.dynamic_size}
+    how = {"source": source, "spec": spec, "origin": origin, **asked}
     with runner.run(export_experiment, how, reads=[source.path], modules=source.modules) as done:
         path = done.file(GRAPH)
         digest = sha256_of(path)
         context.bottle.put(experiment.onnx, path)
-        logger.info("%s: %.1f MB, opset %d", experiment.onnx, path.stat().st_size / 1e6, arguments.opset)
+        made = done.value
+        logger.info("%s: %.1f MB, opset %d", experiment.onnx, path.stat().st_size / 1e6, made.opset)
+    made.report(logger, arguments.opset)
     if context.is_tracked:
-        context.tracking.params({"opset": arguments.opset})
-        context.tracking.tags({"experiment": experiment.folder, "onnx_sha256": digest})
-    return Result(onnx=experiment.onnx, sha256=digest)
+        context.tracking.params({"opset": made.opset})
+        tags = {"experiment": experiment.folder, "onnx_sha256": digest, "exporter": made.exporter}
+        refused = {f"exporter_refused.{name}": reason for name, reason in made.refused.items()}
+        context.tracking.tags(tags | refused)
+    return Result(onnx=experiment.onnx, sha256=digest, made=made)
 
 
 def put_own_graph(arguments: Arguments, context: job.Context, experiment: Experiment, spec: Spec) -> Result:

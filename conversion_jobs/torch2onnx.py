@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from conversion_jobs.families.archives import WeightsFile, opened_weights
+from conversion_jobs.onnx.exported import Exported
 from conversion_jobs.onnx.graph import compact_json, interface, read_graph
 from conversion_jobs.sandboxed.exporting import GRAPH, export_detector_file, export_file
 from jobkit import job
@@ -44,6 +45,7 @@ class Result(job.Result):
 
     onnx: Path
     sha256: str
+    made: Exported = Field(description="the exporter that made it, its opset, and why the other exporter was refused")
 
 
 def run(arguments: Arguments, _context: job.Context) -> Result:
@@ -66,13 +68,15 @@ def convert(arguments: Arguments, given: WeightsFile) -> Result:
         "weights": sha256_of(arguments.weights),
         "normalized": str(arguments.normalize and arguments.family != "ultralytics").lower(),
     }
-    how: dict[str, Any] = {"weights": weights, "options": arguments.source, "opset": arguments.opset}
+    asked = {"opset": arguments.opset, "exporter": arguments.exporter}
+    how: dict[str, Any] = {"weights": weights, "options": arguments.source, **asked}
     if arguments.family == "ultralytics":
         if arguments.dynamic_size:
             raise ConfigurationError("a detector's graph is made for one size of pictures: leave --dynamic_size out")
         with runner.run(export_detector_file, how | {"metadata": metadata}, reads=[weights]) as detector:
             put_graph(detector, arguments.output)
-        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
+            made = detector.value.made
+        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output), made=made)
     takes_pictures = arguments.family != "head" and arguments.input_shape is None
     prepared, inside = preprocessing(arguments), None
     if arguments.normalize:
@@ -87,10 +91,11 @@ def convert(arguments: Arguments, given: WeightsFile) -> Result:
         metadata["inside"] = compact_json(inside.model_dump()) if inside else ""
     how |= {"inside": inside, "metadata": metadata, "dynamic": arguments.dynamic_size}
     with runner.run(export_file, how, reads=[weights], modules=arguments.modules) as done:
-        for note in done.value:
+        for note in done.value.notes:
             logger.warning("%s: %s", arguments.weights.name, note)
         put_graph(done, arguments.output)
-    return Result(onnx=arguments.output, sha256=sha256_of(arguments.output))
+        done.value.made.report(logger, arguments.opset)
+        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output), made=done.value.made)
 
 
 def put_graph(done: Done[Any], output: Path) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_jobs.detection.agreement import BoxAgreement, mask_agreement
+from conversion_jobs.onnx.exported import Exported, refuse_older_opset
 from conversion_jobs.onnx.graph import append_metadata, interface, read_graph
 from conversion_jobs.onnx.non_max_suppression import suppress
 from conversion_jobs.verification.checks import Check, Close, Cosine, Finite, Verdict
-from jobkit.errors import DataValidationError
+from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import DetectorSpec
 from nightshift_common.boxes import detections, suppressed
+from nightshift_common.options.conversion import Exporter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,17 +28,28 @@ Array = NDArray[np.float32]
 RAW = {"detect": ["raw"], "segment": ["raw", "coefficients", "protos"]}
 BOXES = BoxAgreement(0.98, 0.01)  # an FP32 graph: boxes that differ stand at the edge of a threshold
 MASK_IOU = 0.95
+SUPPRESSION_OPSET = 13  # where Split and Unsqueeze take sizes and axes as inputs
 
 
-def export_detector(model: nn.Module, spec: DetectorSpec, path: Path, opset: int, metadata: dict[str, str]) -> None:
-    """Write a detector to `path` as ONNX, with non-maximum suppression where the spec asks for it.
+def export_detector(
+    model: nn.Module, spec: DetectorSpec, path: Path, opset: int, metadata: dict[str, str], exporter: Exporter = "auto"
+) -> Exported:
+    """Write a detector, which is TorchScript, to `path` as ONNX, with non-maximum suppression where the spec asks.
 
     Raises:
         DataValidationError: the model cannot be exported, or gives something else than a detector of these classes.
+        ConfigurationError: the options ask for another exporter, or for an opset that is too old for the suppression.
     """
     import onnx
     import torch
 
+    if exporter == "dynamo":
+        raise ConfigurationError("--exporter dynamo: a detector is handed over as TorchScript, which it does not take")
+    if spec.suppression is not None and opset < SUPPRESSION_OPSET:
+        raise ConfigurationError(
+            f"non-maximum suppression in the graph needs opset {SUPPRESSION_OPSET} (Split, Unsqueeze), not "
+            f"{opset}: ask for a newer one, or leave --nms out"
+        )
     how, names = spec.preprocessing, RAW[spec.task]
     example = torch.zeros(2, how.channels, how.height, how.width)
     try:
@@ -46,7 +59,8 @@ def export_detector(model: nn.Module, spec: DetectorSpec, path: Path, opset: int
                 model, (example,), str(path), input_names=["input"], output_names=names, opset_version=opset,
                 dynamic_axes={name: {0: "N"} for name in ("input", *names)}, dynamo=False,
             )  # fmt: skip
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
+        refuse_older_opset(error, opset)
         reason = str(error).strip().splitlines()[0]
         raise DataValidationError(
             f"the detector cannot be exported for [N, 3, {how.height}, {how.width}]: {reason}"
@@ -66,8 +80,10 @@ def export_detector(model: nn.Module, spec: DetectorSpec, path: Path, opset: int
         suppress(graph, spec.suppression)
     onnx.save(graph, str(path))
     append_metadata(path, metadata)
-    if not interface(read_graph(path)).has_free_batch:
+    found = interface(read_graph(path))
+    if not found.has_free_batch:
         raise DataValidationError("the exported graph has a fixed batch")
+    return Exported(exporter="torchscript", opset=found.opset)
 
 
 def source_outputs(model: Any, spec: DetectorSpec, inputs: Array) -> list[Array]:

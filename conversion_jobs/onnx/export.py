@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conversion_jobs.detection.export import export_detector
-from conversion_jobs.onnx.graph import GraphInterface, append_metadata, compact_json, interface, read_graph
+from conversion_jobs.onnx.agreement import graph_disagreement, wanted_of
+from conversion_jobs.onnx.exported import Exported, refuse_older_opset
+from conversion_jobs.onnx.graph import append_metadata, compact_json, interface, read_graph
 from conversion_jobs.onnx.mapped_file import split_file
 from conversion_jobs.onnx.streamed_export import add_weights, is_streamed, without_weights
+from conversion_jobs.onnx.torch_export import export_captured
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import INPUT, DetectorSpec, HeadSpec, Spec, described_input, input_shape, output_names
+from nightshift_common.options.conversion import Exporter, ExporterName
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,8 +26,9 @@ SPATIAL = 2  # the first axis of a size that `dynamic` frees: behind the batch a
 
 
 def export(
-    model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[str, str], *, dynamic: bool = False
-) -> None:
+    model: nn.Module, spec: Spec, path: Path, opset: int, origin: dict[str, str], exporter: Exporter = "auto", *,
+    dynamic: bool = False,
+) -> Exported:  # fmt: skip
     """Write the model of `spec` to `path` as ONNX.
 
     The file tells what it is: labels, preprocessing, snapshot and `origin` stand in its `metadata_props`.
@@ -36,59 +42,95 @@ def export(
     if isinstance(spec, DetectorSpec):
         if dynamic:
             raise ConfigurationError("a detector's graph is made for one size of pictures: leave --dynamic_size out")
-        export_detector(model, spec, path, opset, metadata)
-        return
+        return export_detector(model, spec, path, opset, metadata, exporter)
     names = output_names(spec)
-    found = export_module(
+    made = export_module(
         model, input_shape(spec), path, output=names[0], further=names[1:], opset=opset, metadata=metadata,
-        batch=None if isinstance(spec, HeadSpec) else spec.batch, dynamic=dynamic,
+        exporter=exporter, batch=None if isinstance(spec, HeadSpec) else spec.batch, dynamic=dynamic,
     )  # fmt: skip
-    if spec.labels and found.outputs[0].shape[1:] != (len(spec.labels),):
-        raise DataValidationError(
-            f"the exported graph gives {found.outputs[0]}, not [?, {len(spec.labels)}] (one a label)"
-        )
+    found = interface(split_file(path)).outputs[0]
+    if spec.labels and found.shape[1:] != (len(spec.labels),):
+        raise DataValidationError(f"the exported graph gives {found}, not [?, {len(spec.labels)}] (one a label)")
+    return made
 
 
 def export_module(
-    model: nn.Module, shape: tuple[int, ...], path: Path, *, output: str, opset: int,
-    metadata: dict[str, str], further: Sequence[str] = (), batch: int | None = None, dynamic: bool = False,
-) -> GraphInterface:  # fmt: skip
+    model: nn.Module, shape: tuple[int, ...], path: Path, *, output: str, opset: int, metadata: dict[str, str],
+    exporter: Exporter = "auto", further: Sequence[str] = (), batch: int | None = None, dynamic: bool = False,
+) -> Exported:  # fmt: skip
     """Write `model` (evaluation mode, one input float32 [N, *shape]; outputs `output`, `further`) to `path` as ONNX.
 
     The batch is free, but where the model takes `batch` alone; with `dynamic` the sizes behind the channels are free,
-    too. The same weights and arguments give the same bytes.
+    too. The same weights and arguments give the same bytes. With `auto` the graph is that of the exporter on
+    TorchScript; where that fails, or its graph does not answer as the model does, of the newer one.
 
     Raises:
-        DataValidationError: the model cannot be exported, or its graph has no free batch.
+        DataValidationError: the model cannot be exported, or no graph of it has a free batch and answers as it does.
         ConfigurationError: the sizes are to be free, and the model is built for one size.
     """
     import torch
 
-    example = torch.zeros(batch or 2, *shape)  # a batch of 1 would be taken for a constant
-    outputs = [output, *further]
-    kept = kept_sizes(model, example) if dynamic else None
-    axes = free_axes(example, outputs, batch, kept)
+    how = _How(torch.zeros(batch or 2, *shape), [output, *further], opset, batch)  # 1 would be taken for a constant
+    if dynamic:
+        how = replace(how, kept=kept_sizes(model, how.example))
+    wanted = wanted_of(model, shape, batch)
+    if len(wanted.outputs) != len(how.outputs):
+        raise DataValidationError(f"the model gives {len(wanted.outputs)} outputs, {len(how.outputs)} are named")
+    refused: dict[ExporterName, str] = {}
+    tried: tuple[ExporterName, ...] = ("torchscript", "dynamo") if exporter == "auto" else (exporter,)
+    for name in tried:
+        reason = _made(name, model, path, how) or graph_disagreement(wanted, path)
+        if reason is None:
+            append_metadata(path, metadata)
+            return Exported(exporter=name, opset=interface(split_file(path)).opset, refused=refused)
+        refused[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise DataValidationError(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reasons}")
+
+
+@dataclass(frozen=True)
+class _How:
+    """What every exporter is told; `kept`: of each output the sizes that do not follow those of the input."""
+
+    example: Tensor
+    outputs: list[str]
+    opset: int
+    batch: int | None
+    kept: OutputSizes | None = None
+
+
+def _made(exporter: ExporterName, model: nn.Module, path: Path, how: _How) -> str | None:
+    """Write what `exporter` makes of `model` to `path`; return why it is no graph with the batch asked for, or None.
+
+    Raises:
+        DataValidationError: the model needs a newer opset.
+    """
+    import torch
+
+    example, outputs, opset, batch = how.example, how.outputs, how.opset, how.batch
+    axes = free_axes(example, outputs, batch, how.kept)
     try:
-        if is_streamed(model):
+        if exporter == "dynamo":
+            if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+                return "the model is TorchScript, which torch.export does not take"
+            if batch is not None or how.kept is not None:
+                return "it is asked for graphs with a free batch alone"
+            export_captured(model, example, path, INPUT, outputs, opset)
+        elif is_streamed(model):
             with without_weights(model) as weights:
                 _trace(model, example, path, outputs, axes, opset, export_params=False, do_constant_folding=False)
             add_weights(path, weights)
         else:
             _trace(model, example, path, outputs, axes, opset)
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataValidationError(
-            f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reason}"
-        ) from error
-    name_output_sizes(path, model, example, batch, kept)
-    append_metadata(path, metadata)
-    found = interface(read_graph(path))
-    if [tensor.name for tensor in found.outputs] != outputs:
-        raise DataValidationError(f"the model gives {len(found.outputs)} outputs, {len(outputs)} are named")
+        name_output_sizes(path, model, example, batch, how.kept)
+        found = interface(read_graph(path))
+    except (RuntimeError, TypeError, ValueError, DataValidationError) as error:
+        refuse_older_opset(error, opset)
+        return str(error).strip().splitlines()[0]
     if len(found.inputs) != 1 or found.has_free_batch != (batch is None):
         shown = ", ".join(map(str, (*found.inputs, *found.outputs)))
-        raise DataValidationError(f"the exported graph has a fixed batch or more than one input: {shown}")
-    return found
+        return f"the exported graph has a fixed batch or more than one input: {shown}"
+    return None
 
 
 OutputSizes = list[tuple[int | None, ...]]
@@ -153,7 +195,6 @@ def _trace(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's notes on shapes; verification tries several batch sizes
-        # The exporter on torch.export takes 2 s longer to start and gives the same graph for these models.
         torch.onnx.export(
             model, (example,), str(path), input_names=[INPUT], output_names=list(outputs), opset_version=opset,
             dynamic_axes=axes, dynamo=False, **options,

@@ -11,7 +11,9 @@ from nightshift_common.options.base import Options
 
 Precision = Literal["int8", "fp16", "mixed", "fp32"]
 Target = Literal["onnx", "tensorrt"]
-Opset = Annotated[int, Field(ge=13, le=20, title="Opset")]
+Opset = Annotated[int, Field(ge=12, le=20, title="Opset")]
+ExporterName = Literal["torchscript", "dynamo"]
+Exporter = Literal["auto", ExporterName]
 OPSET = 17  # has layer norm as one node, which FP16 needs
 MaxBatchSize = Annotated[int, Field(ge=1, le=1024, title="Largest batch")]
 MAX_BATCH_SIZE = 8
@@ -56,6 +58,8 @@ class ExportOptions(Options):
     """ONNX opset; 17 has layer norm as one node, which FP16 needs"""
     dynamic_size: bool = Field(False, title="Free height and width")
     """the sizes behind the channels stay free in the graph and in Triton; a plan then needs --size_profile"""
+    exporter: Exporter = "auto"
+    """torch's exporter: auto takes torchscript, and dynamo (on torch.export) where that one's graph is not right"""
 
 
 class TrtexecOptions(Options):

@@ -31,7 +31,7 @@ class Trained:
     experiment: str
     context: Context
 
-    def export(self, **options: int) -> export_onnx.Result:
+    def export(self, **options: Any) -> export_onnx.Result:
         return export_onnx.run(export_onnx.Arguments(experiment=self.experiment, **options), self.context)
 
     def verify(self, **options: float) -> verify_onnx.Result:
