@@ -56,7 +56,8 @@ def wanted_of(model: nn.Module, shape: tuple[int, ...], batch: int | None = None
     batches = BATCHES if batch is None else (batch,)
     inputs = random.standard_normal((max(batches), *shape), np.float32)
     outputs = answers(model, inputs)
-    moved = answers(
+    signs = random.choice(np.array([-1, 1], np.float32), inputs.shape)
+    moved = answers(model, inputs * (1 + np.float32(ROUNDING) * signs))
         model, inputs * (1 + np.float32(ROUNDING) * random.choice(np.array([-1, 1], np.float32), inputs.shape))
     )
     rounding = [float(np.abs(other - output).max()) for other, output in zip(moved, outputs, strict=True)]
