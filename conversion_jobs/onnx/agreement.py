@@ -58,8 +58,6 @@ def wanted_of(model: nn.Module, shape: tuple[int, ...], batch: int | None = None
     outputs = answers(model, inputs)
     signs = random.choice(np.array([-1, 1], np.float32), inputs.shape)
     moved = answers(model, inputs * (1 + np.float32(ROUNDING) * signs))
-        model, inputs * (1 + np.float32(ROUNDING) * random.choice(np.array([-1, 1], np.float32), inputs.shape))
-    )
     rounding = [float(np.abs(other - output).max()) for other, output in zip(moved, outputs, strict=True)]
     return Wanted(inputs, outputs, rounding, batches)
 
