@@ -22,15 +22,18 @@ from conversion_jobs.tensorrt.reference_check import reference_verdicts
 from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.trtexec_command import (
     Batches,
+    Sizes,
     build_command,
     check_feature,
     check_supported,
+    parse_profiles,
+    parse_sizes,
     profile_shapes,
 )
 from conversion_jobs.tensorrt.trtexec_log import skipped_tactics
 from conversion_jobs.tensorrt.version import parse_version
 from conversion_jobs.triton.served_model import Array, Reference, served_checks
-from conversion_jobs.verification.checks import Cosine, Verdict, judge_all
+from conversion_jobs.verification.checks import Cosine, Verdict, judge_all, of_output
 from conversion_jobs.verification.record import Verification, passed_verification, read_model
 from jobkit import job
 from jobkit.bottle import Bottle
@@ -49,8 +52,6 @@ class Arguments(job.Arguments, PlanOptions):
     compute_capability: str = Field("7.5", pattern=r"^\d+\.\d$", description="of the GPU that serves; 7.5: T4")
     snapshot_id: str | None = Field(None, description="for int8: snapshot whose pictures calibrate it; no golden ones")
     calibration_samples: int = Field(128, ge=8, le=4096, description="for int8: pictures, of all classes in turn")
-    min_batch: int = Field(1, ge=1, description="the smallest batch")
-    opt_batch: int = Field(1, ge=1, description="the batch size to be fastest at")
 
 
 class Result(job.Result):
@@ -87,6 +88,30 @@ class Builder:
             return Batches(fixed, fixed, fixed)
         return Batches(self.arguments.min_batch, self.arguments.opt_batch, self.arguments.max_batch)
 
+    @property
+    def profiles(self) -> list[Batches]:
+        """The batch sizes of every optimization profile; those of the first are `batches`."""
+        more = parse_profiles(self.arguments.more_profiles)
+        if more and not self.graph.has_free_batch:
+            raise ConfigurationError("the graph's batch is fixed: it has one optimization profile")
+        return [self.batches, *more]
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """Of free axes: smallest, best, largest; the verified inputs lie between them."""
+        found = parse_sizes(self.arguments.size_profile)
+        if found is not None:
+            axes = zip(self.graph.inputs[0].shape[1:], self.reference.inputs.shape[1:], strict=True)
+            verified = tuple(size for own, size in axes if own is None)
+            if len(verified) == len(found[0]) and not all(
+                low <= size <= high for low, size, high in zip(found[0], verified, found[2], strict=True)
+            ):
+                raise ConfigurationError(
+                    f"--size_profile {self.arguments.size_profile} leaves out the verified size "
+                    f"{'x'.join(map(str, verified))}: nothing could be compared"
+                )
+        return found
+
     def attempts(self) -> Iterator[tuple[Precision, list[str]]]:
         """Yield the precisions to try, the fastest first, with the nodes that stay in FP32."""
         if self.arguments.precision == "int8":
@@ -108,7 +133,8 @@ class Builder:
             source = self.scratch / f"{precision}.onnx"
             to_half(self.onnx, source, self.reference.inputs, layers)
         command = build_command(
-            self.trtexec.path, self.trtexec.version, source, plan, profile_shapes(self.graph, self.batches),
+            self.trtexec.path, self.trtexec.version, source, plan,
+            profile_shapes(self.trtexec.version, self.graph, self.profiles, self.sizes),
             precision=precision, fp32_layers=layers, workspace_mib=self.arguments.workspace,
             timing_cache=self.timing_cache, version_compatible=self.arguments.version_compatible,
             strip_weights=strip_weights,
@@ -120,15 +146,25 @@ class Builder:
 
     def judge(self, plan: Path) -> list[Verdict]:
         """Compare the plan's outputs on the verified pictures with the source's."""
-        size = max(self.batches.smallest, min(len(self.reference.inputs), self.batches.largest))
-        inputs = np.resize(self.reference.inputs, (size, *self.reference.inputs.shape[1:]))
-        outputs, _ = run_plan(self.trtexec, plan, self.graph, inputs, self.scratch)
-        source = np.resize(self.reference.outputs, (size, *self.reference.outputs.shape[1:]))
-        names = [self.reference.pictures[i % len(self.reference.pictures)] for i in range(size)]
-        checks = served_checks("tensorrt", self.reference.output)
-        verdicts = judge_all(checks, source, outputs, names)
-        for cosine in (check for check in checks if isinstance(check, Cosine)):
-            verdicts += reference_verdicts(self.trtexec, plan, self.graph, inputs, source, cosine, self.scratch)
+        known, verdicts = self.reference, []
+        checks = served_checks("tensorrt", known.output)
+        for index, batches in enumerate(self.profiles):
+            size = max(batches.smallest, min(len(known.inputs), batches.largest))
+            inputs = np.resize(known.inputs, (size, *known.inputs.shape[1:]))
+            profile = index if len(self.profiles) > 1 else None
+            outputs, _ = run_plan(self.trtexec, plan, self.graph, inputs, self.scratch, profile=profile)
+            source = np.resize(known.outputs, (size, *known.outputs.shape[1:]))
+            names = [known.pictures[i % len(known.pictures)] for i in range(size)]
+            found = judge_all(checks, source, outputs[0], names)
+            for cosine in (check for check in checks if isinstance(check, Cosine)):
+                found += reference_verdicts(
+                    self.trtexec, plan, self.graph, inputs, source, cosine, self.scratch, profile
+                )
+            given = dict(zip([tensor.name for tensor in self.graph.outputs], outputs, strict=True))
+            for name, wanted in known.further.items():
+                further = np.resize(wanted, (size, *wanted.shape[1:]))
+                found += of_output(name, judge_all(served_checks("tensorrt", "embedding"), further, given[name], names))
+            verdicts += found if profile is None else of_output(f"profile_{index}", found)
         return verdicts
 
 
@@ -283,6 +319,8 @@ def record_of(builder: Builder, gpu: Gpu, onnx_sha256: str, plan: Path, attempts
         asked_precision=builder.arguments.precision,
         precision=attempts[-1].precision,
         batches=(batches.smallest, batches.best, batches.largest),
+        profiles=[(p.smallest, p.best, p.largest) for p in builder.profiles] if len(builder.profiles) > 1 else [],
+        sizes=builder.sizes,
         workspace_mib=builder.arguments.workspace,
         attempts=attempts,
         skipped_tactics=skipped,
@@ -302,8 +340,10 @@ def built_before(bottle: Bottle, paths: PlanPaths, onnx_sha256: str, builder: Bu
     except DataValidationError:
         return None
     batches = builder.batches
-    wanted = (onnx_sha256, builder.arguments.precision, (batches.smallest, batches.best, batches.largest))
-    same = (known.onnx_sha256, known.asked_precision, known.batches) == wanted
+    profiles = [(p.smallest, p.best, p.largest) for p in builder.profiles] if len(builder.profiles) > 1 else []
+    wanted = (onnx_sha256, builder.arguments.precision, (batches.smallest, batches.best, batches.largest), profiles)
+    same = (known.onnx_sha256, known.asked_precision, known.batches, known.profiles) == wanted
+    same = same and known.sizes == builder.sizes
     same = same and known.version_compatible == builder.arguments.version_compatible
     if known.precision == "int8":
         same = same and known.calibration_snapshot_id == builder.arguments.snapshot_id

@@ -20,12 +20,19 @@ from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.tensorrt.gpu import probe_gpu
 from conversion_jobs.tensorrt.half_precision import fp32_layers, to_half
 from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
-from conversion_jobs.tensorrt.trtexec_command import Batches, build_command, load_command, profile_shapes
+from conversion_jobs.tensorrt.trtexec_command import (
+    Batches,
+    build_command,
+    load_command,
+    parse_profiles,
+    parse_sizes,
+    profile_shapes,
+)
 from conversion_jobs.tensorrt.version import TensorRTVersion
 from conversion_jobs.test_onnx import read_inputs
 from conversion_jobs.torch2onnx import legacy_command_line
 from conversion_jobs.triton.served_model import Array, served_checks
-from conversion_jobs.verification.checks import Verdict, judge_all
+from conversion_jobs.verification.checks import Verdict, judge_all, of_output
 from conversion_jobs.verify_onnx import fp16_risks
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
@@ -70,7 +77,10 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         precision = chosen_precision(arguments, trtexec.version, inputs)
         source, layers = prepare(arguments, precision, trtexec.version, model, inputs, scratch)
         command = build_command(
-            arguments.trtexec, trtexec.version, source, plan, profile_shapes(graph, Batches(1, 1, arguments.max_batch)),
+            arguments.trtexec, trtexec.version, source, plan,
+            profile_shapes(
+                trtexec.version, graph, profiles_of(arguments, graph), parse_sizes(arguments.size_profile)
+            ),
             precision=precision, fp32_layers=layers, workspace_mib=arguments.workspace,
             timing_cache=scratch / "timing.cache",
         )  # fmt: skip
@@ -83,6 +93,15 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         plan=arguments.plan, sha256=sha256_of(arguments.plan), precision=precision, tensorrt=str(trtexec.version),
         gpu=gpu.name, compute_capability=gpu.compute_capability, verdicts=verdicts,
     )  # fmt: skip
+
+
+def profiles_of(arguments: Arguments, graph: GraphInterface) -> list[Batches]:
+    """Return the batch sizes of every optimization profile; a graph with a fixed batch has no others."""
+    if not graph.has_free_batch:
+        fixed = graph.inputs[0].shape[0] or 1
+        return [Batches(fixed, fixed, fixed)]
+    first = Batches(arguments.min_batch, arguments.opt_batch, arguments.max_batch)
+    return [first, *parse_profiles(arguments.more_profiles)]
 
 
 def chosen_precision(arguments: Arguments, version: TensorRTVersion, inputs: Array | None) -> Precision:
@@ -134,14 +153,14 @@ def compare(
         logger.warning("the plan loads, but its outputs were not compared: that needs --inputs")
         return []
     batch = inputs[: arguments.max_batch]
-    outputs, latency = run_plan(trtexec, plan, graph, batch, plan.parent, seconds=3.0)
-    source = OnnxModel(arguments.onnx).run(batch, len(batch))
-    verdicts = judge_all(
-        served_checks("tensorrt", graph.outputs[0].name),
-        source,
-        outputs,
-        [f"input {number}" for number in range(len(batch))],
-    )
+    profile = 0 if arguments.more_profiles else None
+    outputs, latency = run_plan(trtexec, plan, graph, batch, plan.parent, seconds=3.0, profile=profile)
+    sources = OnnxModel(arguments.onnx).run_all(batch, len(batch))
+    names = [f"input {number}" for number in range(len(batch))]
+    verdicts = judge_all(served_checks("tensorrt", graph.outputs[0].name), sources[0], outputs[0], names)
+    if graph.outputs[0].name not in ("raw", "detections"):
+        for tensor, source, output in zip(graph.outputs[1:], sources[1:], outputs[1:], strict=True):
+            verdicts += of_output(tensor.name, judge_all(served_checks("tensorrt", "embedding"), source, output, names))
     if failed := [verdict.sentence for verdict in verdicts if not verdict.passed]:
         raise DataValidationError(f"the plan is not accurate: {'; '.join(failed)}; try --precision mixed or fp32")
     logger.info("batch %d: median %.2f ms, p99 %.2f ms", latency.batch, latency.median, latency.p99)

@@ -8,17 +8,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from conversion_jobs.detection.import_detector import write_detector
+from conversion_jobs.families.archives import LABELS_FILE as NUM2LABEL
+from conversion_jobs.families.archives import opened_weights
+from conversion_jobs.families.probing import names_of_outputs
 from conversion_jobs.onnx.graph import compact_json
 from conversion_jobs.sandboxed.answering import answer_experiment, outputs_of, stored
+from conversion_jobs.sandboxed.exporting import GRAPH
 from conversion_jobs.sandboxed.importing import SCRIPT, Imported, import_source
+from conversion_jobs.sandboxed.own_graph import list_external_files, take_graph
 from conversion_jobs.verification.expected import read_expected
+from conversion_jobs.verification.golden_inputs import array_names
 from conversion_jobs.verification.labels import LabelCheck, check_labels
 from jobkit import job
 from jobkit.bottle import Bottle
@@ -26,7 +35,18 @@ from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import IMPORTED, Experiment, read_spec
 from jobkit.files import sha256_of
 from jobkit.local_file import local_file
-from jobkit.model_spec import HeadSpec, ModelSpec, NonMaxSuppression, Preprocessing, Spec
+from jobkit.model_spec import (
+    ArraySpec,
+    HeadSpec,
+    ModelSpec,
+    NonMaxSuppression,
+    OutputTensor,
+    Preprocessing,
+    Spec,
+    input_shape,
+    output_names,
+    per_channel,
+)
 from jobkit.paths import checked_name, experiments, picture
 from jobkit.sandbox import runner
 from jobkit.snapshot import Refused, Sample, read_snapshot, write_snapshot
@@ -41,7 +61,7 @@ class Arguments(job.Arguments, ImportOptions):
 
 
 class Result(job.Result):
-    """The experiment and the snapshot to verify it with; a head has none."""
+    """The experiment and the snapshot to verify it with; a model that takes no pictures has none."""
 
     experiment: str
     snapshot_id: str | None
@@ -49,47 +69,62 @@ class Result(job.Result):
         None, description="share of the pictures that get the class of the folder that they lie in, where folders are"
     )
     warnings: list[str] = Field([], description="what speaks against the labels or the preprocessing that were given")
+    notes: list[str] = Field([], description="what was done to the model that its owner should know")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What came with the weights, on this machine."""
+
+    weights: Path
+    labels: list[str]
+    arrays: Path | None
+    expected: Path | None
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Load the weights once, to see that they are what they should be; write the experiment, its spec last."""
     group, bottle = checked_name(arguments.group, "group"), context.bottle
-    if arguments.family not in ("head", "ultralytics"):
-        preprocessing(arguments)  # refused before anything is written
-    snapshot_id = arguments.snapshot_id
-    if arguments.pictures is not None:
-        snapshot_id = write_pictures(bottle, group, arguments.pictures)
-    weights = local_file(arguments.weights, bottle)
-    embeddings = local_file(arguments.embeddings, bottle) if arguments.embeddings else None
-    expected = local_file(arguments.expected, bottle) if arguments.expected else None
-    described = arguments.model_dump(
-        mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings", "expected"}
-    )
-    identity = [sha256_of(weights), described, *(sha256_of(path) if path else None for path in (embeddings, expected))]
-    mark = hashlib.sha256(compact_json(identity).encode()).hexdigest()[:12]
-    experiment = Experiment(f"{experiments(group)}/{IMPORTED}{arguments.family}_{mark}")
-    if arguments.family == "ultralytics" and not bottle.exists(experiment.spec):
-        write_detector(
-            bottle, experiment, weights, arguments.img_size, arguments.class_names, NonMaxSuppression.of(arguments)
-        )
-    elif not bottle.exists(experiment.spec):
-        write_experiment(bottle, experiment, weights, embeddings, arguments)
-    if expected is not None:
-        write_expected(bottle, experiment, expected, input_names(bottle, group, snapshot_id, embeddings))
-    inputs = f"snapshot {snapshot_id}" if snapshot_id else arguments.embeddings
-    logger.info("%s, to be verified with %s", experiment.folder, inputs)
-    checked = checked_labels(bottle, experiment, snapshot_id)
+    if arguments.takes_pictures and arguments.family not in ("onnx", "ultralytics"):
+        preprocessing(arguments, arguments.sizes)  # refused before anything is written
+    given = local_file(arguments.weights, bottle)
+    arrays = arguments.embeddings or arguments.inputs
+    with opened_weights(given) as found:
+        files = Files(
+            found.path, class_names(arguments, found.labels), local_file(arrays, bottle) if arrays else None,
+            local_file(arguments.expected, bottle) if arguments.expected else None,
+        )  # fmt: skip
+        snapshot_id = arguments.snapshot_id
+        if arguments.pictures is not None:
+            snapshot_id = write_pictures(bottle, group, arguments.pictures)
+        result = write(arguments, bottle, files, snapshot_id)
+    checked = checked_labels(bottle, Experiment(result.experiment), snapshot_id)
     if checked is None:
-        return Result(experiment=experiment.folder, snapshot_id=snapshot_id)
+        return result
     logger.info("%.1f%% of %d pictures get the class of their folder", 100 * checked.accuracy, checked.pictures)
     for warning in checked.warnings:
         logger.warning(warning)
     if context.is_tracked:
         context.tracking.metrics({"import.accuracy": checked.accuracy})
         context.tracking.tags({"import_warning": "; ".join(checked.warnings)})
-    return Result(
-        experiment=experiment.folder, snapshot_id=snapshot_id, accuracy=checked.accuracy, warnings=checked.warnings
-    )
+    return result.model_copy(update={"accuracy": checked.accuracy, "warnings": checked.warnings})
+
+
+def class_names(arguments: Arguments, found: list[str]) -> list[str]:
+    """Return the names of the classes: those of the options, or those that came with the weights.
+
+    Raises:
+        ConfigurationError: both are there and differ; or there are none, and the model has classes.
+    """
+    named = arguments.class_names
+    if named and found and named != found:
+        raise ConfigurationError(
+            f"--labels are {', '.join(named)}, but {NUM2LABEL} says {', '.join(found)}: leave --labels out"
+        )
+    labels = named or ([] if arguments.family == "vit" else found)
+    if not labels and arguments.takes_pictures and arguments.family not in ("vit", "onnx", "ultralytics"):
+        raise ConfigurationError(f"give labels, the names of the classes: {arguments.weights} has no {NUM2LABEL}")
+    return labels
 
 
 def checked_labels(bottle: Bottle, experiment: Experiment, snapshot_id: str | None) -> LabelCheck | None:
@@ -111,93 +146,205 @@ def checked_labels(bottle: Bottle, experiment: Experiment, snapshot_id: str | No
     return check_labels(spec, [(sample, bottle.local(sample.path)) for sample in golden], answer)
 
 
-def preprocessing(arguments: Arguments) -> Preprocessing:
-    """Return how a picture becomes the model's input.
+def write(arguments: Arguments, bottle: Bottle, files: Files, snapshot_id: str | None) -> Result:
+    """Write the experiment, if it is not there yet; what came with the weights beside it."""
+    described = arguments.model_dump(
+        mode="json", exclude={"weights", "pictures", "snapshot_id", "embeddings", "inputs", "expected"}
+    )
+    beside = [files.arrays, files.expected, *(external_data(files.weights) if arguments.family == "onnx" else [])]
+    identity = [sha256_of(files.weights), described, *(sha256_of(path) if path else None for path in beside)]
+    mark = hashlib.sha256(compact_json([*identity, files.labels]).encode()).hexdigest()[:12]
+    experiment = Experiment(f"{experiments(arguments.group)}/{IMPORTED}{arguments.family}_{mark}")
+    notes: list[str] = []
+    if not bottle.exists(experiment.spec):
+        if arguments.family == "ultralytics":
+            how = NonMaxSuppression.of(arguments)
+            write_detector(bottle, experiment, files.weights, arguments.img_size, files.labels, how)
+        elif arguments.family == "onnx":
+            notes = write_own_graph(bottle, experiment, files, arguments)
+        else:
+            notes = write_experiment(bottle, experiment, files, arguments)
+    if files.expected is not None:
+        write_expected(bottle, experiment, files.expected, input_names(bottle, arguments.group, snapshot_id, files))
+    for note in notes:
+        logger.warning("%s: %s", files.weights.name, note)
+    inputs = f"snapshot {snapshot_id}" if snapshot_id else arguments.embeddings or arguments.inputs
+    logger.info("%s, to be verified with %s", experiment.folder, inputs or "random numbers: no inputs were given")
+    return Result(experiment=experiment.folder, snapshot_id=snapshot_id, notes=notes)
+
+
+def preprocessing(arguments: Arguments, sizes: tuple[int, ...]) -> Preprocessing:
+    """Return how a picture becomes the model's input, whose sizes are [C, H, W].
 
     Raises:
         ConfigurationError: mean and std are not one value a channel.
     """
-    if not len(arguments.mean) == len(arguments.std) == arguments.channels:
-        raise ConfigurationError(
-            f"--mean and --std have {len(arguments.mean)} and {len(arguments.std)} values for {arguments.channels} "
-            "channels"
-        )
-    height, width = arguments.img_size
-    same = ("channels", "resize", "border", "mean", "std")
-    return Preprocessing.model_validate(
-        {"height": height, "width": width, **{name: getattr(arguments, name) for name in same}}
-    )
+    channels, height, width = sizes
+    mean, std = per_channel(arguments.mean, channels), per_channel(arguments.std, channels)
+    if not len(mean) == len(std) == channels:
+        raise ConfigurationError(f"--mean and --std have {len(mean)} and {len(std)} values for {channels} channels")
+    values = {"height": height, "width": width, "channels": channels}
+    values |= {name: getattr(arguments, name) for name in ("resize", "border")}
+    return Preprocessing.model_validate({**values, "mean": mean, "std": std})
 
 
-def write_experiment(
-    bottle: Bottle, experiment: Experiment, weights: Path, embeddings: Path | None, arguments: Arguments
-) -> None:
-    """Write checkpoint (of a classifier or an encoder), TorchScript model and spec; for a head its embeddings too.
+def write_experiment(bottle: Bottle, experiment: Experiment, files: Files, arguments: Arguments) -> list[str]:
+    """Write checkpoint (where the model can be built again), TorchScript model, real arrays and spec; return the notes.
 
     Raises:
-        DataValidationError: the model does not give one value a class, or takes other embeddings than those given.
+        DataValidationError: the model does not give one value a class, or takes other arrays than those given.
     """
-    how = {"weights": weights, "options": arguments.source}
-    with runner.run(import_source, how, reads=[weights], modules=arguments.modules) as done:
+    how = {"weights": files.weights, "options": arguments.source}
+    with runner.run(import_source, how, reads=[files.weights], modules=arguments.modules) as done:
         source = done.value
-        spec = spec_of(source, arguments)
-        if embeddings is not None:
-            check_embeddings(embeddings, source.shape[0])
-        if spec.labels and source.given != (2, len(spec.labels)):
-            raise DataValidationError(
-                f"{weights.name} gives {list(source.given)} for 2 inputs, but {len(spec.labels)} classes are named: "
-                f"{', '.join(spec.labels)}"
-            )
+        spec = spec_of(source, arguments, files.labels)
+        check_classes(files, source.outputs[0])
+        write_arrays(bottle, experiment, files, spec)
         bottle.put(experiment.torchscript, done.file(SCRIPT))
-    if embeddings is not None:
-        bottle.put(experiment.embeddings, embeddings)
-    if arguments.family in ("classifier", "vit"):
-        bottle.put(experiment.best_checkpoint, weights)
+    if arguments.family in ("classifier", "vit", "factory"):
+        bottle.put(experiment.best_checkpoint, files.weights)
+    write_spec(bottle, experiment, arguments, spec)
+    return source.notes
+
+
+def write_own_graph(bottle: Bottle, experiment: Experiment, files: Files, arguments: Arguments) -> list[str]:
+    """Write a graph of one's own as one file, real arrays and spec; return the notes.
+
+    Raises:
+        DataValidationError, ConfigurationError: see `take_graph`; or it takes no pictures, and there are some.
+    """
+    sizes = arguments.sizes if arguments.takes_pictures else arguments.input_shape
+    how = {"graph": files.weights, "sizes": sizes and list(sizes), "exact": arguments.input_shape is not None}
+    with runner.run(take_graph, how, reads=[files.weights, *external_data(files.weights)]) as done:
+        found = done.value
+        check_classes(files, found.outputs[0].shape)
+        kind = "embedding" if not files.labels else "logits" if arguments.activation == "none" else "probabilities"
+        values: dict[str, Any] = {
+            "group": arguments.group, "architecture": arguments.architecture or arguments.family,
+            "labels": files.labels, "output": kind, "input_name": found.input_name, "outputs": found.outputs,
+            "batch": found.batch,
+        }  # fmt: skip
+        spec: Spec = ArraySpec(shape=found.shape, **values)
+        if arguments.takes_pictures:
+            pictured = tuple(own or given for own, given in zip(found.shape, arguments.sizes, strict=True))
+            if pictured[0] not in (1, 3):
+                raise ConfigurationError(f"{files.weights.name} takes {pictured[0]} channels: pictures have 1 or 3")
+            spec = ModelSpec(preprocessing=preprocessing(arguments, pictured), **values)
+        write_arrays(bottle, experiment, files, spec)
+        bottle.put(experiment.own_graph, done.file(GRAPH))
+    write_spec(bottle, experiment, arguments, spec)
+    return found.notes
+
+
+def external_data(graph: Path) -> list[Path]:
+    """Return the files beside an ONNX file that hold weights of it.
+
+    Raises:
+        DataValidationError: it is not ONNX, or one of them is elsewhere or missing.
+    """
+    with runner.run(list_external_files, {"graph": graph}, reads=[graph]) as done:
+        beside = [graph.parent / name for name in done.value]
+    for path in beside:
+        if path.is_symlink() or not path.is_file():
+            raise DataValidationError(
+                f"{graph.name} keeps weights in {path.name}, which is not in its folder: give both in one zip"
+            )
+    return beside
+
+
+def check_classes(files: Files, given: tuple[int | None, ...]) -> None:
+    """See that the first output, `given` without the batch, has one value a class.
+
+    Raises:
+        DataValidationError: it has not.
+    """
+    if files.labels and given != (len(files.labels),):
+        shown = ", ".join("?" if size is None else str(size) for size in given)
+        raise DataValidationError(
+            f"{files.weights.name} gives [N, {shown}], but {len(files.labels)} classes are named: "
+            f"{', '.join(files.labels)}"
+        )
+
+
+def write_spec(bottle: Bottle, experiment: Experiment, arguments: Arguments, spec: Spec) -> None:
+    """Write the options and, last, the spec: an experiment without it does not exist."""
     bottle.write(experiment.config, arguments.model_dump_json(indent=2) + "\n")  # JSON is YAML
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
 
 
-def input_names(bottle: Bottle, group: str, snapshot_id: str | None, embeddings: Path | None) -> list[str]:
+def input_names(bottle: Bottle, group: str, snapshot_id: str | None, files: Files) -> list[str]:
     """Return the names of the inputs that verify, in the order that reference outputs have."""
     if snapshot_id is not None:
         return sorted(sample.source for sample in read_snapshot(bottle, group, snapshot_id).split("golden"))
-
-    return [f"embedding {index}" for index in range(len(np.load(str(embeddings), allow_pickle=False, mmap_mode="r")))]
+    return array_names(len(read_arrays(files.arrays))) if files.arrays else []
 
 
 def write_expected(bottle: Bottle, experiment: Experiment, path: Path, names: list[str]) -> None:
     """Put the reference outputs of the users' own code beside the experiment."""
+    further = output_names(read_spec(bottle, experiment))[1:]
     with tempfile.TemporaryDirectory(prefix="nightshift-expected-") as folder:
         target = Path(folder) / "expected.npz"
-        read_expected(path, names).write(target)
+        read_expected(path, names, further).write(target)
         bottle.put(experiment.expected, target)
 
 
-def spec_of(source: Imported, arguments: Arguments) -> Spec:
+def spec_of(source: Imported, arguments: Arguments, labels: list[str]) -> Spec:
     """Return the interface of an imported model."""
     group, architecture = arguments.group, arguments.architecture or arguments.family
-    labels, output = arguments.class_names, source.output
     if arguments.family == "head":
-        return HeadSpec(group=group, architecture=architecture, labels=labels, output=output, features=source.shape[0])
-    how = preprocessing(arguments)
-    return ModelSpec(group=group, architecture=architecture, labels=labels, output=output, preprocessing=how)
+        return HeadSpec(
+            group=group, architecture=architecture, labels=labels, output=source.output, features=source.shape[0]
+        )
+    output = "logits" if labels and source.output == "embedding" else source.output
+    names = names_of_outputs(arguments.named_outputs, output, len(source.outputs))
+    tensors = [OutputTensor(name=name, shape=shape) for name, shape in zip(names, source.outputs, strict=True)]
+    values: dict[str, Any] = {
+        "group": group, "architecture": architecture, "labels": labels, "output": output, "batch": source.batch,
+        "outputs": [] if names == [output] else tensors,
+    }  # fmt: skip
+    if arguments.takes_pictures:
+        return ModelSpec(preprocessing=preprocessing(arguments, source.shape), **values)
+    return ArraySpec(shape=source.shape, **values)
 
 
-def check_embeddings(path: Path, features: int) -> None:
-    """See that `path` holds embeddings float32 [n, features].
+def write_arrays(bottle: Bottle, experiment: Experiment, files: Files, spec: Spec) -> None:
+    """Put the real inputs of a model that takes no pictures beside the experiment.
+
+    Raises:
+        DataValidationError: they are no float32 arrays of its shape.
+    """
+    if files.arrays is None:
+        return
+    found, shape = read_arrays(files.arrays), spec.shape if isinstance(spec, ArraySpec) else input_shape(spec)
+    fits = found.ndim == len(shape) + 1 and all(
+        own in (None, size) for own, size in zip(shape, found.shape[1:], strict=False)
+    )
+    if found.dtype != np.float32 or not len(found) or not fits:
+        sizes = ", ".join("?" if size is None else str(size) for size in shape)
+        what = "head" if isinstance(spec, HeadSpec) else "model"
+        raise DataValidationError(
+            f"{files.arrays} holds {found.dtype} {list(found.shape)}, the {what} takes float32 [n, {sizes}]"
+        )
+    with tempfile.TemporaryDirectory(prefix="nightshift-inputs-") as folder:
+        plain = Path(folder) / "inputs.npy"
+        np.save(plain, found)
+        bottle.put(experiment.embeddings if isinstance(spec, HeadSpec) else experiment.inputs, plain)
+
+
+def read_arrays(path: Path) -> NDArray[Any]:
+    """Return the array in an .npy file, or `inputs` of an .npz.
 
     Raises:
         DataValidationError: it holds something else.
     """
-
     try:
         found = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataValidationError(f"{path} is no .npy file of numbers: {error}") from error
-    if found.dtype != np.float32 or found.ndim != 2 or not len(found) or found.shape[1] != features:
-        raise DataValidationError(
-            f"{path} holds {found.dtype} {list(found.shape)}, the head takes float32 [n, {features}]"
-        )
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return np.asarray(found["inputs"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataValidationError(f"{path} is no .npy file of numbers, and no .npz with inputs: {error}") from error
 
 
 def write_pictures(bottle: Bottle, group: str, folder: Path) -> str:

@@ -66,6 +66,7 @@ class Artifact:
     max_batch_size: int
     device: Device
     facts: dict[str, Any]
+    profiles: int = 1
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
@@ -90,6 +91,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         serving = tuned(serving, tuning)
     config = model_config(
         graph, name, target=arguments.target, max_batch_size=artifact.max_batch_size, device=artifact.device,
+        profiles=artifact.profiles,
         has_labels=bool(spec.labels) and not isinstance(spec, DetectorSpec),  # Triton's labels are for one vector
         serving=serving,
     )  # fmt: skip
@@ -186,8 +188,8 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
         raise DataValidationError(
             f"{paths.plan} was built from another graph ({record.onnx_sha256}): run build_plan again"
         )
-    if max_batch_size > record.batches[2]:
-        raise ConfigurationError(f"--max_batch_size {max_batch_size} is above the plan's {record.batches[2]}")
+    if max_batch_size > record.largest_batch:
+        raise ConfigurationError(f"--max_batch_size {max_batch_size} is above the plan's {record.largest_batch}")
     facts = {
         "tensorrt": record.tensorrt,
         "gpu": record.gpu,
@@ -197,7 +199,7 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
         **({"version_compatible": True} if record.version_compatible else {}),
         **({"made_by_test_double": True} if record.made_by_test_double else {}),
     }
-    return Artifact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts)
+    return Artifact(plan, "model.plan", "model_trt.zip", max_batch_size, "gpu", facts, max(1, len(record.profiles)))
 
 
 def meta(name: str, spec: Spec, graph: GraphInterface, experiment: Experiment, digest: str) -> dict[str, Any]:

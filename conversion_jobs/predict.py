@@ -18,7 +18,17 @@ from conversion_jobs.triton.served_model import ServedModel
 from conversion_jobs.triton.served_pictures import Answer, ServedPictures, ask_prepared
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError, TransientError
-from jobkit.model_spec import SPEC_FILE, DetectorSpec, HeadSpec, ModelSpec, normalize, parse_spec, picture_of, resized
+from jobkit.model_spec import (
+    SPEC_FILE,
+    ArraySpec,
+    DetectorSpec,
+    HeadSpec,
+    ModelSpec,
+    normalize,
+    parse_spec,
+    picture_of,
+    resized,
+)
 from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.snapshot import read_snapshot
 from jobkit.unpack import open_archive
@@ -202,7 +212,7 @@ def champion(model_name: str) -> tuple[str, ModelSpec | DetectorSpec]:
                     f"version {version} of {model_name} has no {SPEC_FILE}; it holds {files.namelist()}"
                 )
             spec = parse_spec(files.read(SPEC_FILE), f"{SPEC_FILE} of {model_name} {version}")
-    if isinstance(spec, HeadSpec) or not spec.labels:
+    if isinstance(spec, HeadSpec | ArraySpec) or not spec.labels:
         raise ConfigurationError(
             f"{model_name} is no model that tells what a picture shows: it gives its {spec.output}"
         )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from conversion_jobs.families.archives import opened_weights
 from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph
 from conversion_jobs.onnx.session import OnnxModel, measure_latency
 from conversion_jobs.sandboxed.answering import answer_file, outputs_of, stored
@@ -26,6 +27,7 @@ from conversion_jobs.verification.checks import (
     Top1Agreement,
     Verdict,
     judge_all,
+    of_output,
     worst_verdicts,
 )
 from conversion_jobs.verification.expected import OUR_READING, REFERENCE, judge_expected, read_expected
@@ -74,7 +76,7 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     if arguments.inputs is None or arguments.weights is None:
         logger.warning("nothing is compared: that needs --weights and --inputs")
         inputs, names = np.zeros((2, *_sizes(found)), np.float32), ["zeros", "zeros"]
-        source = model.run(inputs, 2)
+        sources = model.run_all(inputs, 2)
     elif found.outputs[0].name in ("raw", "detections"):
         from conversion_jobs.detection.file_conversion import compare_detector_file
 
@@ -85,11 +87,9 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         )  # fmt: skip
     else:
         inputs, names = read_inputs(arguments.inputs, found, arguments.samples)
-        source, checks = source_outputs(arguments.weights.absolute(), found, inputs), all_checks(arguments, found)
-    sizes = sorted({1, min(2, len(inputs)), len(inputs)})
-    verdicts = compared or worst_verdicts(
-        {size: judge_all(checks, source, model.run(inputs, size), names) for size in sizes}
-    )
+        sources, checks = source_outputs(arguments.weights.absolute(), found, inputs), all_checks(arguments, found)
+    sizes = [model.batch] if model.batch else sorted({1, min(2, len(inputs)), len(inputs)})
+    verdicts = compared or judge_outputs(model, sources, checks, inputs, names, sizes)
     against = OUR_READING if arguments.weights and arguments.inputs else None
     if arguments.expected is not None:
         against = REFERENCE
@@ -111,6 +111,27 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     )
 
 
+def judge_outputs(
+    model: OnnxModel, sources: list[Inputs], checks: list[Check], inputs: Inputs, names: list[str], sizes: list[int]
+) -> list[Verdict]:
+    """Return for each output and check its verdict at the batch size where it is worst; classes are of the first.
+
+    Raises:
+        DataValidationError: the weights give another number of outputs than the graph.
+    """
+    given = {size: model.run_all(inputs, size) for size in sizes}
+    if len(sources) != len(model.outputs):
+        raise DataValidationError(f"the weights give {len(sources)} outputs, the graph {len(model.outputs)}")
+    verdicts: list[Verdict] = []
+    for number, (name, source) in enumerate(zip(model.outputs, sources, strict=True)):
+        of_one = [check for check in checks if not number or not isinstance(check, Top1Agreement)]
+        found = worst_verdicts(
+            {size: judge_all(of_one, source, outputs[number], names) for size, outputs in given.items()}
+        )
+        verdicts += of_output(name, found) if number else found
+    return verdicts
+
+
 def as_expected(arguments: Arguments, found: GraphInterface, model: OnnxModel) -> list[Verdict]:
     """Return the verdicts on the graph's outputs by the reference outputs of the users' own code.
 
@@ -120,7 +141,8 @@ def as_expected(arguments: Arguments, found: GraphInterface, model: OnnxModel) -
     """
     path = Path(str(arguments.expected))
     names = [] if arguments.inputs is None else input_names(arguments.inputs)
-    expected = read_expected(path, names) if names or path.suffix == ".npz" else None
+    further = [tensor.name for tensor in found.outputs[1:]]
+    expected = read_expected(path, names, further) if names or path.suffix == ".npz" else None
     if expected is None:
         raise ConfigurationError("--expected needs --inputs: of what are these the outputs?")
     if expected.inputs is not None:
@@ -129,7 +151,11 @@ def as_expected(arguments: Arguments, found: GraphInterface, model: OnnxModel) -
         inputs, _ = read_inputs(Path(str(arguments.inputs)), found, arguments.samples)
     top1 = arguments.top1_agreement if found.outputs[0].name in ("logits", "probabilities") else None
     count = len(inputs)
-    return judge_expected(expected.outputs[:count], model.run(inputs, 8), expected.names[:count], top1)
+    outputs, of_these = model.run_all(inputs, 8), expected.names[:count]
+    verdicts = judge_expected(expected.outputs[:count], outputs[0], of_these, top1)
+    for name, values in expected.further.items():
+        verdicts += of_output(name, judge_expected(values[:count], outputs[model.outputs.index(name)], of_these, None))
+    return verdicts
 
 
 def input_names(path: Path) -> list[str]:
@@ -145,8 +171,8 @@ def all_checks(arguments: Arguments, found: GraphInterface) -> list[Check]:
     return [*checks, Top1Agreement(arguments.top1_agreement)] if found.outputs[0].name != "embedding" else checks
 
 
-def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inputs:
-    """Return what the model of `weights` gives for `inputs`, which are prepared as the graph wants them.
+def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> list[Inputs]:
+    """Return each output that the model of `weights` gives for `inputs`, which are prepared as the graph wants them.
 
     Raises:
         DataValidationError: the file was exported from other weights.
@@ -156,10 +182,10 @@ def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> Inpu
     # "normalised": files of earlier versions
     if found.metadata.get("normalized", found.metadata.get("normalised")) == "true":
         inside = Preprocessing.model_validate_json(found.metadata["inside"])
-    with stored(inputs) as path:
-        how = {"weights": weights, "options": options, "inside": inside, "inputs": path}
-        with runner.run(answer_file, how, reads=[weights, path], modules=options.modules) as done:
-            return outputs_of(done, len(inputs))[0]
+    with stored(inputs) as path, opened_weights(weights) as given:
+        how = {"weights": given.path, "options": options, "inside": inside, "inputs": path}
+        with runner.run(answer_file, how, reads=[given.path, path], modules=options.modules) as done:
+            return outputs_of(done, len(inputs))
 
 
 def source_options(weights: Path, found: GraphInterface) -> SourceOptions:
@@ -192,13 +218,22 @@ def read_inputs(path: Path, found: GraphInterface, count: int) -> tuple[Inputs, 
             raise DataValidationError(f"{path} has no pictures ({', '.join(SUFFIXES)})")
         values = np.stack([prepare(file, how) for file in files])
         names = [str(file.relative_to(path)) for file in files]
-    if values.shape[1:] != _sizes(found) or not len(values):
+    declared = found.inputs[0].shape[1:]
+    fits = len(declared) == values.ndim - 1 and all(
+        own in (None, size) for own, size in zip(declared, values.shape[1:], strict=True)
+    )
+    if not fits or not len(values):
         raise DataValidationError(f"{path} holds inputs {list(values.shape)}, the graph takes {found.inputs[0]}")
     return values, names
 
 
 def _sizes(found: GraphInterface) -> tuple[int, ...]:
-    return tuple(size or 1 for size in found.inputs[0].shape[1:])
+    """Return sizes of one input; those that are free as the pictures are prepared, else 1."""
+    shape, prepared = found.inputs[0].shape[1:], (1,) * (len(found.inputs[0].shape) - 1)
+    if "preprocessing" in found.metadata:
+        how = Preprocessing.model_validate_json(found.metadata["preprocessing"])
+        prepared = (how.channels, how.height, how.width)
+    return tuple(own or size for own, size in zip(shape, prepared, strict=True))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from typing import Any
 
 from pydantic import Field
 
+from conversion_jobs.families.archives import WeightsFile, opened_weights
 from conversion_jobs.onnx.exported import Exported
 from conversion_jobs.onnx.graph import compact_json, interface, read_graph
 from conversion_jobs.sandboxed.exporting import GRAPH, export_detector_file, export_file
 from jobkit import job
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_file, sha256_of
-from jobkit.model_spec import Preprocessing
+from jobkit.model_spec import Preprocessing, per_channel
 from jobkit.sandbox import runner
 from jobkit.sandbox.runner import Done
 from nightshift_common.options.conversion import ExportOptions
@@ -51,35 +52,50 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
     """Load, export, check, put the file in its place."""
     if not arguments.weights.is_file():
         raise DataValidationError(f"{arguments.weights} is not there")
-    weights = arguments.weights.absolute()
+    if arguments.family == "onnx":
+        raise ConfigurationError(f"{arguments.weights} is ONNX already: test_onnx checks it, import_weights serves it")
+    if arguments.input_shape is not None and arguments.family != "head" and is_picture(arguments.input_shape):
+        arguments.take_pictures()
+    with opened_weights(arguments.weights.absolute()) as found:
+        return convert(arguments, found)
+
+
+def convert(arguments: Arguments, given: WeightsFile) -> Result:
+    """Export the weights, which may have come in an archive."""
+    weights = given.path
     metadata = {
         "source": arguments.source.model_dump_json(),
-        "weights": sha256_of(weights),
+        "weights": sha256_of(arguments.weights),
         "normalized": str(arguments.normalize and arguments.family != "ultralytics").lower(),
     }
     asked = {"opset": arguments.opset, "exporter": arguments.exporter}
     how: dict[str, Any] = {"weights": weights, "options": arguments.source, **asked}
     if arguments.family == "ultralytics":
+        if arguments.dynamic_size:
+            raise ConfigurationError("a detector's graph is made for one size of pictures: leave --dynamic_size out")
         with runner.run(export_detector_file, how | {"metadata": metadata}, reads=[weights]) as detector:
             put_graph(detector, arguments.output)
             made = detector.value.made
         return Result(onnx=arguments.output, sha256=sha256_of(arguments.output), made=made)
+    takes_pictures = arguments.family != "head" and arguments.input_shape is None
     prepared, inside = preprocessing(arguments), None
     if arguments.normalize:
-        if arguments.family == "head":
-            raise ConfigurationError("--normalize is for models of pictures: a head takes embeddings")
+        if not takes_pictures:
+            raise ConfigurationError("--normalize is for models of pictures")
         inside = prepared
         raw = {"mean": (0.0,) * prepared.channels, "std": (1 / 255,) * prepared.channels}
         prepared = prepared.model_copy(update=raw)
-    metadata["labels"] = compact_json(read_labels(arguments.labels))
-    if arguments.family != "head":
+    metadata["labels"] = compact_json(read_labels(arguments.labels) or given.labels)
+    if takes_pictures:
         metadata["preprocessing"] = compact_json(prepared.model_dump())
         metadata["inside"] = compact_json(inside.model_dump()) if inside else ""
-    how |= {"inside": inside, "metadata": metadata}
+    how |= {"inside": inside, "metadata": metadata, "dynamic": arguments.dynamic_size}
     with runner.run(export_file, how, reads=[weights], modules=arguments.modules) as done:
+        for note in done.value.notes:
+            logger.warning("%s: %s", arguments.weights.name, note)
         put_graph(done, arguments.output)
-        done.value.report(logger, arguments.opset)
-        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output), made=done.value)
+        done.value.made.report(logger, arguments.opset)
+        return Result(onnx=arguments.output, sha256=sha256_of(arguments.output), made=done.value.made)
 
 
 def put_graph(done: Done[Any], output: Path) -> None:
@@ -98,13 +114,16 @@ def preprocessing(arguments: Arguments) -> Preprocessing:
         ConfigurationError: mean and std are not one value a channel.
     """
     count = arguments.channels
-    mean, std = arguments.mean, arguments.std
-    if count == 1 and len(mean) == len(std) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)  # gray: the mean over the colors
+    mean, std = per_channel(arguments.mean, count), per_channel(arguments.std, count)
     if not len(mean) == len(std) == count:
         raise ConfigurationError(f"--mean and --std have {len(mean)} and {len(std)} values for {count} channels")
     height, width = arguments.img_size
     return Preprocessing(height=height, width=width, channels=count, mean=mean, std=std)
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether a shape is one of pictures: [1 or 3, height, width]."""
+    return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def read_labels(path: Path | None) -> list[str]:
@@ -115,13 +134,21 @@ def read_labels(path: Path | None) -> list[str]:
 def legacy_command_line(argv: list[str]) -> list[str]:
     """Return a command line of the earlier scripts in the form that pydantic reads.
 
-    `--img-size 224 224` becomes `--img_size=[224,224]`; a `-` in a name may stand for `_`.
+    `--img-size 224 224` becomes `--img_size=[224,224]`, `--input-shape 1 240 480 480` becomes
+    `--input_shape=[1,240,480,480]`; a `-` in a name may stand for `_`.
     """
     line: list[str] = []
+    shape: list[str] | None = None
     for token in argv:
+        if shape is not None and token.isdecimal():
+            shape.append(token)
+            line[-1] = f"--input_shape=[{','.join(shape)}]"
+            continue
+        shape = None
         if token.startswith("--"):
             name, equals, value = token.partition("=")
             line.append("--" + name[2:].replace("-", "_") + equals + value)
+            shape = [] if line[-1] == "--input_shape" else None
         elif len(line) > 1 and line[-2] == "--img_size" and token.isdecimal() and line[-1].isdecimal():
             height = line.pop()
             line[-1] = f"--img_size=[{height},{token}]"

@@ -31,29 +31,43 @@ from conversion_jobs.verification.checks import (
     Top1Agreement,
     Verdict,
     judge_all,
+    of_output,
     worst_verdicts,
 )
 from conversion_jobs.verification.expected import (
+    FURTHER,
+    NOT_COMPARED,
     OUR_READING,
+    RANDOM,
     REFERENCE,
     TRAINED_HERE,
     judge_expected,
     written_expected,
 )
-from conversion_jobs.verification.golden_inputs import golden_inputs, named_inputs
+from conversion_jobs.verification.golden_inputs import are_random, fitting, golden_inputs, named_inputs
 from conversion_jobs.verification.record import FP16Risk, Verification
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
-from jobkit.model_spec import DetectorSpec, Preprocessing, Spec, described_input
+from jobkit.model_spec import (
+    ArraySpec,
+    DetectorSpec,
+    Preprocessing,
+    Spec,
+    described_input,
+    input_shape,
+    output_names,
+)
 from jobkit.sandbox import runner
 from nightshift_common.options.conversion import VerifyOptions
 
 logger = logging.getLogger("conversion_jobs.verify_onnx")
 BATCHES = (1, 2, 8)
 REFERENCE_PICTURES = 8
+OTHER_SIZE_INPUTS, STEP = 4, 32  # models with strides take sizes in steps of 32
+REFERENCE_MEMORY = 2**28  # bytes of inputs that are kept for the smoke test, which sends them over HTTP
 MINIMUM_COSINE = 0.9999  # an FP32 graph; plans of half precision are allowed 0.997
 WRONG_READING = (
     "the graph is what we read the weights as, and that is not what they are: another activation, or pictures prepared "
@@ -97,20 +111,30 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     graph = read_graph(path)
     refuse_stale_metadata(interface(graph).metadata, spec, experiment)
     inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
-    sources = source_outputs(bottle.local(experiment.torchscript), inputs, spec)
     model = OnnxModel(path, os.cpu_count() or 1)
-    batches = sorted({min(size, len(inputs)) for size in BATCHES})
-    worst = worst_verdicts(compare(model, checks_of(spec, arguments), sources[0], inputs, pictures, batches))
+    is_own = bottle.exists(experiment.own_graph)
+    script = experiment.torchscript
+    sources = model.run_all(inputs, 1) if is_own else source_outputs(bottle.local(script), inputs, spec)
+    batches = [model.batch] if model.batch else sorted({min(size, len(inputs)) for size in BATCHES})
+    worst = judge_outputs(model, spec, sources, inputs, pictures, batches, arguments)
+    if is_own:
+        worst = of_batches(worst)
+    elif None in interface(graph).inputs[0].shape[1:]:
+        larger, count = of_another_size(inputs[:OTHER_SIZE_INPUTS]), OTHER_SIZE_INPUTS
+        others = source_outputs(bottle.local(script), larger, spec)
+        found = judge_outputs(model, spec, others, larger, pictures[:count], [min(2, len(larger))], arguments)
+        worst += of_output("other_size", found)
     if isinstance(spec, DetectorSpec):
         worst += mask_verdicts(spec, sources, model.run_all(inputs, 1), pictures)
     against, expected = verified_against(bottle, experiment, spec, model, arguments)
     agrees = all(verdict.passed for verdict in worst)
     worst += expected
-    source = sources[0]
     del model  # one session at a time
     passed = all(verdict.passed for verdict in worst)
     where = WRONG_READING if agrees and not passed else None
-    if not agrees:
+    if not agrees and is_own:
+        where = "the graph gives something else for one input than for several at once"
+    elif not agrees:
         where = locate(bottle, experiment, spec, _picture(worst, inputs, pictures), arguments)
     verification = Verification(
         sha256=sha256_of(path), passed=passed, snapshot_id=arguments.snapshot_id, pictures=len(inputs),
@@ -124,7 +148,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if not passed:
         failed = "; ".join(f"{v.sentence} (worst: {v.worst_picture})" for v in worst if not v.passed)
         raise DataValidationError(f"{experiment.onnx} is not the model that was trained: {failed}. Where: {where}")
-    write_reference(bottle, experiment, spec.output, inputs, source, pictures)
+    write_reference(bottle, experiment, spec, inputs, sources, pictures)
     return Result(verdicts=worst, reference=experiment.reference, verified_against=against)
 
 
@@ -132,17 +156,30 @@ def verified_against(
     bottle: Bottle, experiment: Experiment, spec: Spec, model: OnnxModel, arguments: Arguments
 ) -> tuple[str, list[Verdict]]:
     """Return what proves that the model is the right one, and the verdicts on it where reference outputs came."""
+    against = OUR_READING if experiment.is_imported else TRAINED_HERE
+    if bottle.exists(experiment.own_graph):
+        against = NOT_COMPARED
     if not bottle.exists(experiment.expected):
-        return (OUR_READING if experiment.is_imported else TRAINED_HERE), []
+        return (f"{against}, {RANDOM}" if are_random(bottle, experiment, spec) else against), []
     expected = written_expected(bottle.local(experiment.expected))
-    chosen = np.linspace(0, len(expected.names) - 1, min(arguments.samples, len(expected.names))).astype(int)
+    count = min(arguments.samples, len(expected.names))
+    if isinstance(spec, ArraySpec):
+        count = fitting(count, input_shape(spec))
+    chosen = np.linspace(0, len(expected.names) - 1, count).astype(int)
     names = [expected.names[index] for index in chosen]
     if expected.inputs is None:
         inputs = named_inputs(bottle, experiment, spec, arguments.snapshot_id, names)
     else:
         inputs = expected.inputs[chosen]
     top1 = arguments.top1_agreement if spec.labels and not isinstance(spec, DetectorSpec) else None
-    return REFERENCE, judge_expected(expected.outputs[chosen], model.run(inputs, 8), names, top1)
+    outputs = model.run_all(inputs, 8)
+    verdicts = judge_expected(expected.outputs[chosen], outputs[0], names, top1)
+    known = output_names(spec)
+    for name, values in expected.further.items():
+        further = judge_expected(values[chosen], outputs[known.index(name)], names, None)
+        verdicts += of_output(name, further)
+    unproven = [name for name in known[1:] if name not in expected.further]
+    return REFERENCE + (f", but of {', '.join(unproven)}" if unproven else ""), verdicts
 
 
 def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Experiment) -> None:
@@ -170,24 +207,51 @@ def _in_full(preprocessing: str) -> str:
         return preprocessing
 
 
-def checks_of(spec: Spec, arguments: Arguments) -> list[Check]:
-    """Return what the graph's first output is held to."""
+def checks_of(spec: Spec, arguments: Arguments, number: int = 0) -> list[Check]:
+    """Return what an output of the graph is held to; classes are those of the first."""
     if isinstance(spec, DetectorSpec):
         return detector_checks(spec, arguments.atol, arguments.rtol)
     checks: list[Check] = [Finite(), Close(arguments.atol, arguments.rtol), Cosine(MINIMUM_COSINE)]
-    return [*checks, Top1Agreement(arguments.top1_agreement)] if spec.labels else checks
+    return [*checks, Top1Agreement(arguments.top1_agreement)] if spec.labels and not number else checks
 
 
-def compare(
-    model: OnnxModel, checks: list[Check], source: Pictures, inputs: Pictures, pictures: list[str], batches: list[int]
-) -> dict[int, list[Verdict]]:
-    """Judge the graph's outputs at each batch size: at the largest for all inputs, at the others for four batches."""
-    found = {}
+def judge_outputs(
+    model: OnnxModel, spec: Spec, sources: list[Pictures], inputs: Pictures, pictures: list[str], batches: list[int],
+    arguments: Arguments,
+) -> list[Verdict]:  # fmt: skip
+    """Return for each output and each check its verdict at the batch size where it is worst."""
+    names = output_names(spec)
+    if len(sources) < len(names) or len(model.outputs) < len(names):
+        raise DataValidationError(f"{len(names)} outputs are known, and the graph gives {len(model.outputs)}")
+    by_batch: list[dict[int, list[Verdict]]] = [{} for _ in names]
     for size in batches:
         count = len(inputs) if size == batches[-1] else min(len(inputs), 4 * size)
-        outputs = model.run(inputs[:count], size)
-        found[size] = judge_all(checks, source[:count], outputs, pictures[:count])
-    return found
+        given = model.run_all(inputs[:count], size, model.outputs[: len(names)])
+        for number, outputs in enumerate(given):
+            checks = checks_of(spec, arguments, number)
+            by_batch[number][size] = judge_all(checks, sources[number][:count], outputs, pictures[:count])
+    verdicts = worst_verdicts(by_batch[0])
+    for name, found in zip(names[1:], by_batch[1:], strict=True):
+        verdicts += of_output(name, worst_verdicts(found))
+    return verdicts
+
+
+def of_another_size(inputs: Pictures) -> Pictures:
+    """Return inputs [n, C, ...] whose sizes behind the channels are other ones, half as large again: wrapped around."""
+    widths = [(0, 0), (0, 0), *((0, size // 2 // STEP * STEP or STEP) for size in inputs.shape[2:])]
+    return np.pad(inputs, widths, mode="wrap")
+
+
+def of_batches(verdicts: list[Verdict]) -> list[Verdict]:
+    """Return the verdicts on a graph of one's own: there is nothing to compare it with but itself, input by input."""
+    return [
+        verdict
+        if verdict.name.endswith("finite")
+        else verdict.model_copy(
+            update={"name": f"batches_{verdict.name}", "sentence": f"several at once as one by one? {verdict.sentence}"}
+        )
+        for verdict in verdicts
+    ]
 
 
 def latencies(path: Path, inputs: Pictures, batches: list[int]) -> list[Latency]:
@@ -225,7 +289,7 @@ def locate(bottle: Bottle, experiment: Experiment, spec: Spec, picture: Pictures
     source, graph = source_file(bottle, experiment, spec), bottle.local(experiment.onnx)
     with stored(picture) as path:
         options = {"source": source, "spec": spec, "graph": graph, "picture": path, "atol": how.atol, "rtol": how.rtol}
-        with runner.run(sandboxed_locate, options, reads=[source.path, graph, path]) as done:
+        with runner.run(sandboxed_locate, options, reads=[source.path, graph, path], modules=source.modules) as done:
             return done.value
 
 
@@ -242,19 +306,16 @@ def fp16_risks(graph: Any, inputs: Pictures, folder: Path | None = None) -> list
 
 
 def write_reference(
-    bottle: Bottle,
-    experiment: Experiment,
-    kind: str,
-    inputs: Pictures,
-    outputs: Pictures,
-    pictures: list[str],
+    bottle: Bottle, experiment: Experiment, spec: Spec, inputs: Pictures, outputs: list[Pictures], pictures: list[str]
 ) -> None:
     """Write the inputs and the source's outputs of the first pictures, for the smoke test of what is deployed."""
-    count = REFERENCE_PICTURES
+    count = fitting(REFERENCE_PICTURES, inputs.shape[1:], REFERENCE_MEMORY)
+    further = zip(output_names(spec)[1:], outputs[1:], strict=False)  # a segmenter's are judged by its masks
     with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
         path = Path(folder) / "verified.npz"
-        names = np.array(pictures[:count])
-        np.savez(path, inputs=inputs[:count], outputs=outputs[:count], pictures=names, output=np.array(kind))
+        arrays: dict[str, Any] = {f"{FURTHER}{name}": values[:count] for name, values in further}
+        names, kind = np.array(pictures[:count]), np.array(spec.output)
+        np.savez(path, inputs=inputs[:count], outputs=outputs[0][:count], pictures=names, output=kind, **arrays)
         bottle.put(experiment.reference, path)
 
 
@@ -262,8 +323,9 @@ def report(verification: Verification, context: job.Context) -> None:
     """Say what was found in the log, and in MLflow where the job is tracked."""
     for verdict in verification.verdicts:
         logger.log(logging.INFO if verdict.passed else logging.ERROR, "%s: %s", verdict.name, verdict.sentence)
+    proven = str(verification.verified_against).startswith((REFERENCE, TRAINED_HERE))
     logger.log(
-        logging.WARNING if verification.verified_against == OUR_READING else logging.INFO,
+        logging.INFO if proven else logging.WARNING,
         "verified against %s", verification.verified_against,
     )  # fmt: skip
     for risk in verification.fp16_risks:

@@ -18,7 +18,7 @@ from conversion_jobs.tensorrt.reference_check import reference_verdicts
 from conversion_jobs.tensorrt.trtexec import Trtexec, probe_trtexec, run_plan
 from conversion_jobs.tensorrt.version import parse_version
 from conversion_jobs.triton.served_model import Array, served_checks
-from conversion_jobs.verification.checks import Cosine, Verdict, judge_all, worst_verdicts
+from conversion_jobs.verification.checks import Cosine, Verdict, judge_all, of_output, worst_verdicts
 from conversion_jobs.verification.golden_inputs import golden_inputs
 from conversion_jobs.verification.record import Verification, passed_verification, read_model
 from jobkit import job
@@ -26,6 +26,7 @@ from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
+from jobkit.model_spec import output_names
 from nightshift_common.options.conversion import LatencyOptions, PlanSamples, TrtexecOptions
 
 logger = logging.getLogger("conversion_jobs.verify_plan")
@@ -59,6 +60,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     plan, onnx = bottle.local(paths.plan), bottle.local(experiment.onnx)
     refuse_stale_plan(bottle, experiment, record, plan, onnx)
     spec = read_spec(bottle, experiment)
+    profiles = record.profiles or [record.batches]
     inputs, pictures = golden_inputs(bottle, experiment, spec, arguments.snapshot_id, arguments.samples)
     with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
         scratch = Path(folder)
@@ -68,19 +70,30 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         )
         refuse_other_machine(record, trtexec, probe_gpu(arguments.nvidia_smi))
         graph = interface(read_graph(onnx))
-        sizes = sorted(set(record.batches))
-        source = OnnxModel(onnx).run(inputs, 8 if graph.has_free_batch else sizes[0])
-        by_batch, latencies = {}, []
+        names = output_names(spec)  # a segmenter's further outputs are judged by its masks alone
+        sources = OnnxModel(onnx).run_all(inputs, 8)[: len(names)]
+        by_batch: list[dict[int, list[Verdict]]] = [{} for _ in names]
+        latencies: list[Latency] = []
+        # A batch that two profiles take is run by the one that stands first.
+        runs = {size: index for index, profile in reversed([*enumerate(profiles)]) for size in profile}
+        sizes = sorted(runs)
         for size in sizes:
-            outputs, latency = run_batches(trtexec, plan, graph, inputs, size, scratch)
-            count = len(outputs)
-            by_batch[size] = judge_all(
-                served_checks("tensorrt", spec.output), source[:count], outputs, pictures[:count]
-            )
+            profile = runs[size] if record.profiles else None
+            outputs, latency = run_batches(trtexec, plan, graph, inputs, size, scratch, profile)
+            for number, source in enumerate(sources):
+                checks = served_checks("tensorrt", spec.output if not number else "embedding")
+                count = len(outputs[number])
+                by_batch[number][size] = judge_all(checks, source[:count], outputs[number], pictures[:count])
             latencies.append(latency)
-        seconded = second_opinion(trtexec, plan, graph, inputs, source, sizes[-1], spec.output, scratch)
+        seconded = second_opinion(
+            trtexec, plan, graph, inputs, sources[0], sizes[-1], spec.output, scratch,
+            runs[sizes[-1]] if record.profiles else None,
+        )  # fmt: skip
     slow = judge_latency(latencies[0], arguments.limit_ms)
-    verdicts = [*worst_verdicts(by_batch), *seconded, slow]
+    verdicts = worst_verdicts(by_batch[0])
+    for name, found in zip(names[1:], by_batch[1:], strict=True):
+        verdicts += of_output(name, worst_verdicts(found))
+    verdicts += [*seconded, slow]
     verification = Verification(
         sha256=record.sha256,
         passed=all(verdict.passed for verdict in verdicts),
@@ -137,20 +150,20 @@ def refuse_other_machine(record: Plan, trtexec: Trtexec, gpu: Gpu) -> None:
 
 
 def run_batches(
-    trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array, size: int, scratch: Path
-) -> tuple[Array, Latency]:
+    trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array, size: int, scratch: Path, profile: int | None
+) -> tuple[list[Array], Latency]:
     """Run `inputs` [n, ...] through the plan in batches of `size`, at most `RUNS` of them; time the first.
 
-    Returns the outputs of the pictures that were run (the last batch is filled up, its filling is cut off).
+    Returns each output of the pictures that were run (the last batch is filled up, its filling is cut off).
     """
-    outputs: list[Array] = []
+    outputs: list[list[Array]] = []
     latencies: list[Latency] = []
     for start in range(0, min(len(inputs), RUNS * size), size):
         batch = np.resize(inputs[start : start + size], (size, *inputs.shape[1:]))
-        output, latency = run_plan(trtexec, plan, graph, batch, scratch, 0 if latencies else TIMED_SECONDS)
+        given, latency = run_plan(trtexec, plan, graph, batch, scratch, 0 if latencies else TIMED_SECONDS, profile)
         latencies.append(latency)
-        outputs.append(output[: len(inputs) - start])
-    return np.concatenate(outputs), latencies[0]
+        outputs.append([output[: len(inputs) - start] for output in given])
+    return [np.concatenate(column) for column in zip(*outputs, strict=True)], latencies[0]
 
 
 def second_opinion(
@@ -162,6 +175,7 @@ def second_opinion(
     size: int,
     output: str,
     scratch: Path,
+    profile: int | None,
 ) -> list[Verdict]:
     """Return what trtexec itself says of the plan's largest batch; nothing before 11.1, or where no cosine is asked."""
     count = min(size, len(inputs))
@@ -169,7 +183,7 @@ def second_opinion(
     cosines = [check for check in served_checks("tensorrt", output) if isinstance(check, Cosine)]
     found: list[Verdict] = []
     for cosine in cosines:
-        found += reference_verdicts(trtexec, plan, graph, batch, expected, cosine, scratch)
+        found += reference_verdicts(trtexec, plan, graph, batch, expected, cosine, scratch, profile)
     return found
 
 

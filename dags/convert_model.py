@@ -24,9 +24,16 @@ from nightshift.forms import form_field
 from nightshift.steps import Step, task
 from nightshift.task_templates import output_if_any, output_of
 from nightshift_common.gpus import GPUS
-from nightshift_common.options.conversion import SERVING_TENSORRT, ExportOptions, ModelOptions, PlanOptions
+from nightshift_common.options.conversion import (
+    SERVING_TENSORRT,
+    ExportOptions,
+    ModelOptions,
+    PackageOptions,
+    PlanOptions,
+)
 from nightshift_common.options.weights import RUNTIMES, ImportOptions, InputSizeOptions
 
+PROFILE = ("opt_batch", "more_profiles", "size_profile")
 GPU = GPUS["T4"]  # for which plans are built here
 IMPORTED = {name: form_field(ImportOptions, name) for name in ImportOptions.model_fields if name != "img_size"}
 FORM = {
@@ -35,11 +42,13 @@ FORM = {
     "pictures": form_field(ImportOptions, "pictures", pattern="^/"),
     **{name: form_field(InputSizeOptions, name) for name in InputSizeOptions.model_fields},
     "model_name": form_field(ModelOptions, "model_name", "converted"),
-    "opset": form_field(ExportOptions, "opset"),
+    **{name: form_field(ExportOptions, name) for name in ("opset", "dynamic_size")},
     "tensorrt": Param(
         False, type="boolean", title="TensorRT", description=f"Build a plan for the {GPU.name}, and publish it instead."
     ),
     "serving_tensorrt": form_field(PlanOptions, "serving_tensorrt", SERVING_TENSORRT),
+    "max_batch_size": form_field(PackageOptions, "max_batch_size"),
+    **{name: form_field(PlanOptions, name) for name in PROFILE},
     "publish": Param(
         False, type="boolean", title="Publish and deploy",
         description="Without it the run stops after packaging: nothing reaches the model storage or Triton.",
@@ -81,14 +90,21 @@ with DAG(
                 runtime=RUNTIME,
             ),
         ),
-        task("export_onnx", Step("conversion_jobs.export_onnx", experiment, params={"opset": "opset"})),
+        task(
+            "export_onnx",
+            Step("conversion_jobs.export_onnx", experiment, params={name: name for name in ("opset", "dynamic_size")}),
+        ),
         task("verify_onnx", Step("conversion_jobs.verify_onnx", verified_with)),
         task(
             "build_plan",
             Step(
                 "conversion_jobs.build_plan",
-                options={**experiment, "compute_capability": GPU.compute_capability},
-                params={"serving_tensorrt": "serving_tensorrt"},
+                options={
+                    **experiment,
+                    "compute_capability": GPU.compute_capability,
+                    "max_batch": "{{ params.max_batch_size }}",  # of the plan, as it is served
+                },
+                params={name: name for name in ("serving_tensorrt", *PROFILE)},
                 timeout=timedelta(hours=3),
             ),
             only_if_param="tensorrt",
@@ -108,7 +124,7 @@ with DAG(
             Step(
                 "conversion_jobs.package_model",
                 options={**experiment, "target": TARGET, "record": output_if_any("build_plan", "record")},
-                params=model_name,
+                params={**model_name, "max_batch_size": "max_batch_size"},
             ),
             trigger_rule=TriggerRule.NONE_FAILED,  # without TensorRT the two tasks before it are skipped
         ),

@@ -109,6 +109,7 @@ def plan_tasks(pipeline: Pipeline) -> list[JobOperator]:
         options={
             "experiment": EXPERIMENT, "compute_capability": convert.compute_capability, "max_batch": batch,
             "serving_tensorrt": convert.serving_tensorrt, "precision": convert.precision,
+            "opt_batch": min(convert.opt_batch, batch),
             "version_compatible": convert.version_compatible,
             "snapshot_id": SNAPSHOT if convert.precision == "int8" else None,
         },

@@ -106,6 +106,16 @@ class Experiment:
         return f"{self.folder}/embeddings.npy"
 
     @property
+    def inputs(self) -> str:
+        """What a model of arrays is verified with: .npy, float32 [n, ...]; where it is missing, random numbers are."""
+        return f"{self.folder}/inputs.npy"
+
+    @property
+    def own_graph(self) -> str:
+        """The graph of one's own that was imported: it is exported as it is."""
+        return f"{self.folder}/own/model.onnx"
+
+    @property
     def expected(self) -> str:
         """Reference outputs of the users' own code, where they came with the weights."""
         return f"{self.folder}/expected.npz"

@@ -45,7 +45,13 @@ class Preprocessing(BaseModel):
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
 
 
+def per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return a mean or a deviation for `channels`: of three colors for gray pictures their average."""
+    return (sum(values) / 3,) if channels == 1 and len(values) == 3 else values
+
+
 Output = Literal["logits", "probabilities", "embedding"]
+INPUT = "input"
 UNKNOWN_LICENSE = "unknown"
 
 
@@ -74,17 +80,34 @@ class Calibration(BaseModel):
     ece_after: float = Field(description="the same at this temperature")
 
 
-class ModelSpec(BaseModel):
-    """The interface of a model of pictures: `input` float32 [N, C, H, W] in, `<output>` float32 [N, ...] out."""
+class OutputTensor(BaseModel):
+    """One output of a model, float32 [N, *shape]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    shape: tuple[int | None, ...] = Field(description="without the batch; null: a free size")
+
+
+class _Interface(BaseModel):
+    """What models of pictures and of arrays have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     group: str
-    architecture: str = Field(description="timm model name")
+    architecture: str = Field(description="timm model name, or the family")
     arguments: dict[str, Any] = Field({}, description="of the architecture, beside timm's defaults")
     initial_weights: WeightsOrigin | None = Field(None, description="what its training started from; none: random")
-    labels: list[str] = Field(description="class name of each output; none for an embedding")
-    output: Output = Field("logits", description="what it gives, and the name of the output")
+    labels: list[str] = Field(description="class name of each value of the first output; none for an embedding")
+    output: Output = Field("logits", description="what the first output is, and its name where `outputs` is empty")
+    input_name: str = INPUT
+    outputs: list[OutputTensor] = Field([], description="all, where there are several or one has another name")
+    batch: int | None = Field(None, description="the one batch size that it takes; null: any")
+
+
+class ModelSpec(_Interface):
+    """The interface of a model of pictures: `input` float32 [N, C, H, W] in, `<output>` float32 [N, ...] out."""
+
     preprocessing: Preprocessing
     flip_tta: FlipTta = Field(
         "off", description="the output is the mean over the picture and these mirror images of it; inside the graph"
@@ -135,6 +158,13 @@ class HeadSpec(BaseModel):
     snapshot_id: str | None = None
 
 
+class ArraySpec(_Interface):
+    """The interface of a model of other inputs than pictures: `input` float32 [N, *shape], outputs float32 [N, ...]."""
+
+    shape: tuple[int | None, ...] = Field(description="sizes of one input without the batch; null: a free size")
+    snapshot_id: str | None = None
+
+
 class DetectorSpec(BaseModel):
     """The interface of a detector. Input `input`: float32 [N, 3, H, W]; outputs: see `nightshift_common/boxes.py`."""
 
@@ -159,22 +189,33 @@ class DetectorSpec(BaseModel):
         return "raw" if self.suppression is None else "detections"
 
 
-Spec = ModelSpec | HeadSpec | DetectorSpec
+Spec = ModelSpec | HeadSpec | ArraySpec | DetectorSpec
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Spec)
 
 
 def input_shape(spec: Spec) -> tuple[int, ...]:
-    """Return the shape of one input: [C, H, W] of a picture, or [features]."""
+    """Return the shape of one input: [C, H, W] of a picture, or [features]; a free size of arrays counts as 1."""
     if isinstance(spec, HeadSpec):
         return (spec.features,)
+    if isinstance(spec, ArraySpec):
+        return tuple(size or 1 for size in spec.shape)
     how = spec.preprocessing
     return how.channels, how.height, how.width
+
+
+def output_names(spec: Spec) -> list[str]:
+    """Return the names of the outputs, in their order; of a detector the first one's."""
+    if isinstance(spec, HeadSpec | DetectorSpec) or not spec.outputs:
+        return [spec.output]
+    return [tensor.name for tensor in spec.outputs]
 
 
 def described_input(spec: Spec) -> dict[str, Any]:
     """Return what a client needs to know beside names: how a picture is prepared, or the length of an embedding."""
     if isinstance(spec, HeadSpec):
         return {"features": spec.features}
+    if isinstance(spec, ArraySpec):
+        return {"shape": list(spec.shape)}
     described: dict[str, Any] = {"preprocessing": spec.preprocessing.model_dump()}
     if isinstance(spec, ModelSpec):
         if spec.flip_tta != "off":

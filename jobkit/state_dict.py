@@ -39,7 +39,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         DataValidationError: the file is no checkpoint, or holds code.
     """
-    state = _state(_read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path))
+    state = _state(_read_safetensors(path) if is_safetensors(path) else _unpickled(path))
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataValidationError(f"{path} holds no state_dict: a mapping of names to tensors")
     state = {str(name).replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"}
@@ -54,6 +54,13 @@ def _state(content: Any) -> dict[Any, Any]:
         return {}
     found: dict[Any, Any] = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)), content)
     return found
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors: eight bytes with the length of the JSON object that follows them."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or (len(head) == 9 and head[8:] == b"{" and not any(head[4:8]))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

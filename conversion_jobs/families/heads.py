@@ -122,7 +122,9 @@ def _ordered(layers: list[_Layer], path: Path) -> list[_Layer]:
     Files are in the order of the modules, but for safetensors, which is in that of the alphabet: there only numbers
     in the names tell the order.
     """
-    if path.suffix == ".safetensors" and len(layers) > 1 and any(layer.place is None for layer in layers):
+    from jobkit.state_dict import is_safetensors
+
+    if is_safetensors(path) and len(layers) > 1 and any(layer.place is None for layer in layers):
         names = ", ".join(layer.name for layer in layers)
         raise DataValidationError(
             f"{path} does not tell the order of its layers: safetensors sorts names, and {names} have no numbers; save "

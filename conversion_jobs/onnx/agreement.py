@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from conversion_jobs.families.outputs import flattened
 from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.verification.checks import Close, judge_all
 from jobkit.errors import DataValidationError
@@ -32,31 +33,37 @@ SLACK = 10  # a graph rounds at every node, not at its input alone
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model gives for noise: `outputs` for `inputs`, float32 [3, ...], and how far rounding alone moves them.
+    """What a model gives for noise: `outputs` for `inputs`, float32 [3, ...], and how far rounding alone moves each.
+
+    Of a model with a fixed batch there are as many as that, and `batches` is that alone.
 
     Noise is not what a model was trained on: where its values grow from layer to layer, two right programs differ.
     """
 
     inputs: Array
-    outputs: Array
-    rounding: float
+    outputs: list[Array]
+    rounding: list[float]
+    batches: tuple[int, ...]
 
 
-def wanted_of(model: nn.Module, shape: tuple[int, ...]) -> Wanted:
-    """Return what `model` gives for three inputs of noise [3, *shape], the same ones every time.
+def wanted_of(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -> Wanted:
+    """Return what `model` gives for inputs of noise [3, *shape], of a fixed `batch` as many; the same ones every time.
 
     Raises:
         DataValidationError: the model itself does not take this batch.
     """
     random = np.random.default_rng(0)
-    inputs = random.standard_normal((max(BATCHES), *shape), np.float32)
+    batches = BATCHES if batch is None else (batch,)
+    inputs = random.standard_normal((max(batches), *shape), np.float32)
     outputs = answers(model, inputs)
-    moved = answers(model, inputs * (1 + np.float32(ROUNDING) * random.choice(np.float32([-1, 1]), inputs.shape)))
-    return Wanted(inputs, outputs, float(np.abs(moved - outputs).max()))
+    signs = random.choice(np.array([-1, 1], np.float32), inputs.shape)
+    moved = answers(model, inputs * (1 + np.float32(ROUNDING) * signs))
+    rounding = [float(np.abs(other - output).max()) for other, output in zip(moved, outputs, strict=True)]
+    return Wanted(inputs, outputs, rounding, batches)
 
 
-def answers(model: nn.Module, inputs: Array) -> Array:
-    """Return the output of `model` for `inputs` in one batch.
+def answers(model: nn.Module, inputs: Array) -> list[Array]:
+    """Return the outputs of `model` for `inputs` in one batch.
 
     Raises:
         DataValidationError: the model itself does not take this batch.
@@ -65,44 +72,47 @@ def answers(model: nn.Module, inputs: Array) -> Array:
 
     try:
         with torch.no_grad():
-            output: Array = model(torch.from_numpy(inputs)).float().numpy()
+            return [tensor.float().numpy() for tensor in flattened(model(torch.from_numpy(inputs)))]
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataValidationError(f"the model itself fails on an input {list(inputs.shape)}: {reason}") from error
-    return output
 
 
-def disagreement(wanted: Wanted, run: Callable[[Array, int], Array]) -> str | None:
+def disagreement(wanted: Wanted, run: Callable[[Array, int], list[Array]]) -> str | None:
     """Return how another program differs from the model that gives what is `wanted`; None: it does not.
 
     `run` returns its outputs for inputs, computed in batches of a size. A model that gives NaN for noise cannot be
     judged by it.
     """
-    if not np.isfinite(wanted.outputs).all():
+    if not all(np.isfinite(output).all() for output in wanted.outputs):
         return None
-    allowed = RELATIVE * float(np.abs(wanted.outputs).max()) + SLACK * wanted.rounding
-    check = Close(allowed + float(np.finfo(np.float32).tiny), 0)
-    for batch in BATCHES:
+    for batch in wanted.batches:
         try:
-            outputs = run(wanted.inputs, batch)
+            given = run(wanted.inputs, batch)
         except DataValidationError as error:
             return str(error)
-        for verdict in judge_all([check], wanted.outputs, outputs, ["noise"] * len(outputs)):
-            if not verdict.passed:
-                return f"on noise, at batch {batch}, {verdict.sentence}"
+        if len(given) != len(wanted.outputs):
+            return f"it gives {len(given)} outputs, the model {len(wanted.outputs)}"
+        for expected, outputs, rounding in zip(wanted.outputs, given, wanted.rounding, strict=True):
+            allowed = RELATIVE * float(np.abs(expected).max()) + SLACK * rounding
+            check = Close(allowed + float(np.finfo(np.float32).tiny), 0)
+            for verdict in judge_all([check], expected, outputs, ["noise"] * len(outputs)):
+                if not verdict.passed:
+                    return f"on noise, at batch {batch}, {verdict.sentence}"
     return None
 
 
 def graph_disagreement(wanted: Wanted, path: Path) -> str | None:
     """Return how the graph at `path` differs from the model."""
-    return disagreement(wanted, OnnxModel(path, os.cpu_count() or 1).run)
+    return disagreement(wanted, OnnxModel(path, os.cpu_count() or 1).run_all)
 
 
 def script_disagreement(wanted: Wanted, script: nn.Module) -> str | None:
     """Return how TorchScript that was traced from the model differs from it."""
 
-    def run(inputs: Array, batch: int) -> Array:
+    def run(inputs: Array, batch: int) -> list[Array]:
         starts = range(0, len(inputs), batch)
-        return np.concatenate([answers(script, inputs[start : start + batch]) for start in starts])
+        parts = [answers(script, inputs[start : start + batch]) for start in starts]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     return disagreement(wanted, run)

@@ -103,6 +103,22 @@ def _tensors(message: Any) -> Iterator[Any]:
                     yield from _tensors(part)
 
 
+def external_files(model: Any, name: str) -> list[str]:
+    """Return the names of the files beside the ONNX file `name` that hold weights of `model`.
+
+    Raises:
+        DataValidationError: one is not beside it: what runs the graph would read any file of this host.
+    """
+    found = {entry.value: tensor.name for tensor in _tensors(model) for entry in tensor.external_data
+             if entry.key == "location" and entry.value != name}  # fmt: skip
+    for location, tensor in found.items():
+        if Path(location).name != location:
+            raise DataValidationError(
+                f"{name} keeps the weights of {tensor!r} in {location!r}, which is not in its folder"
+            )
+    return sorted(found)
+
+
 def _refuse_weights_elsewhere(path: Path, tensor: Any) -> None:
     """Refuse weights that are not in the graph's own folder: what runs it would read any file of this host."""
     for entry in tensor.external_data:

@@ -29,6 +29,8 @@ class OnnxModel:
     def __init__(self, path: Path, threads: int = 1) -> None:
         self.session = session(split_file(path), path.parent, path.name, threads)
         self.input = self.session.get_inputs()[0].name
+        first = self.session.get_inputs()[0].shape[0]
+        self.batch = first if isinstance(first, int) else None  # the one that it takes; None: any
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def run(self, inputs: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
@@ -42,15 +44,24 @@ class OnnxModel:
     def run_all(
         self, inputs: NDArray[np.float32], batch: int, names: list[str] | None = None
     ) -> list[NDArray[np.float32]]:
-        """Return the outputs called `names`, by default all, for `inputs` [n, ...], as `run` does."""
-        parts = []
-        for start in range(0, len(inputs), batch):
-            part = inputs[start : start + batch]
+        """Return the outputs called `names`, by default all, for `inputs` [n, ...], as `run` does.
+
+        A graph with a fixed batch is given batches of that size; the last one is filled up, its filling is cut off.
+        """
+        parts, size = [], self.batch or batch
+        for start in range(0, len(inputs), size):
+            part = inputs[start : start + size]
+            given = part if self.batch is None else filled(part, self.batch)
             try:
-                parts.append(self.session.run(names, {self.input: part}))
+                parts.append([output[: len(part)] for output in self.session.run(names, {self.input: given})])
             except Exception as error:
                 raise DataValidationError(f"the graph fails on a batch of {len(part)}: {error}") from error
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def filled(part: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
+    """Return the inputs [n, ...] as a batch of `batch`: the first ones again behind the last."""
+    return part if len(part) == batch else np.resize(part, (batch, *part.shape[1:]))
 
 
 def session(model: Any, folder: Path | None, name: str, threads: int = 1, *, lean: bool = False) -> Any:
@@ -178,10 +189,11 @@ def largest_values(model: Any, inputs: NDArray[np.float32], folder: Path | None 
             _measure(measured.graph, name, len(nodes), may_be_empty=not all(dim.dim_value for dim in sizes))
             nodes.append((node, name))
     running = session(measured, folder, "the graph", os.cpu_count() or 1, lean=True)
-    entry = running.get_inputs()[0].name
+    entry, batch = running.get_inputs()[0].name, running.get_inputs()[0].shape[0]
     largest = np.zeros(len(nodes), np.float64)
     for picture in inputs:
-        found = np.array(running.run(None, {entry: picture[None]}), np.float64)
+        part = filled(picture[None], batch) if isinstance(batch, int) else picture[None]
+        found = np.array(running.run(None, {entry: part}), np.float64)
         largest = np.maximum(largest, np.where(np.isfinite(found[1::2]), found[0::2], np.inf))
     return [
         TensorRange(node.name or name, node.op_type, float(v)) for (node, name), v in zip(nodes, largest, strict=True)

@@ -30,7 +30,7 @@ def is_streamed(model: nn.Module) -> bool:
     """
     import torch
 
-    if isinstance(model, torch.jit.ScriptModule):
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return False
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._NormBase) for module in model.modules())
     return not has_batch_norm and sum(tensor.nbytes for tensor in _tensors(model).values()) >= LARGE

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from conversion_jobs.families.outputs import flattened
+from conversion_jobs.families.probing import probe
 from conversion_jobs.families.sources import SourceFile, load_experiment, load_source, load_torchscript
 from conversion_jobs.onnx.mapped_file import split_file
+from conversion_jobs.onnx.session import filled
 from conversion_jobs.sandboxed.importing import ImportedDetector
 from jobkit.errors import DataValidationError
-from jobkit.model_spec import DetectorSpec, NonMaxSuppression, Preprocessing, Spec
+from jobkit.model_spec import DetectorSpec, HeadSpec, NonMaxSuppression, Preprocessing, Spec
 from jobkit.sandbox.runner import Done
 from nightshift_common.options.weights import SourceOptions
 
@@ -74,10 +77,10 @@ def answer_experiment(work: Path, script: Path, spec: Spec, inputs: Path) -> Ans
     values = np.load(inputs, allow_pickle=False)
     if isinstance(spec, DetectorSpec):
         return _written(work, export.source_outputs(model, spec, values))
-    output = _answers(model, values)
-    if not np.isfinite(output).all():
+    outputs = _answers(model, values, None if isinstance(spec, HeadSpec) else spec.batch)
+    if not all(np.isfinite(output).all() for output in outputs):
         raise DataValidationError(f"{script} itself gives NaN or infinity: training went wrong, not the export")
-    return _written(work, [output])
+    return _written(work, outputs)
 
 
 def answer_file(
@@ -90,9 +93,9 @@ def answer_file(
     """
     from conversion_jobs.onnx.normalization import normalized
 
-    module = load_source(weights, options).module
-    module = normalized(module, inside) if inside else module
-    return _written(work, [_answers(module, np.load(inputs, allow_pickle=False))])
+    found = probe(load_source(weights, options))
+    module = normalized(found.module, inside) if inside else found.module
+    return _written(work, _answers(module, np.load(inputs, allow_pickle=False), found.batch))
 
 
 def answer_detector_file(work: Path, weights: Path, options: SourceOptions, inputs: Path) -> Answered:
@@ -120,12 +123,18 @@ def locate(work: Path, source: SourceFile, spec: Spec, graph: Path, picture: Pat
     return first_difference(model, split_file(graph), graph.parent, shown, atol, rtol)
 
 
-def _answers(module: nn.Module, inputs: Array) -> Array:
+def _answers(module: nn.Module, inputs: Array, batch: int | None) -> list[Array]:
+    """Return each output for `inputs` [n, ...]; a `batch` that is fixed is filled up with the first inputs."""
     import torch
 
+    size, columns = batch or 8, []
     with torch.inference_mode():
-        parts = [module(torch.from_numpy(inputs[start : start + 8])).float() for start in range(0, len(inputs), 8)]
-    return np.asarray(torch.cat(parts).numpy(), np.float32)
+        for start in range(0, len(inputs), size):
+            part = inputs[start : start + size]
+            count = len(part)
+            given = flattened(module(torch.from_numpy(part if batch is None else filled(part, batch))))
+            columns.append([np.asarray(tensor[:count].float().numpy(), np.float32) for tensor in given])
+    return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
 
 def _written(work: Path, outputs: Sequence[Array]) -> Answered:

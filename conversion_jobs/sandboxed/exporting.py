@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from conversion_jobs.families.probing import names_of_outputs, probe
 from conversion_jobs.families.sources import SourceFile, load_experiment, load_source
 from conversion_jobs.onnx.export import export, export_module
 from conversion_jobs.onnx.exported import Exported
@@ -22,29 +25,40 @@ class ExportedDetector(ImportedDetector):
     made: Exported
 
 
+class ExportedFile(BaseModel):
+    """How a graph was made, and what the owner of the weights should know."""
+
+    made: Exported
+    notes: list[str]
+
+
 def export_experiment(
-    work: Path, source: SourceFile, spec: Spec, opset: int, origin: dict[str, str], exporter: Exporter
-) -> Exported:
+    work: Path, source: SourceFile, spec: Spec, opset: int, origin: dict[str, str], exporter: Exporter,
+    dynamic: bool = False,
+) -> Exported:  # fmt: skip
     """Write the model of an experiment to `work`; see `export`."""
-    return export(load_experiment(source, spec), spec, work / GRAPH, opset, origin, exporter)
+    return export(load_experiment(source, spec), spec, work / GRAPH, opset, origin, exporter, dynamic=dynamic)
 
 
 def export_file(
     work: Path, weights: Path, options: SourceOptions, inside: Preprocessing | None, opset: int,
-    metadata: dict[str, str], exporter: Exporter,
-) -> Exported:  # fmt: skip
+    metadata: dict[str, str], exporter: Exporter, dynamic: bool = False,
+) -> ExportedFile:  # fmt: skip
     """Write the model in `weights` to `work`, behind the normalization `inside` where there is one.
 
     Raises:
-        DataValidationError, ConfigurationError: see `load_source`, `export_module`.
+        DataValidationError, ConfigurationError: see `load_source`, `probe`, `export_module`.
     """
     from conversion_jobs.onnx.normalization import normalized
 
-    source = load_source(weights, options)
-    module = normalized(source.module, inside) if inside else source.module
-    return export_module(
-        module, source.shape, work / GRAPH, output=source.output, opset=opset, metadata=metadata, exporter=exporter,
+    found = probe(load_source(weights, options))
+    module = normalized(found.module, inside) if inside else found.module
+    names = names_of_outputs(options.named_outputs, found.output, len(found.outputs))
+    made = export_module(
+        module, found.shape, work / GRAPH, output=names[0], further=names[1:], opset=opset, metadata=metadata,
+        exporter=exporter, batch=found.batch, dynamic=dynamic,
     )  # fmt: skip
+    return ExportedFile(made=made, notes=list(found.notes))
 
 
 def export_detector_file(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from conversion_jobs.families.probing import probe
 from conversion_jobs.families.sources import load_source
 from conversion_jobs.onnx.agreement import script_disagreement, wanted_of
 from jobkit.errors import DataValidationError
@@ -21,11 +22,16 @@ SCRIPT = "model.pt"
 
 
 class Imported(BaseModel):
-    """A model float32 [N, *shape] -> `output`; `given` is the shape of what it gives for two inputs."""
+    """A model float32 [N, *shape] -> `outputs`, sizes without the batch, the first of which is `output`.
+
+    `batch` is the one batch size that it takes, None: any; `notes` say what its owner should know.
+    """
 
     shape: tuple[int, ...]
     output: Output
-    given: tuple[int, ...]
+    outputs: list[tuple[int, ...]]
+    batch: int | None
+    notes: list[str]
 
 
 class ImportedDetector(BaseModel):
@@ -39,31 +45,31 @@ def import_source(work: Path, weights: Path, options: SourceOptions) -> Imported
     """Write the model in `weights` to `work` as TorchScript.
 
     Raises:
-        DataValidationError, ConfigurationError: see `load_source`.
+        DataValidationError, ConfigurationError: see `load_source`, `probe`.
     """
     import torch
 
-    source = load_source(weights, options)
-    module, example = source.module, torch.zeros(2, *source.shape)
-    with torch.inference_mode():
-        given = tuple(module(example).shape)
+    found = probe(load_source(weights, options))
+    module = found.module
     if not isinstance(module, torch.jit.ScriptModule):
-        traced = torch.jit.trace(module, example, check_trace=False)
-        # Of a classifier and an encoder the graph is made from the checkpoint: there verification compares the two.
-        if options.family not in ("classifier", "vit"):
-            refuse_wrong_trace(module, traced, source.shape)
+        traced = torch.jit.trace(module, found.example, check_trace=False)
+        # Of these the graph is made from the checkpoint: there verification compares the two.
+        if options.family not in ("classifier", "vit", "factory"):
+            refuse_wrong_trace(module, traced, found.shape, found.batch)
         module = traced
     torch.jit.save(module, str(work / SCRIPT))
-    return Imported(shape=source.shape, output=source.output, given=given)
+    return Imported(
+        shape=found.shape, output=found.output, outputs=list(found.outputs), batch=found.batch, notes=list(found.notes)
+    )
 
 
-def refuse_wrong_trace(module: nn.Module, traced: nn.Module, shape: tuple[int, ...]) -> None:
+def refuse_wrong_trace(module: nn.Module, traced: nn.Module, shape: tuple[int, ...], batch: int | None) -> None:
     """See that a trace, which is all that is handed over, answers as its module at batch sizes that were not traced.
 
     Raises:
         DataValidationError: it does not: branches and Python's numbers are constants in a trace.
     """
-    if (reason := script_disagreement(wanted_of(module, shape), traced)) is not None:
+    if (reason := script_disagreement(wanted_of(module, shape, batch), traced)) is not None:
         raise DataValidationError(
             f"the model cannot be traced: {reason}. Branches that depend on values, and sizes taken as Python's "
             "numbers, are constants in a trace: script it with torch.jit.script, and import it as torchscript"

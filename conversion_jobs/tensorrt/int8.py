@@ -16,7 +16,7 @@ from conversion_jobs.verification.golden_inputs import choose
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
-from jobkit.model_spec import HeadSpec, Spec, prepare
+from jobkit.model_spec import ArraySpec, HeadSpec, Spec, prepare
 from jobkit.snapshot import read_snapshot
 
 OLDEST = (10, 0)  # quantized graphs have opset 19, which the parser of 8.6 does not read
@@ -44,8 +44,8 @@ def calibration_inputs(
         ConfigurationError: no snapshot, or a model that takes no pictures.
         DataValidationError: the snapshot is not there or has golden pictures only, or a picture cannot be decoded.
     """
-    if isinstance(spec, HeadSpec):
-        raise ConfigurationError("int8 is calibrated with pictures: a head takes none, build it in fp16")
+    if isinstance(spec, HeadSpec | ArraySpec):
+        raise ConfigurationError("int8 is calibrated with pictures: this model takes none, build it in fp16")
     if snapshot_id is None:
         raise ConfigurationError("int8 is calibrated with pictures: --snapshot_id says of which snapshot")
     snapshot = read_snapshot(bottle, experiment.group, snapshot_id)

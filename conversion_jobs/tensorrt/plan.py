@@ -38,7 +38,9 @@ class Plan(BaseModel):
     driver: str
     asked_precision: Precision
     precision: Precision
-    batches: tuple[int, int, int] = Field(description="smallest, best, largest")
+    batches: tuple[int, int, int] = Field(description="smallest, best, largest, of the first profile")
+    profiles: list[tuple[int, int, int]] = Field([], description="of every optimization profile, where it has several")
+    sizes: tuple[tuple[int, ...], ...] | None = Field(None, description="of free axes: smallest, best, largest")
     workspace_mib: int
     attempts: list[Attempt]
     skipped_tactics: int = Field(description="kernels that were left out for want of memory")
@@ -47,6 +49,11 @@ class Plan(BaseModel):
     version_compatible: bool = Field(False, description="it loads in later versions too, by a runtime of its own in it")
     stripped_sha256: str | None = Field(None, description="of the plan without weights, where one was asked for")
     made_by_test_double: bool = Field(False, description="no TensorRT made it: it is no plan and is never published")
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch of all profiles."""
+        return max(profile[2] for profile in (self.batches, *self.profiles))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ _LOSS = re.compile(r"Accuracy loss for tensor (\S+) \(\w+\): (\S+)")
 
 
 def reference_verdicts(
-    trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array, outputs: Array, limit: Cosine, scratch: Path
-) -> list[Verdict]:
+    trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array, outputs: Array, limit: Cosine, scratch: Path,
+    profile: int | None = None,
+) -> list[Verdict]:  # fmt: skip
     """Let trtexec compare a plan's first output for `inputs` [n, ...] with `outputs`; nothing before 11.1.
 
     The loss is 1 - cosine over all values of the batch: with the same limit less strict than each picture's cosine.
@@ -36,8 +37,8 @@ def reference_verdicts(
     np.ascontiguousarray(outputs, "<f4").tofile(reference)
     allowed = round(1 - limit.minimum, 9)
     command = run_command(
-        trtexec.path, trtexec.version, plan, run_shapes(graph, len(inputs)), {graph.inputs[0].name: source},
-        outputs=scratch / "outputs.json", times=scratch / "times.json", seconds=0.0,
+        trtexec.path, trtexec.version, plan, run_shapes(graph, inputs.shape), {graph.inputs[0].name: source},
+        outputs=scratch / "outputs.json", times=scratch / "times.json", seconds=0.0, profile=profile,
         version_compatible=trtexec.version_compatible,
     )  # fmt: skip
     command += [f"--loadRefOutputs={name}:{reference}", "--accuracyAlgorithm=cos", f"--accuracyThreshold={allowed:g}"]

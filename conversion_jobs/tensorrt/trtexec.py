@@ -122,9 +122,12 @@ def execute(command: Sequence[str], log: Path, timeout: float, *, quiet: bool = 
 
 
 def run_plan(
-    trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array, scratch: Path, seconds: float = 0.0
-) -> tuple[Array, Latency]:
-    """Run a plan on one batch, `inputs` [n, ...]; return its first output and the times of one call.
+    trtexec: Trtexec, plan: Path, graph: GraphInterface, inputs: Array, scratch: Path, seconds: float = 0.0,
+    profile: int | None = None,
+) -> tuple[list[Array], Latency]:  # fmt: skip
+    """Run a plan on one batch, `inputs` [n, ...]; return its outputs and the times of one call.
+
+    `profile` is the optimization profile that runs it, of a plan that has several.
 
     Raises:
         DataValidationError: the plan does not load, or its output is not readable.
@@ -133,13 +136,13 @@ def run_plan(
     for left in (outputs, times):
         left.unlink(missing_ok=True)
     np.ascontiguousarray(inputs, "<f4").tofile(source)
-    shapes = run_shapes(graph, len(inputs))
+    shapes = run_shapes(graph, inputs.shape)
     command = run_command(
         trtexec.path, trtexec.version, plan, shapes, {graph.inputs[0].name: source}, outputs=outputs, times=times,
-        seconds=seconds, version_compatible=trtexec.version_compatible,
+        seconds=seconds, profile=profile, version_compatible=trtexec.version_compatible,
     )  # fmt: skip
     trtexec.run(command, loads=True)
-    return read_output(outputs, graph.outputs[0].name), read_times(times, len(inputs))
+    return [read_output(outputs, tensor.name) for tensor in graph.outputs], read_times(times, len(inputs))
 
 
 def read_output(path: Path, name: str) -> Array:

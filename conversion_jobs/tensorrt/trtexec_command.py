@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from conversion_jobs.tensorrt.version import MAJORS, OLDEST, TensorRTVersion
 from jobkit.errors import ConfigurationError
 from nightshift_common.options.conversion import Precision
 
+PROFILES_FROM = 10  # the major version whose trtexec has --profile
 # What only some versions have, by trtexec's name; from its option parsers and NVIDIA's release notes.
 FEATURES = {"versionCompatible": (8, 6), "stripWeights": (10, 0), "loadRefOutputs": (11, 1)}
 
@@ -33,7 +34,7 @@ def check_feature(version: TensorRTVersion, name: str) -> None:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batch sizes of the one optimization profile: smallest, the one to be fastest at, largest."""
+    """The batch sizes of an optimization profile: smallest, the one to be fastest at, largest."""
 
     smallest: int = 1
     best: int = 1
@@ -49,6 +50,39 @@ class Batches:
             raise ConfigurationError(
                 f"batches {self.smallest}, {self.best}, {self.largest} are not in order: 1 <= min <= opt <= max"
             )
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield smallest, best, largest."""
+        return iter((self.smallest, self.best, self.largest))
+
+
+Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Of an input's free axes behind the batch: smallest, best, largest."""
+
+
+def parse_profiles(text: str) -> list[Batches]:
+    """Return the profiles of `1-1-1,8-16-32`.
+
+    Raises:
+        ConfigurationError: one is not in order.
+    """
+    return [Batches(*map(int, part.split("-"))) for part in text.split(",") if part]
+
+
+def parse_sizes(text: str) -> Sizes | None:
+    """Return the sizes of `160x160,224x224,448x448`; None of an empty text.
+
+    Raises:
+        ConfigurationError: they are not in order.
+    """
+    if not text:
+        return None
+    smallest, best, largest = (tuple(map(int, part.split("x"))) for part in text.split(","))
+    if not len(smallest) == len(best) == len(largest) or not all(
+        1 <= low <= middle <= high for low, middle, high in zip(smallest, best, largest, strict=True)
+    ):
+        raise ConfigurationError(f"--size_profile {text} is not in order: smallest, best and largest of the same axes")
+    return smallest, best, largest
 
 
 def check_supported(version: TensorRTVersion) -> None:
@@ -120,6 +154,7 @@ def run_command(
     outputs: Path,
     times: Path,
     seconds: float,
+    profile: int | None = None,
     version_compatible: bool = False,
 ) -> list[str]:
     """Return the command that runs a plan on given inputs, writes its outputs and times it.
@@ -131,6 +166,8 @@ def run_command(
     loaded = ",".join(f"{name}:{path}" for name, path in inputs.items())
     command = [trtexec, f"--loadEngine={plan}", *shapes, f"--loadInputs={loaded}"]
     command += [f"--exportOutput={outputs}", f"--exportTimes={times}"]
+    if profile is not None:
+        command.append(f"--useProfile={profile}")
     command += ["--warmUp=200", f"--duration={seconds:g}", "--iterations=10"]
     if version_compatible:
         command.append("--versionCompatible")  # lets the plan's own runtime be loaded: it is a program
@@ -139,30 +176,50 @@ def run_command(
     return command
 
 
-def profile_shapes(graph: GraphInterface, batches: Batches) -> list[str]:
-    """Return the options for the shapes of a graph with a free batch; none for a graph whose shapes are all fixed.
+def profile_shapes(
+    version: TensorRTVersion, graph: GraphInterface, profiles: Sequence[Batches], sizes: Sizes | None = None
+) -> list[str]:
+    """Return the options for the shapes of a graph with free ones; none for a graph whose shapes are all fixed.
 
     Raises:
-        ConfigurationError: an input has a free size beside its batch: the plan needs to be told which sizes it is for.
+        ConfigurationError: an input has free sizes beside its batch, and `sizes` are not for as many; or several
+            profiles, and this version builds one.
     """
     if all(None not in tensor.shape for tensor in graph.inputs):
         return []
-    sizes = {"min": batches.smallest, "opt": batches.best, "max": batches.largest}
-    return [f"--{name}Shapes={_shapes(graph.inputs, size)}" for name, size in sizes.items()]
+    if len(profiles) > 1 and version.major < PROFILES_FROM:
+        raise ConfigurationError(
+            f"trtexec of TensorRT {version} builds one optimization profile, from {PROFILES_FROM}.0 on several"
+        )
+    options = []
+    for index, batches in enumerate(profiles):
+        options += [f"--profile={index}"] if len(profiles) > 1 else []  # its shapes stand right behind it
+        for number, (name, batch) in enumerate(zip(("min", "opt", "max"), batches, strict=True)):
+            free = None if sizes is None else sizes[number]
+            options.append(f"--{name}Shapes={_shapes(graph.inputs, batch, free)}")
+    return options
 
 
-def run_shapes(graph: GraphInterface, batch: int) -> list[str]:
-    """Return the option for the shapes of one run; none for a graph whose shapes are all fixed."""
+def run_shapes(graph: GraphInterface, shape: Sequence[int]) -> list[str]:
+    """Return the option for one run on inputs of `shape` [n, ...]; none for a graph whose shapes are all fixed."""
     if all(None not in tensor.shape for tensor in graph.inputs):
         return []
-    return [f"--shapes={_shapes(graph.inputs, batch)}"]
+    (entry,) = graph.inputs
+    free = tuple(size for own, size in zip(entry.shape[1:], shape[1:], strict=True) if own is None)
+    return [f"--shapes={_shapes(graph.inputs, shape[0], free)}"]
 
 
-def _shapes(inputs: Sequence[TensorInterface], batch: int) -> str:
+def _shapes(inputs: Sequence[TensorInterface], batch: int, free: tuple[int, ...] | None) -> str:
     parts = []
     for tensor in inputs:
-        if None in tensor.shape[1:]:
-            raise ConfigurationError(f"the input {tensor} has free sizes beside its batch: export it with fixed ones")
+        count = tensor.shape[1:].count(None)
+        if count != len(free or ()):
+            raise ConfigurationError(
+                f"the input {tensor} has {count} free sizes beside its batch, and --size_profile has "
+                f"{len(free or ())}: a plan has to be told which sizes it is for"
+            )
+        left = iter(free or ())
+        sizes = [next(left) if size is None else size for size in tensor.shape[1:]]
         first = batch if tensor.shape[0] is None else tensor.shape[0]
-        parts.append(f"{tensor.name}:{'x'.join(map(str, (first, *tensor.shape[1:])))}")
+        parts.append(f"{tensor.name}:{'x'.join(map(str, (first, *sizes)))}")
     return ",".join(parts)

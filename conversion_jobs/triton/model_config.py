@@ -36,6 +36,7 @@ def model_config(
     max_batch_size: int = 8,
     device: Device = "auto",
     has_labels: bool = True,
+    profiles: int = 1,
     serving: ServingOptions | None = None,
 ) -> Any:
     """Return the `ModelConfig` under which Triton serves a graph.
@@ -62,7 +63,9 @@ def model_config(
     if has_labels:
         config.output[0].label_filename = LABELS_FILE
     serving = serving or ServingOptions()
-    config.instance_group.add(kind=_KINDS[device], count=serving.instances or 1)
+    group = config.instance_group.add(kind=_KINDS[device], count=serving.instances or 1)
+    if profiles > 1:  # Triton takes, for each batch, the one that is nearest to it
+        group.profile.extend(map(str, range(profiles)))
     _add_queue(config, serving)
     if serving.intra_op_threads is not None:
         if target != "onnx":

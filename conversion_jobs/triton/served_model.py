@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conversion_jobs.detection.agreement import BoxAgreement
-from conversion_jobs.onnx.session import Latency
-from conversion_jobs.verification.checks import Check, Close, Cosine, Finite, Top1Agreement, Verdict, judge_all
+from conversion_jobs.onnx.session import Latency, filled
+from conversion_jobs.verification.checks import (
+    Check,
+    Close,
+    Cosine,
+    Finite,
+    Top1Agreement,
+    Verdict,
+    judge_all,
+    of_output,
+)
+from conversion_jobs.verification.expected import FURTHER
 from jobkit import settings
 from jobkit.errors import DataValidationError, TransientError
 
@@ -42,6 +54,9 @@ class Reference:
                 self.outputs: Array = stored["outputs"]
                 self.pictures = [str(name) for name in stored["pictures"]]
                 self.output = str(stored["output"])  # logits, probabilities or embedding
+                self.further: dict[str, Array] = {  # outputs after the first
+                    name.removeprefix(FURTHER): stored[name] for name in stored.files if name.startswith(FURTHER)
+                }
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise DataValidationError(f"{path} is not what verify_onnx writes: {error}") from error
 
@@ -61,11 +76,21 @@ class ServedModel:
 
     def ask(self, inputs: Array) -> tuple[Array, int]:
         """Return the first output for `inputs` [n, ...], and the version that answered."""
+        outputs, version = self.ask_all(inputs)
+        return next(iter(outputs.values())), version
+
+    def ask_all(self, inputs: Array) -> tuple[dict[str, Array], int]:
+        """Return the outputs for `inputs` [n, ...] by their names, and the version that answered.
+
+        A model with a fixed batch is asked for a whole one: its filling is cut off.
+        """
         from tritonclient.http import InferInput
         from tritonclient.utils import InferenceServerException
 
-        tensor = InferInput("input", list(inputs.shape), "FP32")
-        tensor.set_data_from_numpy(inputs)
+        count = len(inputs)
+        given = inputs if self.batch is None else filled(inputs, self.batch)
+        tensor = InferInput(self.input, list(given.shape), "FP32")
+        tensor.set_data_from_numpy(given)
         try:
             answer = self._client.infer(self.name, [tensor])
         except InferenceServerException as error:
@@ -73,10 +98,11 @@ class ServedModel:
         except OSError as error:
             raise TransientError(f"Triton at {self.address} did not answer for {self.name}: {error!r}") from error
         said = answer.get_response()
-        output = answer.as_numpy(said["outputs"][0]["name"]) if said.get("outputs") else None
-        if output is None or output.size == 0:
+        names = [str(entry["name"]) for entry in said.get("outputs") or []]
+        outputs = {name: answer.as_numpy(name) for name in names}
+        if not outputs or any(output is None or output.size == 0 for output in outputs.values()):
             raise DataValidationError(f"{self.name} in Triton at {self.address} answers without an output")
-        return output, int(said["model_version"])
+        return {name: output[:count] for name, output in outputs.items()}, int(said["model_version"])
 
     def check(self, reference: Reference, target: str, version: int) -> list[Verdict]:
         """Compare the answers to the reference's inputs, one by one and together, with its outputs.
@@ -86,22 +112,38 @@ class ServedModel:
         """
         size = min(len(reference.inputs), self.max_batch_size)
         starts = range(0, len(reference.inputs), size)
-        single = [self.ask(picture[None]) for picture in reference.inputs]
-        batches = [self.ask(reference.inputs[start : start + size]) for start in starts]
+        single = [self.ask_all(picture[None]) for picture in reference.inputs]
+        batches = [self.ask_all(reference.inputs[start : start + size]) for start in starts]
         versions = sorted({number for _, number in (*single, *batches)})
         if versions != [version]:
             raise DataValidationError(f"version {version} of {self.name} should serve, but {versions} answered")
-        found = self._judge(reference, np.concatenate([output for output, _ in single]), target, "one by one")
-        together = np.concatenate([output for output, _ in batches])
-        return found + self._judge(reference, together, target, f"in batches of {size}")
+        found = self._judge(reference, [outputs for outputs, _ in single], target, "one by one")
+        return found + self._judge(reference, [outputs for outputs, _ in batches], target, f"in batches of {size}")
 
     @property
     def max_batch_size(self) -> int:
         """The largest batch that the model takes; 1 where it takes none."""
+        return int(self._config.get("max_batch_size", 0)) or self.batch or 1
+
+    @property
+    def batch(self) -> int | None:
+        """The one batch size that the model takes; None: any up to the largest."""
+        if int(self._config.get("max_batch_size", 0)):
+            return None
+        first = int(self._config["input"][0]["dims"][0])
+        return first if first > 0 else None
+
+    @property
+    def input(self) -> str:
+        """The name of the input."""
+        return str(self._config["input"][0]["name"])
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return int(self._client.get_model_config(self.name).get("max_batch_size", 0)) or 1
+            return dict(self._client.get_model_config(self.name))
         except InferenceServerException as error:
             raise DataValidationError(
                 f"{self.name} in Triton at {self.address} has no configuration: {error}"
@@ -109,8 +151,18 @@ class ServedModel:
         except OSError as error:
             raise TransientError(f"Triton at {self.address} did not answer for {self.name}: {error!r}") from error
 
-    def _judge(self, reference: Reference, served: Array, target: str, how: str) -> list[Verdict]:
+    def _judge(self, reference: Reference, answers: list[dict[str, Array]], target: str, how: str) -> list[Verdict]:
+        first = next(iter(answers[0]))
+        served = np.concatenate([answer[first] for answer in answers])
         verdicts = judge_all(served_checks(target, reference.output), reference.outputs, served, reference.pictures)
+        checks = served_checks(target, "embedding")
+        for name, wanted in reference.further.items():
+            if any(name not in answer for answer in answers):
+                raise DataValidationError(
+                    f"{self.name} answers without the output {name!r}; it has {', '.join(answers[0])}"
+                )
+            further = np.concatenate([answer[name] for answer in answers])
+            verdicts += of_output(name, judge_all(checks, wanted, further, reference.pictures))
         failed = [f"{verdict.sentence} (worst: {verdict.worst_picture})" for verdict in verdicts if not verdict.passed]
         if failed:
             raise DataValidationError(f"{self.name} answers otherwise than was verified, {how}: {'; '.join(failed)}")

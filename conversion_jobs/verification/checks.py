@@ -136,5 +136,13 @@ def worst_verdicts(by_batch: dict[int, list[Verdict]]) -> list[Verdict]:
     return list(worst.values())
 
 
+def of_output(name: str, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts on an output after the first: name and sentence say which it is."""
+    return [
+        verdict.model_copy(update={"name": f"{name}_{verdict.name}", "sentence": f"{name}: {verdict.sentence}"})
+        for verdict in verdicts
+    ]
+
+
 def _badness(verdict: Verdict) -> float:
     return -verdict.value if verdict.name in ("cosine", "top1_agreement", "box_agreement", "shape") else verdict.value

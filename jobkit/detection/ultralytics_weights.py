@@ -24,6 +24,13 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 STATE_FILE = "state.npz"
+OTHER_TASKS = {
+    "Pose": "a pose model",
+    "OBB": "a detector of rotated boxes",
+    "Classify": "a classifier",
+    "RTDETRDecoder": "an RT-DETR",
+}
+"""Heads of Ultralytics' models that do not convert here, in words."""
 # Beside torch's modules and Ultralytics' own: what its checkpoints hold that runs no code when it is read.
 HARMLESS = {
     "collections.OrderedDict", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
@@ -36,17 +43,16 @@ def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
     """Return the model of an Ultralytics checkpoint; its averaged weights (`ema`) where it has them.
 
     Raises:
-        DataValidationError: the file is no such checkpoint, holds code, or is of another task than detect and segment.
-        ConfigurationError: the sides of the input are no multiples of the model's stride, or Ultralytics is not here.
+        DataValidationError: the file is no such checkpoint, or holds code.
+        ConfigurationError: it is of another task than detect and segment, the sides of the input are no multiples of
+            the model's stride, or Ultralytics is not here.
     """
     model = _model_of(read_checkpoint(weights), weights)
     from ultralytics.nn.modules.head import OBB, Detect, Pose, Segment
 
     head = model.model[-1]
     if not isinstance(head, Detect) or isinstance(head, Pose | OBB):
-        raise DataValidationError(
-            f"{weights} ends in {type(head).__name__}: detectors (Detect) and segmenters (Segment) convert"
-        )
+        raise ConfigurationError(_other_task(weights, type(head).__name__))
     stride = int(max(head.stride))
     if any(side % stride for side in img_size):
         raise ConfigurationError(
@@ -62,6 +68,16 @@ def load_detector(weights: Path, img_size: tuple[int, int]) -> Detector:
         raise DataValidationError(f"{weights} has a head without one-to-many outputs: only those convert")
     task: Literal["detect", "segment"] = "segment" if isinstance(head, Segment) else "detect"
     return Detector(_raw_outputs(model, head.nc), task, labels)
+
+
+def _other_task(weights: Path, head: str) -> str:
+    """Say what to do with a model whose outputs are not those of a detector or segmenter."""
+    what = OTHER_TASKS.get(head, "a model of another kind")
+    return (
+        f"{weights} is {what} (it ends in {head}): of Ultralytics' models detectors (Detect) and segmenters (Segment) "
+        f"convert. Make a graph of it, `yolo export model={weights.name} format=onnx dynamic=True`, and bring that "
+        "with --family onnx; it is served as it is, with Ultralytics' own outputs"
+    )
 
 
 def foreign_state_dict(weights: Path) -> dict[str, Tensor]:

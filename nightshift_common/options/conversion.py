@@ -56,6 +56,8 @@ class ExportOptions(Options):
 
     opset: Opset = OPSET
     """ONNX opset; 17 has layer norm as one node, which FP16 needs"""
+    dynamic_size: bool = Field(False, title="Free height and width")
+    """the sizes behind the channels stay free in the graph and in Triton; a plan then needs --size_profile"""
     exporter: Exporter = "auto"
     """torch's exporter: auto takes torchscript, and dynamo (on torch.export) where that one's graph is not right"""
 
@@ -78,6 +80,14 @@ class BuildOptions(TrtexecOptions):
     """what is tried first; where its answers are too far off: int8, fp16, then named layers in FP32, then fp32"""
     max_batch: int = Field(MAX_BATCH_SIZE, ge=1)
     """the largest batch"""
+    min_batch: int = Field(1, ge=1)
+    """the smallest batch"""
+    opt_batch: int = Field(1, ge=1, title="Best batch")
+    """the batch that the plan is to be fastest at: the one that is served most"""
+    more_profiles: str = Field("", pattern=r"^$|^\d+-\d+-\d+(,\d+-\d+-\d+)*$", title="Further profiles")
+    """further optimization profiles: smallest, best and largest batch of each, say 8-8-8,16-32-32; from TensorRT 10"""
+    size_profile: str = Field("", pattern=r"^$|^\d+(x\d+)*(,\d+(x\d+)*){2}$", title="Sizes of the plan")
+    """for a graph with free sizes: the smallest, best and largest, say 160x160,224x224,448x448"""
     workspace: int = Field(4096, ge=16)
     """memory that TensorRT may use while it builds, MiB"""
 

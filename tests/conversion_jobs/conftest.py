@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from conversion_jobs import deploy_model, export_onnx, package_model, publish_model, verify_onnx
+from conversion_jobs import deploy_model, export_onnx, import_weights, package_model, publish_model, verify_onnx
 from jobkit.bottle import FolderBottle
 from jobkit.experiment import Experiment
 from jobkit.job import Context
@@ -61,6 +61,24 @@ class Trained:
             reference=Experiment(self.experiment).reference, **options,
         )  # fmt: skip
         return deploy_model.run(arguments, self.context)
+
+
+class Place(Trained):
+    """An empty bottle, and the jobs run in this process."""
+
+    def bring(self, weights: Path, **options: Any) -> import_weights.Result:
+        arguments = import_weights.Arguments(**{"weights": str(weights), "group": "ct", **options})
+        found = import_weights.run(arguments, self.context)
+        self.experiment, self.snapshot_id = found.experiment, found.snapshot_id
+        return found
+
+    @property
+    def graph(self) -> Path:
+        return self.bottle.local(Experiment(self.experiment).onnx)
+
+    def verdicts(self) -> dict[str, bool]:
+        self.export()
+        return {verdict.name: verdict.passed for verdict in self.verify().verdicts}
 
 
 @pytest.fixture(scope="session")
@@ -153,3 +171,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture = cv2.resize(generator.integers(0, 255, (6, 7, 3), np.uint8), (70, 50))
         cv2.imwrite(str(folder / f"{number}.png"), picture)
     return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("NIGHTSHIFT_BOTTLE", str(tmp_path / "bottle"))
+    return Place(FolderBottle(tmp_path / "bottle"), "", "", Context(tmp_path / "job", None))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from conversion_jobs import build_plan
+from conversion_jobs import build_plan, verify_plan
 from conversion_jobs.tensorrt import int8
 from conversion_jobs.tensorrt.int8 import calibration_inputs
 from conversion_jobs.tensorrt.plan import Plan
+from conversion_jobs.triton.model_config import parse
 from jobkit.errors import ConfigurationError, DataValidationError, JobError, TransientError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.snapshot import read_snapshot
@@ -215,6 +217,62 @@ def test_the_double_says_what_it_is(tmp_path: Path) -> None:
     done = subprocess.run([trtexec, "--fp16"], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[0] == FIRST_LINE
     assert (done.returncode, "FAILED" in done.stdout) == (1, False), "recorded: 11.1 ends without a FAILED line"
+
+
+PROFILES = {"opt_batch": 2, "max_batch": 8, "more_profiles": "8-16-16", "size_profile": "32x32,32x32,64x96"}
+
+
+@pytest.fixture
+def free_sizes(trained: Trained) -> Trained:
+    trained.export(dynamic_size=True)
+    trained.verify()
+    return trained
+
+
+def test_several_profiles_for_free_sizes_are_built_run_verified_and_served(free_sizes: Trained, tmp_path: Path) -> None:
+    result = build(free_sizes, tmp_path / "trt", options=dict(PROFILES))
+    (building,) = [call for call in calls(tmp_path / "trt") if any(a.startswith("--onnx") for a in call)]
+    assert [argument for argument in building if argument.startswith("--profile") or "Shapes=" in argument] == [
+        "--profile=0", "--minShapes=input:1x3x32x32", "--optShapes=input:2x3x32x32", "--maxShapes=input:8x3x64x96",
+        "--profile=1", "--minShapes=input:8x3x32x32", "--optShapes=input:16x3x32x32", "--maxShapes=input:16x3x64x96",
+    ]  # fmt: skip
+    found = record(free_sizes, result)
+    assert (found.profiles, found.sizes) == ([(1, 2, 8), (8, 16, 16)], ((32, 32), (32, 32), (64, 96)))
+    verify_plan.run(
+        verify_plan.Arguments(
+            experiment=free_sizes.experiment, record=result.record, snapshot_id=free_sizes.snapshot_id,
+            trtexec=str(tmp_path / "trt" / "trtexec"), nvidia_smi=str(tmp_path / "trt" / "nvidia-smi"),
+        ),
+        free_sizes.context,
+    )  # fmt: skip
+    runs = {
+        (option, argument)
+        for call in calls(tmp_path / "trt") for option in call for argument in call
+        if option.startswith("--useProfile") and argument.startswith("--shapes")
+    }  # fmt: skip
+    assert {("--useProfile=0", "--shapes=input:8x3x32x32"), ("--useProfile=1", "--shapes=input:16x3x32x32")} <= runs
+    package = free_sizes.package(target="tensorrt", record=result.record, max_batch_size=16)
+    with zipfile.ZipFile(free_sizes.bottle.local(package.archive)) as archive:
+        config = parse(archive.read("config.pbtxt").decode())
+    assert (list(config.instance_group[0].profile), list(config.input[0].dims)) == (["0", "1"], [3, -1, -1])
+    assert build(free_sizes, tmp_path / "trt", options=dict(PROFILES)) == result, "nothing is built again"
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "says"),
+    [
+        (8601, {}, "TensorRT 8.6.1 builds one optimization profile, from 10.0 on several"),
+        (101300, {"size_profile": ""}, r"has 2 free sizes beside its batch, and --size_profile has 0"),
+        (101300, {"size_profile": "64x64,64x64,96x96"}, "leaves out the verified size 32x32"),
+        (101300, {"size_profile": "64x64,32x32,96x96"}, "is not in order"),
+        (101300, {"more_profiles": "9-8-16"}, "9, 8, 16 are not in order"),
+    ],
+)
+def test_profiles_that_cannot_be_built_are_refused(
+    free_sizes: Trained, tmp_path: Path, version: int, changes: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        build(free_sizes, tmp_path / "trt", version, options={**PROFILES, **changes})
 
 
 def verdict_names(found: Plan) -> list[str]:

@@ -11,9 +11,12 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 
+from conversion_jobs.onnx.export import export_module
 from conversion_jobs.onnx.graph import interface, read_graph
+from conversion_jobs.triton.model_config import model_config
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from tests.conversion_jobs.conftest import Trained
@@ -114,3 +117,21 @@ def test_the_job_runs_from_its_command_line(trained: Trained, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "result.json").read_text())["result"]
     onnxruntime.InferenceSession(str(trained.bottle.local(result["onnx"])))
+
+
+def test_free_height_and_width_stay_free_in_the_graph_and_in_triton_and_are_verified(trained: Trained) -> None:
+    trained.export(dynamic_size=True)
+    verdicts = {verdict.name: verdict.passed for verdict in trained.verify().verdicts}
+    assert verdicts.items() >= {"close": True, "other_size_close": True, "other_size_top1_agreement": True}.items()
+    found = interface(read_graph(trained.bottle.local(Experiment(trained.experiment).onnx)))
+    assert found.inputs[0].shape == (None, 3, None, None)
+    config = model_config(found, "free")
+    assert (list(config.input[0].dims), list(config.output[0].dims)) == ([3, -1, -1], [len(LABELS)])
+
+
+def test_a_model_that_is_built_for_one_size_keeps_it(tmp_path: Path) -> None:
+    encoder = timm.create_model("test_vit", num_classes=0, img_size=(64, 64)).eval()
+    with pytest.raises(ConfigurationError, match="takes no larger ones: leave --dynamic_size out"):
+        export_module(
+            encoder, (3, 64, 64), tmp_path / "m.onnx", output="embedding", opset=17, metadata={}, dynamic=True
+        )

@@ -138,8 +138,8 @@ def test_weights_are_found_in_a_bucket(trained: Trained, s3_bottle: str, tmp_pat
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"labels": "boot,shoe,sandal"}, DataValidationError, r"gives \[2, 2\] for 2 inputs, but 3 classes are named"),
-        ({"labels": " , "}, ValidationError, "give labels"),
+        ({"labels": "boot,shoe,sandal"}, DataValidationError, r"gives \[N, 2\], but 3 classes are named"),
+        ({"labels": " , "}, ConfigurationError, "give labels"),
         ({"family": "vit", "architecture": "test_vit"}, ValidationError, "family vit has none"),
         ({"family": "head"}, ValidationError, "family head takes embeddings: give embeddings"),
         ({"embeddings": "some.npy"}, ValidationError, "give pictures or snapshot_id"),

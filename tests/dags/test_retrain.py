@@ -89,6 +89,7 @@ def test_with_the_target_tensorrt_the_plan_is_built_on_its_gpu_and_served_and_th
 def test_a_plan_is_built_for_the_pipelines_gpu_and_held_to_the_pipelines_limits(with_plan: Any) -> None:
     built, checked = (with_plan.get_task(name).options for name in ("build_plan", "verify_plan"))
     assert (built["compute_capability"], built["precision"], built["max_batch"]) == ("8.6", "mixed", 4)
+    assert built["opt_batch"] == 1, "by default a lone request is fastest"
     assert built["serving_tensorrt"] == "11.1.0.106"
     assert (checked["goal_ms"], checked["limit_ms"], checked["samples"]) == (20, 50, 1024)
     assert "build_plan" in checked["record"]

@@ -93,13 +93,26 @@ def test_a_truncated_checkpoint_and_a_plain_state_dict_are_refused(made: Path, t
         load_detector(tmp_path / "state.pt", (128, 128))
 
 
-def test_other_tasks_and_sides_that_the_model_does_not_take_are_refused(made: Path, tmp_path: Path) -> None:
-    from ultralytics.nn.tasks import PoseModel
+@pytest.mark.parametrize(
+    ("kind", "architecture", "says"),
+    [
+        ("PoseModel", "yolov8n-pose.yaml", r"is a pose model \(it ends in Pose\)"),
+        ("OBBModel", "yolov8n-obb.yaml", r"is a detector of rotated boxes \(it ends in OBB\)"),
+        ("ClassificationModel", "yolov8n-cls.yaml", r"is a classifier \(it ends in Classify\)"),
+        ("RTDETRDetectionModel", "rtdetr-l.yaml", r"is an RT-DETR \(it ends in RTDETRDecoder\)"),
+    ],
+)
+def test_other_tasks_are_refused_by_name_with_what_to_do(
+    tmp_path: Path, kind: str, architecture: str, says: str
+) -> None:
+    from ultralytics.nn import tasks
 
-    model = PoseModel("yolov8n-pose.yaml", nc=1, verbose=False)
-    torch.save({"model": model, "ema": None}, tmp_path / "pose.pt")
-    with pytest.raises(DataValidationError, match=r"ends in Pose: detectors \(Detect\) and segmenters"):
-        load_detector(tmp_path / "pose.pt", (128, 128))
+    torch.save({"model": getattr(tasks, kind)(architecture, nc=1, verbose=False), "ema": None}, tmp_path / "other.pt")
+    with pytest.raises(ConfigurationError, match=says + r".*format=onnx dynamic=True.*--family onnx"):
+        load_detector(tmp_path / "other.pt", (128, 128))
+
+
+def test_sides_that_the_model_does_not_take_are_refused(made: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"--img_size 128 100: the model takes multiples of 32 pixels"):
         load_detector(made / "detect.pt", (128, 100))
 

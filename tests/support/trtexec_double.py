@@ -82,7 +82,10 @@ def main(folder: Path, arguments: list[str]) -> int:
     if code is not None:
         return code
     try:
-        (_build if "--onnx" in options else _load)(options, version, settings)
+        if "--onnx" in options:
+            _build(options, version, profiles_of(arguments))
+        else:
+            _load(options, version, settings)
     except Broken as error:
         for line in str(error).splitlines():
             say("E", line)
@@ -176,7 +179,18 @@ def _faults(folder: Path, settings: dict[str, Any], options: dict[str, str], sta
     return 1
 
 
-def _build(options: dict[str, str], version: int, _settings: dict[str, Any]) -> None:
+def profiles_of(arguments: list[str]) -> list[dict[str, list[int]]]:
+    """Return the optimization profiles, as the real one's parser reads them: shapes right behind their --profile."""
+    marks = [place for place, argument in enumerate(arguments) if argument.startswith("--profile=")]
+    parts = [arguments[mark + 1 : mark + 4] for mark in marks] or [arguments]
+    found = []
+    for part in parts:
+        named = [argument.partition("=")[::2] for argument in part if "Shapes=" in argument]
+        found.append({name: [int(size) for size in v.partition(":")[2].split("x")] for name, v in named})
+    return found
+
+
+def _build(options: dict[str, str], version: int, profiles: list[dict[str, list[int]]]) -> None:
     import onnx
 
     graph = onnx.load(options["--onnx"])
@@ -184,6 +198,8 @@ def _build(options: dict[str, str], version: int, _settings: dict[str, Any]) -> 
     if free and "--optShapes" not in options:
         message = "Error[4]: Network has dynamic or shape inputs, but no optimization profile has been defined."
         raise Broken("\n".join((message, *BUILD_ENDINGS)))
+    if free and any(set(profile) != {"--minShapes", "--optShapes", "--maxShapes"} for profile in profiles):
+        raise Broken(f"Found invalid or missing shape spec in {profiles}")
     say("I", "[TRT] No importer registered for op: EfficientNMS_TRT. Attempting to import as plugin.")  # and goes on
     for tactic in ("0x0000000000000004", "0x000000000000003c", "0x000000000000003c"):
         say("W", "[TRT] Tactic Device request: 541MB Available: 201MB. Device memory is insufficient to use tactic.")
@@ -193,6 +209,7 @@ def _build(options: dict[str, str], version: int, _settings: dict[str, Any]) -> 
     plan = {
         "version": version, "fp16": "--fp16" in options, "fp32_layers": layers,
         "compatible": "--versionCompatible" in options, "stripped": "--stripWeights" in options,
+        "profiles": profiles if free else [],
     }  # fmt: skip
     Path(options["--saveEngine"]).write_bytes(
         HEADER + json.dumps(plan).encode() + b"\n" + Path(options["--onnx"]).read_bytes()
@@ -267,6 +284,14 @@ def _infer(plan: dict[str, Any], graph: bytes, options: dict[str, str]) -> dict[
     if "--shapes" in options:
         shape = [int(size) for size in options["--shapes"].partition(":")[2].split("x")]
     value = np.fromfile(path, "<f4").reshape(shape)
+    if plan["profiles"]:
+        profile = plan["profiles"][int(options.get("--useProfile", 0))]
+        for low, size, high in zip(profile["--minShapes"], shape, profile["--maxShapes"], strict=True):
+            if not low <= size <= high:
+                raise Broken(
+                    f"Error Code 3: API Usage Error (maximum dimension in profile is {high}, minimum dimension in "
+                    f"profile is {low}, but supplied dimension is {size}.)"
+                )
     final = [output.name for output in model.graph.output]
     if not plan["fp16"]:
         return dict(zip(final, onnxruntime.InferenceSession(graph).run(final, {name: value}), strict=True))
