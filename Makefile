@@ -29,19 +29,19 @@ import: install ## bring labeled pictures into the local collect server: FROM=<f
 new-pipeline: install ## write the files of a new pipeline: NAME=<name>; asks for the rest (ARGS="--group …")
 	@$(LOCAL) new-pipeline $(if $(NAME),--name "$(NAME)") $(ARGS)
 
-test: ## every test that this machine can run, each part in its environment (ARGS go to pytest)
+test: python ## every test that this machine can run, each part in its environment (ARGS go to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools
 	@exec $(PYTHON) -m tests.run $(ARGS)
 
-lint: ## ruff and mypy
+lint: python ## ruff and mypy
 	@$(PYTHON) -m local.bootstrap --test all tools
 	@exec $(PYTHON) -m tests.run house
 
-format: ## format the code
+format: python ## format the code
 	@$(PYTHON) -m local.bootstrap tools
 	@.venv/tools/bin/ruff check --fix --quiet . ; .venv/tools/bin/ruff format .
 
-lock: ## compile requirements/*.in anew
+lock: python ## compile requirements/*.in anew
 	@$(PYTHON) -m local.bootstrap tools
 	@exec $(PYTHON) -m local.lock
 
@@ -53,6 +53,10 @@ clean: down ## remove the state (.nightshift/) and the environments (.venv/)
 	@if [ -x .venv/services/bin/python ]; then NIGHTSHIFT_STATE= $(LOCAL) clean; fi
 	rm -rf .nightshift .venv
 
-.PHONY: install
-install:
+.PHONY: install python
+python:
+	@command -v "$(PYTHON)" > /dev/null || { echo "Nightshift needs Python 3.11, and there is no $(PYTHON) here: install it, \
+	or say where it is: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+
+install: python
 	@$(PYTHON) -m local.bootstrap services airflow jobs triton

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +37,8 @@ def main() -> None:
     new = commands.add_parser("new-pipeline", help="write the files of a new pipeline")
     for name in ("name", "group", "model-name", "description", "owner", "schedule"):
         new.add_argument(f"--{name}")
+    part = commands.add_parser("part")  # for the supervisor
+    part.add_argument("name")
     run = commands.add_parser("run", help="start the stack, retrain, show the result")
     run.add_argument(
         "--once", action="store_true", help="stop everything at the end; exit 0 only if the model is served"
@@ -43,6 +46,8 @@ def main() -> None:
     run.add_argument("--pipeline", default="digits", help="which pipeline to retrain (default: digits)")
     run.add_argument("--force", action="store_true", help="train even if there are no new pictures")
     options = parser.parse_args()
+    if options.command == "part":
+        stack.become(options.name)
     settings = Settings()
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -99,8 +104,11 @@ def _retrain(options: argparse.Namespace, settings: Settings) -> int:
     once = options.once or not sys.stdout.isatty()
     model = served_model(options.pipeline)  # before anything is started
     served = False
+    before = stack.running(settings)
+    done = Event()
     try:
         stack.up(settings, console.print)
+        Thread(target=stack.watch, args=(settings, console.print, done), daemon=True).start()
         conf = {"force": True} if options.force else {}
         finished = retrain(settings, f"retrain_{options.pipeline}", conf, console)
         served = _summarize(settings, finished, model)
@@ -113,7 +121,8 @@ def _retrain(options: argparse.Namespace, settings: Settings) -> int:
         console.print("\nstopping …")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
-        stack.down(settings, console.print)
+        done.set()
+        stack.down(settings, console.print, keep=before)
     return 0 if served else 1
 
 

@@ -64,6 +64,13 @@ def environment(settings: Settings) -> dict[str, str]:
             "BASE_URL": settings.url("airflow"),
             "SECRET_KEY": secrets["airflow_api"],
         },
+        # While the API server starts, or starts again, tasks that the scheduler has started already wait for it: about
+        # four minutes, where the default gives up after half a minute and takes a try.
+        "WORKERS": {
+            "EXECUTION_API_RETRIES": 12,
+            "EXECUTION_API_RETRY_WAIT_MIN": 1,
+            "EXECUTION_API_RETRY_WAIT_MAX": 30,
+        },
         "API_AUTH": {"JWT_SECRET": secrets["airflow_jwt"]},
         "LOGGING": {
             "WORKER_LOG_SERVER_PORT": settings.port("airflow_logs"),
