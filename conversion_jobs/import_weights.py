@@ -83,8 +83,10 @@ def preprocessing(arguments: Arguments) -> Preprocessing:
             "channels"
         )
     height, width = arguments.img_size
-    values = {"height": height, "width": width, "channels": arguments.channels, "resize": arguments.resize}
-    return Preprocessing.model_validate({**values, "mean": arguments.mean, "std": arguments.std})
+    same = ("channels", "resize", "border", "mean", "std")
+    return Preprocessing.model_validate(
+        {"height": height, "width": width, **{name: getattr(arguments, name) for name in same}}
+    )
 
 
 def write_experiment(

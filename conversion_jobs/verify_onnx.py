@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from conversion_jobs.detection.export import detector_checks, mask_verdicts
 from conversion_jobs.export_onnx import source_file
@@ -46,7 +46,7 @@ from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
-from jobkit.model_spec import DetectorSpec, Spec, described_input
+from jobkit.model_spec import DetectorSpec, Preprocessing, Spec, described_input
 from jobkit.sandbox import runner
 from nightshift_common.options.conversion import VerifyOptions
 
@@ -141,6 +141,8 @@ def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Expe
         "labels": compact_json(spec.labels),
         **{name: compact_json(value) for name, value in described_input(spec).items()},
     }
+    if "preprocessing" in metadata:  # a file of an earlier version says nothing of keys that came later
+        metadata = metadata | {"preprocessing": _in_full(metadata["preprocessing"])}
     wrong = [
         f"{key} {metadata[key]}, not {value}" for key, value in wanted.items() if metadata.get(key, value) != value
     ]
@@ -148,6 +150,13 @@ def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Expe
         raise DataValidationError(
             f"{experiment.onnx} was exported from something else: it has the " + "; the ".join(wrong)
         )
+
+
+def _in_full(preprocessing: str) -> str:
+    try:
+        return compact_json(Preprocessing.model_validate_json(preprocessing).model_dump())
+    except ValidationError:
+        return preprocessing
 
 
 def checks_of(spec: Spec, arguments: Arguments) -> list[Check]:

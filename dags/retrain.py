@@ -146,7 +146,7 @@ def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, J
             "evaluation": output_of("evaluate", "report"), "decision": output_of("gate", "decision"),
             "reasons": sentences_of("gate", "reasons"),
         },
-        connections=("bottle", "mlflow", "storage_publish", "signing"),
+        connections=("bottle", "mlflow", "storage_publish", "signing", "signing_identity"),
     )  # fmt: skip
     return packaged, task(f"publish_model{suffix}", upload, only_if_param="publish")
 

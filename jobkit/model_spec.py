@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from jobkit.errors import DataValidationError
-from nightshift_common.options.weights import SuppressionOptions, SuppressionThresholds
+from nightshift_common.options.training import FlipTta
+from nightshift_common.options.weights import Border, Resize, SuppressionOptions, SuppressionThresholds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,15 +30,34 @@ class Preprocessing(BaseModel):
     height: int = Field(gt=0, description="pixels")
     width: int = Field(gt=0, description="pixels")
     channels: Literal[1, 3] = Field(3, description="3: RGB; 1: gray")
-    resize: Literal["letterbox", "stretch"] = Field(
+    resize: Resize = Field(
         "letterbox", description="letterbox: the longer side fits, the rest is padded evenly; stretch: both sides fit"
     )
-    pad_value: int = Field(0, ge=0, le=255)
+    border: Border = Field(
+        "constant",
+        description="what the padding shows: constant: pad_value; wrap: the opposite side of the picture; reflect: the "
+        "picture mirrored at its edge, whose pixels are not repeated; replicate: the edge's pixels",
+    )
+    pad_value: int = Field(0, ge=0, le=255, description="gray value of a constant border")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
 
 
 Output = Literal["logits", "probabilities", "embedding"]
+
+
+class Calibration(BaseModel):
+    """How the confidence of a classifier was brought to what it is right in: temperature scaling (Guo et al. 2017)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(gt=0, description="the logits are divided by it; 1 where none could be fitted")
+    not_fitted: str | None = Field(None, description="why none could be fitted")
+    pictures: int = Field(ge=0, description="validation pictures that it was fitted on")
+    nll_before: float = Field(description="negative log-likelihood on them at a temperature of 1, nats a picture")
+    nll_after: float = Field(description="the same at this temperature")
+    ece_before: float = Field(description="expected calibration error on them at a temperature of 1")
+    ece_after: float = Field(description="the same at this temperature")
 
 
 class ModelSpec(BaseModel):
@@ -50,7 +70,18 @@ class ModelSpec(BaseModel):
     labels: list[str] = Field(description="class name of each output; none for an embedding")
     output: Output = Field("logits", description="what it gives, and the name of the output")
     preprocessing: Preprocessing
+    flip_tta: FlipTta = Field(
+        "off", description="the output is the mean over the picture and these mirror images of it; inside the graph"
+    )
+    calibration: Calibration | None = Field(
+        None, description="by what the logits are divided, inside the graph; None: nobody asked for it"
+    )
     snapshot_id: str | None = Field(None, description="what it was trained on; None outside a snapshot")
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; 1: nothing."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
 
 class NonMaxSuppression(SuppressionThresholds):
@@ -129,6 +160,11 @@ def described_input(spec: Spec) -> dict[str, Any]:
     if isinstance(spec, HeadSpec):
         return {"features": spec.features}
     described: dict[str, Any] = {"preprocessing": spec.preprocessing.model_dump()}
+    if isinstance(spec, ModelSpec):
+        if spec.flip_tta != "off":
+            described["flip_tta"] = spec.flip_tta
+        if spec.calibration is not None:
+            described["calibration"] = spec.calibration.model_dump()
     if isinstance(spec, DetectorSpec):
         how = spec.suppression
         described |= {"task": spec.task, "suppression": None if how is None else how.model_dump()}
@@ -194,12 +230,23 @@ def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
                 how.height - new_height - top,
                 left,
                 how.width - new_width - left,
-                cv2.BORDER_CONSTANT,
+                _cv2_border(how.border),
                 value=(how.pad_value,) * 3,
             ),
             np.uint8,
         )
     return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def _cv2_border(border: Border) -> int:
+    import cv2
+
+    return {
+        "constant": cv2.BORDER_CONSTANT,
+        "wrap": cv2.BORDER_WRAP,
+        "reflect": cv2.BORDER_REFLECT_101,
+        "replicate": cv2.BORDER_REPLICATE,
+    }[border]
 
 
 def resized(height: int, width: int, how: Preprocessing) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import httpx
 
 from local.settings import HOST, ROOT, LocalStackError, Settings
 from local.signing import private_key
+from nightshift_common.patience import patience
 from nightshift_common.pools import pools
 from nightshift_common.storage_tokens import OPERATOR, TOKENS
 
@@ -124,7 +125,7 @@ def connections(settings: Settings) -> dict[str, str]:
 def is_healthy(settings: Settings) -> bool:
     """Whether every component says that it is healthy (the stand-alone banner leaves out the API server)."""
     try:
-        health = httpx.get(f"{settings.url('airflow')}/api/v2/monitor/health", timeout=5).json()
+        health = httpx.get(f"{settings.url('airflow')}/api/v2/monitor/health", timeout=patience(5)).json()
     except (httpx.HTTPError, ValueError):
         return False
     parts = ("metadatabase", "scheduler", "dag_processor", "triggerer")
@@ -136,14 +137,20 @@ class AirflowApi:
 
     def __init__(self, settings: Settings) -> None:
         self.base = settings.url("airflow")
-        self.client = httpx.Client(base_url=f"{self.base}/api/v2", timeout=30)
+        self.client = httpx.Client(base_url=f"{self.base}/api/v2", timeout=patience(30))
         credentials = {"username": ADMIN, "password": settings.secrets["airflow_admin"]}
-        answer = httpx.post(f"{self.base}/auth/token", json=credentials, timeout=30)
+        try:
+            answer = httpx.post(f"{self.base}/auth/token", json=credentials, timeout=patience(30))
+        except httpx.TransportError as error:
+            raise LocalStackError(f"Airflow does not answer on {self.base}: {error}") from error
         answer.raise_for_status()
         self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        answer = self.client.request(method, path, **arguments)
+        try:
+            answer = self.client.request(method, path, **arguments)
+        except httpx.TransportError as error:
+            raise LocalStackError(f"Airflow did not answer to {method} {path}: {error}") from error
         if answer.is_error:
             raise LocalStackError(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
         found: dict[str, Any] = answer.json()
@@ -151,13 +158,13 @@ class AirflowApi:
 
     def wait_for_dag(self, dag_id: str, seconds: float = 60) -> None:
         """Wait until Airflow has parsed the DAG; say what is wrong with it if it does not come."""
-        deadline = time.monotonic() + seconds
+        started = time.monotonic()
         while self.client.get(f"/dags/{dag_id}").status_code != 200:
-            if time.monotonic() > deadline:
+            if (waited := time.monotonic() - started) > patience(seconds):
                 errors = self._call("GET", "/importErrors")["import_errors"]
                 found = "\n".join(f"{error['filename']}: {error['stack_trace']}" for error in errors)
                 raise LocalStackError(
-                    f"Airflow shows no DAG {dag_id} after {seconds:.0f} s.\n{found or 'No import errors.'}"
+                    f"Airflow shows no DAG {dag_id} after {waited:.0f} s.\n{found or 'No import errors.'}"
                 )
             time.sleep(0.3)
         self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})

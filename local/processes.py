@@ -19,21 +19,22 @@ from pathlib import Path
 
 import psutil
 
+from nightshift_common.patience import patience
+
 MARK = "NIGHTSHIFT_STACK"
 COMPONENT = "NIGHTSHIFT_COMPONENT"
 JOB = "NIGHTSHIFT_JOB_DIR"
 
 
 class Patience:
-    """A limit of time that grows with the load of the machine: beside ten others everything takes ten times as long."""
+    """A limit of time that grows with the load of the machine."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self._started = seconds, time.monotonic()
 
     def is_over(self) -> bool:
         """Whether the time is up, at the present load."""
-        busy = os.getloadavg()[0] / (os.cpu_count() or 1)
-        return time.monotonic() - self._started > self.seconds * max(1.0, busy)
+        return self.passed > patience(self.seconds)
 
     @property
     def passed(self) -> float:

@@ -17,6 +17,7 @@ from local.airflow import AirflowApi, run_url
 from local.components import python
 from local.job_environment import variables
 from local.settings import ROOT, LocalStackError, Settings
+from nightshift_common.patience import patience
 
 RUN_SECONDS = 1800.0
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
@@ -86,8 +87,10 @@ def _follow(
 
 
 def _final_state(api: AirflowApi, dag_id: str, run_id: str) -> str:
-    deadline = time.monotonic() + 60
-    while (state := api.run_state(dag_id, run_id)) not in ("success", "failed") and time.monotonic() < deadline:
+    started = time.monotonic()
+    while (state := api.run_state(dag_id, run_id)) not in ("success", "failed"):
+        if time.monotonic() - started > patience(60):
+            break
         time.sleep(0.1)
     return state
 

@@ -15,7 +15,7 @@ from jobkit.errors import ConfigurationError
 from jobkit.experiment_claim import finished, open_experiment
 from jobkit.paths import checked_name
 from jobkit.snapshot import last_snapshot
-from nightshift_common.options.training import BatchSize, Epochs, Gpus
+from nightshift_common.options.training import BatchSize, Epochs, Gpus, InferenceOptions
 
 if TYPE_CHECKING:
     from training_jobs.classifier.config import Config
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "classifier"
 logger = logging.getLogger("training_jobs.train_classifier")
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, InferenceOptions):
     """Train a classifier from a configuration file, and leave an experiment folder in the bottle.
 
     A training that was killed goes on from its last finished epoch when the same task runs again; one that is finished
@@ -56,11 +56,17 @@ class Result(job.Result):
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Train, unless this task instance has done so already."""
     from training_jobs.classifier import experiment as experiments
-    from training_jobs.classifier.config import read_config
+    from training_jobs.classifier.config import inferring, read_config
 
     config = read_config(_config_file(arguments), arguments.epochs, arguments.batch)
+    config = inferring(config, arguments)
     group = arguments.cat or config.experiment_name
     source = config.dataset.label_source or ("snapshot" if arguments.cat or arguments.snapshot_id else "rotation")
+    if source == "rotation" and config.inference.flip_tta != "off":
+        raise ConfigurationError(
+            f"inference.flip_tta is {config.inference.flip_tta}, but the labels come from rotation: the mirror image "
+            "of a page that is turned by 90 degrees is one that is turned by 270; valid: off"
+        )
     snapshot_id = _snapshot_id(arguments, source, group, context)
     mark = experiments.training_digest(config, group, snapshot_id)
     bottle = _bottle(config, context)

@@ -88,14 +88,14 @@ def load_experiment(source: SourceFile, spec: Spec) -> nn.Module:
     Raises:
         DataValidationError: the file is not what it should be, or its weights are not those of `spec`.
     """
-    from jobkit.classifier import load_classifier
+    from jobkit.classifier import load_classifier, served
     from jobkit.state_dict import read_state_dict
 
     if source.kind == "torchscript" or not isinstance(spec, ModelSpec):
         return load_torchscript(source.path)
     if spec.output == "embedding":
         return _encoder(spec.architecture, input_shape(spec), read_state_dict(source.path), source.path)
-    return load_classifier(source.path, spec)
+    return served(load_classifier(source.path, spec), spec)
 
 
 def load_torchscript(path: Path) -> nn.Module:

@@ -62,7 +62,7 @@ ENVIRONMENTS = {
         dict.fromkeys(
             (
                 *("timm", "lightning", "bitsandbytes", "annotated_types"),
-                *("sklearn", "scipy", "modelopt", "tritonclient", "model_signing", "safetensors"),
+                *("sklearn", "scipy", "modelopt", "tritonclient", "model_signing", "sigstore", "safetensors"),
             ),
             "the jobs that import it run in the environment jobs",
         ),

@@ -12,6 +12,7 @@ from jobkit.errors import ConfigurationError
 from jobkit.model_spec import Preprocessing
 from nightshift_common.names import Name
 from nightshift_common.options.data import MAX_SIDE, MaxSide
+from nightshift_common.options.training import FlipTta, InferenceOptions
 from nightshift_common.yaml_file import ConfigFileError, load
 from training_jobs.classifier import config_checks
 from training_jobs.classifier.section import Section
@@ -190,6 +191,21 @@ class Training(Section):
     mixing: Mixing = Mixing()
 
 
+class Inference(Section):
+    """What the graph does beside the model itself: in TorchScript, in ONNX and so in evaluation and when served."""
+
+    flip_tta: FlipTta = Field(
+        "off",
+        description="average the logits over the picture and its mirror image (both: its three); an answer, and "
+        "validation, take twice (both: four times) as long; not with rotation, whose classes a mirror changes",
+    )
+    temperature_scaling: bool = Field(
+        False,
+        description="divide the logits by the temperature that makes the labels of the validation pictures likeliest "
+        "(Guo et al. 2017), so that a confidence is the share that is right; the likeliest class stays the same",
+    )
+
+
 class Config(Section):
     """One training."""
 
@@ -202,6 +218,7 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     training: Training = Training()
+    inference: Inference = Inference()
 
     @property
     def pads_first(self) -> bool:
@@ -228,6 +245,7 @@ class Config(Section):
             mean=mean,
             std=std,
             resize="stretch" if any(isinstance(step, Resize) for step in steps) else "letterbox",
+            border=pad.border if pad else "constant",
             pad_value=pad.fill_value if pad else 0,
         )
 
@@ -263,3 +281,9 @@ def overridden(
     loaders = loaders.model_copy(update={"train_batch_size": batch or loaders.train_batch_size})
     dataset = config.dataset.model_copy(update={"data_loaders": loaders})
     return config.model_copy(update={"training": training, "dataset": dataset})
+
+
+def inferring(config: Config, options: InferenceOptions) -> Config:
+    """Return the configuration with what `options` say that the graph does beside the model."""
+    said = options.model_dump(include=set(InferenceOptions.model_fields), exclude_none=True)
+    return config.model_copy(update={"inference": config.inference.model_copy(update=said)})

@@ -46,6 +46,16 @@ there is none). They share each batch in equal parts, so that steps, learning ra
 only mixup and cutmix mix within a part, and layers that draw random numbers draw others. It goes on from a checkpoint
 of any number of GPUs.
 
+What `inference` asks for is part of the graph that is handed over, in TorchScript and in ONNX: evaluation, the gate and
+Triton see the same numbers, and a client does nothing about it. `model.json` and `meta.json` say what it is:
+`flip_tta`, and under `calibration` the temperature, with the negative log-likelihood and the expected calibration error
+(ECE, 15 bins; Guo et al. 2017) of the validation pictures before and after. The output stays `logits`; their softmax is
+the calibrated confidence. The temperature stays 1, with the reason in `model.json` and a warning, where there are fewer
+than 100 validation pictures and where the best one lies outside 0.05 to 20: if all of them are right, every lower one
+is better. Scores in `metrics.json` are those of what is handed over; those of each epoch are averaged, not calibrated.
+`--flip_tta` and `--temperature_scaling` of the job, and `train.flip_tta` and `train.temperature_scaling` of a pipeline
+file, win over this file; `border` of `pad_if_needed` is in this file alone.
+
 """
 
 

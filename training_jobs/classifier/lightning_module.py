@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -11,7 +12,7 @@ from torch import Tensor, distributed
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from jobkit.classifier import Classifier
+from jobkit.classifier import Classifier, averaged
 from jobkit.errors import ConfigurationError
 from training_jobs.classifier import scores
 from training_jobs.classifier.config import Config
@@ -156,18 +157,18 @@ class ClassifierModule(lightning.LightningModule):
                 distributed.broadcast(statistics, 0)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
-        """Count one batch of validation."""
+        """Count one batch of validation, judged as it will be served: averaged over mirror images where they are."""
         pictures, labels = _planes(batch[0]), batch[1]
-        logits = self.logits(self.judged, pictures).float()
+        flips = self.config.inference.flip_tta
+        logits = self.logits(lambda normalized: averaged(self.judged, normalized, flips), pictures).float()
         self.sums[2] += functional.cross_entropy(logits, labels, reduction="sum")
         self.sums[3] += len(labels)
         cells = labels * self.classes + logits.argmax(1)
         self.confusion += torch.bincount(cells, minlength=self.classes**2).view_as(self.confusion)
 
-    def logits(self, model: Classifier, pictures: Tensor) -> Tensor:
+    def logits(self, model: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         """Return the logits of float32 [N, C, H, W] pictures of values 0..255, which are normalized in place."""
-        logits: Tensor = model(pictures.sub_(self.mean).div_(self.std))
-        return logits
+        return model(pictures.sub_(self.mean).div_(self.std))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the criterion for soft targets, float32 [N, K].

@@ -65,6 +65,7 @@ def train(
         architecture=config.model.backbone_name,
         labels=examples.labels,
         preprocessing=config.preprocessing,
+        flip_tta=config.inference.flip_tta,
         snapshot_id=examples.snapshot_id,
     )
     _write_config(config, bottle, experiment)

@@ -68,7 +68,7 @@ class Record(BaseModel):
     published_by: str | None = None
     """The name of the token that it was uploaded with; None of earlier versions, and where there is no log-in."""
     signed_by: str | None = None
-    """Fingerprint of the key that signed the package; None where it was not signed, or nobody looked."""
+    """Fingerprint of the key, or the identity, that signed the package; None: it was not signed, or nobody looked."""
     provenance: dict[str, Any] | None = None
     """Of a signed package: what its provenance.json says."""
 

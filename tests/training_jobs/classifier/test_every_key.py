@@ -76,6 +76,7 @@ CASES: dict[str, Case] = {
     "training.mixing.strategy": Case("mixup"),
     "training.mixing.p": Case(0.3, {"training__mixing__strategy": "mixup"}),
     "training.mixing.alpha": Case(5.0, {"training__mixing__strategy": "cutmix"}),
+    "inference.flip_tta": Case("horizontal"),
 }
 ELSEWHERE = {  # keys with a test of their own below, or in the file that is named
     "experiment_name": "test_job.py",
@@ -103,6 +104,7 @@ ELSEWHERE = {  # keys with a test of their own below, or in the file that is nam
     "training.best_by": "test_the_best_epoch_is_chosen_by_the_named_score",
     "training.out_of_memory": "test_training.py",
     "training.patience": "test_early_stopping.py",
+    "inference.temperature_scaling": "test_inference.py",
 }
 
 
