@@ -45,9 +45,10 @@ logfile_maxbytes = 5MB
 logfile_backups = 1
 pidfile = {pid}
 """
+PART_COMMAND = '"{python}" -m local part {name}'
 PROGRAM = """
 [program:{name}]
-command = "{python}" -m local part {name}
+command = {command}
 directory = {root}
 environment = {mark}="{state}",{component}="{name}"
 autostart = false
@@ -121,7 +122,7 @@ class Supervisor:
         text = CONFIGURATION.format(**escaped)
         for part in parts:
             text += PROGRAM.format(
-                **escaped, name=part.name, retries=BACK_OFF, patience=part.patience,
+                **escaped, name=part.name, command=PART_COMMAND.format(**escaped, name=part.name), retries=BACK_OFF, patience=part.patience,
                 signal=signal.Signals(part.stop_signal).name.removeprefix("SIG"),
             )  # fmt: skip
         return text
