@@ -33,23 +33,23 @@ new-pipeline: install ## write the files of a new pipeline: NAME=<name>; asks fo
 predict: ## ask a served model about a picture: make predict MODEL=digits PICTURE=7.jpg (or http://…)
 	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) predict --model "$$MODEL" --picture "$$PICTURE"; else echo "nothing is installed yet: make run"; exit 1; fi
 
-test: ## the tests that a person waits for (PART=jobs: that part alone; ARGS="-k gate" goes to pytest)
+test: python ## the tests that a person waits for (PART=jobs: that part alone; ARGS="-k gate" goes to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools
 	@exec $(PYTHON) -m tests.run $(PART) -- $(ARGS)
 
-test-all: ## every test that this machine can run, the slow ones, too; what CI runs
+test-all: python ## every test that this machine can run, the slow ones, too; what CI runs
 	@$(PYTHON) -m local.bootstrap --test all tools
 	@exec $(PYTHON) -m tests.run --all $(PART) -- $(ARGS)
 
-lint: ## ruff and mypy
+lint: python ## ruff and mypy
 	@$(PYTHON) -m local.bootstrap --test all tools
 	@exec $(PYTHON) -m tests.run house
 
-format: ## format the code
+format: python ## format the code
 	@$(PYTHON) -m local.bootstrap tools
 	@.venv/tools/bin/ruff check --fix --quiet . ; .venv/tools/bin/ruff format .
 
-lock: ## compile requirements/*.in anew
+lock: python ## compile requirements/*.in anew
 	@$(PYTHON) -m local.bootstrap tools
 	@exec $(PYTHON) -m local.lock
 
@@ -61,6 +61,10 @@ clean: down ## remove the state (.nightshift/) and the environments (.venv/)
 	@if [ -x .venv/services/bin/python ]; then NIGHTSHIFT_STATE= $(LOCAL) clean; fi
 	rm -rf .nightshift .venv
 
-.PHONY: install
-install:
+.PHONY: install python
+python:
+	@command -v "$(PYTHON)" > /dev/null || { echo "Nightshift needs Python 3.11, and there is no $(PYTHON) here: install it, \
+	or say where it is: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+
+install: python
 	@$(PYTHON) -m local.bootstrap services airflow jobs triton

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
@@ -40,6 +41,8 @@ def main() -> None:
     predict = commands.add_parser("predict", help="ask a served model about a picture")
     predict.add_argument("--model", default="", help="its name in Triton")
     predict.add_argument("--picture", default="", help="a file, or its http:// or https:// address")
+    part = commands.add_parser("part")  # for the supervisor
+    part.add_argument("name")
     run = commands.add_parser("run", help="start the stack, retrain, show the result")
     run.add_argument(
         "--once", action="store_true", help="stop everything at the end; exit 0 only if the model is served"
@@ -47,6 +50,8 @@ def main() -> None:
     run.add_argument("--pipeline", default="digits", help="which pipeline to retrain (default: digits)")
     run.add_argument("--force", action="store_true", help="train even if there are no new pictures")
     options = parser.parse_args()
+    if options.command == "part":
+        stack.become(options.name)
     settings = Settings()
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -105,8 +110,11 @@ def _retrain(options: argparse.Namespace, settings: Settings) -> int:
     once = options.once or not sys.stdout.isatty()
     model = served_model(options.pipeline)  # before anything is started
     served = False
+    before = stack.running(settings)
+    done = Event()
     try:
         stack.up(settings, console.print)
+        Thread(target=stack.watch, args=(settings, console.print, done), daemon=True).start()
         conf = {"force": True} if options.force else {}
         finished = retrain(settings, f"retrain_{options.pipeline}", conf, console)
         served = _summarize(settings, finished, model)
@@ -119,7 +127,8 @@ def _retrain(options: argparse.Namespace, settings: Settings) -> int:
         console.print("\nstopping …")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
-        stack.down(settings, console.print)
+        done.set()
+        stack.down(settings, console.print, keep=before)
     return 0 if served else 1
 
 

@@ -65,6 +65,13 @@ def environment(settings: Settings) -> dict[str, str]:
             "BASE_URL": settings.url("airflow"),
             "SECRET_KEY": secrets["airflow_api"],
         },
+        # While the API server starts, or starts again, tasks that the scheduler has started already wait for it: about
+        # four minutes, where the default gives up after half a minute and takes a try.
+        "WORKERS": {
+            "EXECUTION_API_RETRIES": 12,
+            "EXECUTION_API_RETRY_WAIT_MIN": 1,
+            "EXECUTION_API_RETRY_WAIT_MAX": 30,
+        },
         "API_AUTH": {"JWT_SECRET": secrets["airflow_jwt"]},
         "LOGGING": {
             "WORKER_LOG_SERVER_PORT": settings.port("airflow_logs"),
@@ -118,7 +125,7 @@ def connections(settings: Settings) -> dict[str, str]:
 def is_healthy(settings: Settings) -> bool:
     """Whether every component says that it is healthy (the stand-alone banner leaves out the API server)."""
     try:
-        health = httpx.get(f"{settings.url('airflow')}/api/v2/monitor/health", timeout=5).json()
+        health = httpx.get(f"{settings.url('airflow')}/api/v2/monitor/health", timeout=patience(5)).json()
     except (httpx.HTTPError, ValueError):
         return False
     parts = ("metadatabase", "scheduler", "dag_processor", "triggerer")
@@ -130,14 +137,20 @@ class AirflowApi:
 
     def __init__(self, settings: Settings) -> None:
         self.base = settings.url("airflow")
-        self.client = httpx.Client(base_url=f"{self.base}/api/v2", timeout=30)
+        self.client = httpx.Client(base_url=f"{self.base}/api/v2", timeout=patience(30))
         credentials = {"username": ADMIN, "password": settings.secrets["airflow_admin"]}
-        answer = httpx.post(f"{self.base}/auth/token", json=credentials, timeout=30)
+        try:
+            answer = httpx.post(f"{self.base}/auth/token", json=credentials, timeout=patience(30))
+        except httpx.TransportError as error:
+            raise LocalStackError(f"Airflow does not answer on {self.base}: {error}") from error
         answer.raise_for_status()
         self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        answer = self.client.request(method, path, **arguments)
+        try:
+            answer = self.client.request(method, path, **arguments)
+        except httpx.TransportError as error:
+            raise LocalStackError(f"Airflow did not answer to {method} {path}: {error}") from error
         if answer.is_error:
             raise LocalStackError(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
         found: dict[str, Any] = answer.json()

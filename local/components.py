@@ -40,14 +40,12 @@ def python(environment: str) -> str:
 
 def all_components(settings: Settings) -> list[Component]:
     """Return the parts in the order in which they start; each may rely on those before it."""
-    return [
-        _postgres(settings),
-        _triton(settings),
-        _collect(settings),
-        _model_storage(settings),
-        _mlflow(settings),
-        _airflow(settings),
-    ]
+    return [make(settings) for make in _MAKERS.values()]
+
+
+def component(settings: Settings, name: str) -> Component:
+    """Return one part."""
+    return _MAKERS[name](settings)
 
 
 def prepare_databases(settings: Settings) -> None:
@@ -188,7 +186,8 @@ def _mlflow(settings: Settings) -> Component:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PATH": f"{Path(python('services')).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         },
-        healthy=_answers(f"{settings.url('mlflow')}/health"),
+        # Its own /health is green while it cannot reach its database.
+        healthy=_answers(f"{settings.url('mlflow')}/api/2.0/mlflow/experiments/search?max_results=1"),
     )
 
 
@@ -202,3 +201,13 @@ def _airflow(settings: Settings) -> Component:
         stop_signal=signal.SIGINT,  # on SIGTERM it orphans its children
         patience=15.0,
     )
+
+
+_MAKERS: dict[str, Callable[[Settings], Component]] = {
+    "postgres": _postgres,
+    "triton": _triton,
+    "collect": _collect,
+    "model_storage": _model_storage,
+    "mlflow": _mlflow,
+    "airflow": _airflow,
+}

@@ -13,14 +13,37 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 
+from nightshift_common.patience import patience
+
 MARK = "NIGHTSHIFT_STACK"
 COMPONENT = "NIGHTSHIFT_COMPONENT"
 JOB = "NIGHTSHIFT_JOB_DIR"
+
+
+class Patience:
+    """A limit of time that grows with the load of the machine."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._started = seconds, time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the time is up, at the present load."""
+        return self.passed > patience(self.seconds)
+
+    @property
+    def passed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def a_little(self) -> None:
+        """Wait a tenth of a second."""
+        time.sleep(0.1)
 
 
 def start(name: str, command: list[str], state: Path, environment: dict[str, str]) -> psutil.Process:
@@ -34,8 +57,6 @@ def start(name: str, command: list[str], state: Path, environment: dict[str, str
     """
     log = state / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # SPT_NOENV keeps setproctitle, which Airflow uses, from writing its titles over the environment.
-    marks = {MARK: str(state), COMPONENT: name, "SPT_NOENV": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -43,13 +64,24 @@ def start(name: str, command: list[str], state: Path, environment: dict[str, str
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **environment, **marks},
+            env={**os.environ, **environment, **marks(state, name)},
         )
+    write_down(name, process.pid, state)
+    return psutil.Process(process.pid)
+
+
+def marks(state: Path, name: str) -> dict[str, str]:
+    """Return what each process of a component has in its environment."""
+    # SPT_NOENV keeps setproctitle, which Airflow uses, from writing its titles over the environment.
+    return {MARK: str(state), COMPONENT: name, "SPT_NOENV": "1"}
+
+
+def write_down(name: str, pid: int, state: Path) -> None:
+    """Write down which process root has started as a component."""
     if os.geteuid() == 0:
         note = state / "run" / f"{name}.started"
         note.parent.mkdir(exist_ok=True)
-        note.write_text(f"{process.pid} {_start_ticks(process.pid)}")
-    return psutil.Process(process.pid)
+        note.write_text(f"{pid} {_start_ticks(pid)}")
 
 
 def of_stack(state: Path, component: str | None = None, with_jobs: bool = True) -> list[psutil.Process]:

@@ -38,13 +38,19 @@ DATABASES = {
 }
 
 
+PORTS_FILE = "ports.json"
+
+
 class LocalStackError(Exception):
     """Something that the person at the terminal has to know; shown without a traceback."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The stack's state folder (`NIGHTSHIFT_STATE`, default `.nightshift/`) and ports (`NIGHTSHIFT_<NAME>_PORT`)."""
+    """The stack's state folder (`NIGHTSHIFT_STATE`, default `.nightshift/`) and ports (`NIGHTSHIFT_<NAME>_PORT`).
+
+    A port is what its variable says, else what the stack was last started with, else the usual one.
+    """
 
     state: Path = field(
         default_factory=lambda: Path(os.environ.get("NIGHTSHIFT_STATE") or ROOT / ".nightshift").absolute()
@@ -56,10 +62,24 @@ class Settings:
         Raises:
             LocalStackError: the variable is not a port number.
         """
-        text = os.environ.get(port_variable(name)) or str(PREFERRED_PORTS[name])
+        text = os.environ.get(port_variable(name)) or str(self._remembered_ports().get(name, PREFERRED_PORTS[name]))
         if not text.isdecimal() or not 0 < int(text) < 65536:
             raise LocalStackError(f"{port_variable(name)}={text!r} is not a port: a whole number from 1 to 65535")
         return int(text)
+
+    def remember_ports(self) -> None:
+        """Write down which ports the stack uses, so that later commands need no variables to find it."""
+        ports = {name: self.port(name) for name in PREFERRED_PORTS}
+        if ports != self._remembered_ports():
+            path = self.folder("run") / PORTS_FILE
+            temporary = path.with_suffix(".new")
+            temporary.write_text(json.dumps(ports, indent=2) + "\n")
+            temporary.replace(path)
+
+    def _remembered_ports(self) -> dict[str, int]:
+        path = self.state / "run" / PORTS_FILE
+        found: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
 
     def url(self, name: str) -> str:
         """Return the HTTP address of a component."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -107,8 +108,8 @@ class TritonServer:
         self.repository.mkdir(parents=True, exist_ok=True)
         return [
             str(binary()),
-            f"--model-repository={self.repository}",
-            f"--backend-directory={assemble_backends(self.state / 'backends')}",
+            f"--model-repository={plain_path(self.repository)}",
+            f"--backend-directory={plain_path(assemble_backends(self.state / 'backends'))}",
             f"--http-address={HOST}", f"--http-port={self.http_port}",
             f"--grpc-address={HOST}", f"--grpc-port={self.grpc_port}",
             f"--metrics-address={HOST}", f"--metrics-port={self.metrics_port}",
@@ -243,6 +244,25 @@ def binary() -> Path:
         LocalStackError: the environment `.venv/triton` is not installed.
     """
     return _wheel() / "bin" / "tritonserver"
+
+
+def plain_path(path: Path) -> Path:
+    """Return `path`, or a link to it where a shell would not take it as it is.
+
+    Triton's Python backend starts its stub by a line for bash, in which it does not quote the paths.
+    """
+    if re.fullmatch(r"[\w@%+=:,./-]+", str(path), re.ASCII):
+        return path
+    folder = Path(tempfile.gettempdir()) / f"nightshift-{os.getuid()}-paths"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise LocalStackError(f"{folder} is not a folder of this user alone: remove it")
+    link = folder / hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    if not link.is_symlink() or link.readlink() != path.absolute():
+        made = Path(tempfile.mktemp(prefix=".", dir=folder))
+        made.symlink_to(path.absolute())
+        made.replace(link)
+    return link
 
 
 def assemble_backends(target: Path) -> Path:

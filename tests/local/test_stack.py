@@ -32,12 +32,6 @@ def test_a_taken_port_is_named_with_its_holder_and_what_to_do(tmp_path: Path, mo
     assert "NIGHTSHIFT_COLLECT_PORT=" in message
 
 
-def test_a_part_that_ends_at_once_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
-    broken = component([sys.executable, "-c", "print('no such table'); raise SystemExit(3)"])
-    with pytest.raises(LocalStackError, match=r"collect ended(.|\n)*no such table"):
-        stack._start(Settings(tmp_path), broken)
-
-
 def test_two_commands_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
     with stack._one_at_a_time(settings), pytest.raises(LocalStackError, match="another command"):
