@@ -51,7 +51,8 @@ def wanted_of(model: nn.Module, shape: tuple[int, ...]) -> Wanted:
     random = np.random.default_rng(0)
     inputs = random.standard_normal((max(BATCHES), *shape), np.float32)
     outputs = answers(model, inputs)
-    moved = answers(model, inputs * (1 + np.float32(ROUNDING) * random.choice(np.float32([-1, 1]), inputs.shape)))
+    signs = random.choice(np.array([-ROUNDING, ROUNDING], np.float32), inputs.shape)
+    moved = answers(model, inputs + inputs * signs)
     return Wanted(inputs, outputs, float(np.abs(moved - outputs).max()))
 
 
