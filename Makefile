@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 LOCAL = .venv/services/bin/python -m local
 ARGS ?=
+PART ?=
 
-.PHONY: run up down status env test lint format lock benchmark check-gpu clean help
+.PHONY: run up down status predict env import new-pipeline test test-all lint format lock benchmark check-gpu clean help
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,9 +30,16 @@ import: install ## bring labeled pictures into the local collect server: FROM=<f
 new-pipeline: install ## write the files of a new pipeline: NAME=<name>; asks for the rest (ARGS="--group …")
 	@$(LOCAL) new-pipeline $(if $(NAME),--name "$(NAME)") $(ARGS)
 
-test: ## every test that this machine can run, each part in its environment (ARGS go to pytest)
+predict: ## ask a served model about a picture: make predict MODEL=digits PICTURE=7.jpg (or http://…)
+	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) predict --model "$$MODEL" --picture "$$PICTURE"; else echo "nothing is installed yet: make run"; exit 1; fi
+
+test: ## the tests that a person waits for (PART=jobs: that part alone; ARGS="-k gate" goes to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools
-	@exec $(PYTHON) -m tests.run $(ARGS)
+	@exec $(PYTHON) -m tests.run $(PART) -- $(ARGS)
+
+test-all: ## every test that this machine can run, the slow ones, too; what CI runs
+	@$(PYTHON) -m local.bootstrap --test all tools
+	@exec $(PYTHON) -m tests.run --all $(PART) -- $(ARGS)
 
 lint: ## ruff and mypy
 	@$(PYTHON) -m local.bootstrap --test all tools

@@ -48,8 +48,10 @@ SIDES = {
 }  # fmt: skip
 """Architectures, each of another family of timm's, and the pictures' side: those of 224 take no other."""
 SCALES = {"levit_128s": (0.1, 0.5)}
-"""What scales are drawn from that start at 0, if not 0.5 to 1.5. LeViT's blocks add up without a normalization:
-with scales near 1 torch's own float32 is 5e-2 off float64 on some photographs, and nothing can be within 1e-4."""
+"""What scales are drawn from that start at 0, if not 0.5 to 1.5."""
+ATTENTION = 0.5
+"""Gain of queries and keys that a batch norm gives (LeViT). With 1, and scales near 1, the attention saturates on a few
+photographs: torch's own float32 is then 5e-2 off float64, and no two programs agree within 1e-4."""
 LABELS = [f"class_{number}" for number in range(10)]
 PICTURES, CALIBRATION = 8, 32
 LIMIT = 1e-4
@@ -127,7 +129,8 @@ def converted(folder: Path, row: Row) -> Row:
     )
     photographs = sorted((HYMENOPTERA / "pictures").iterdir())[:: len(SIDES) // 5]
     seen, shown = photographs[:CALIBRATION], photographs[CALIBRATION : CALIBRATION + PICTURES]
-    model = trained_like(row.architecture, torch.from_numpy(np.stack([prepare(path, how) for path in seen])))
+    known = torch.from_numpy(np.stack([prepare(path, how) for path in (*seen, *shown)]))
+    model = trained_like(row.architecture, known)
     torch.save(model.state_dict(), work / "best.ckpt")
     (work / "pictures").mkdir()
     for path in shown:
@@ -186,8 +189,10 @@ def trained_like(architecture: str, pictures: Tensor) -> nn.Module:
                 parameter.uniform_(*SCALES.get(architecture, (0.5, 1.5)))
             if "relative_position_bias" in name or "pos_embed" in name:
                 parameter.normal_(0, 0.5)
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if name.endswith(("qkv.bn", "kv.bn", "q.ln.bn")):
+                    module.weight.fill_(ATTENTION)
                 module.momentum = None  # the mean over what it sees
         model.train()(pictures)
         model.eval()

@@ -20,6 +20,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import timm
+import torch
+
+from conversion_jobs.onnx.export import export_module
+from conversion_jobs.onnx.mapped_file import split_file
+from conversion_jobs.onnx.session import OnnxModel, measure_latency
+
 SIDES = {
     "resnet18": 64,
     "vit_tiny_patch16_224": 224,
@@ -52,14 +60,6 @@ def main() -> None:
 
 def measured(architecture: str, exporter: str) -> dict[str, Any]:
     """Export one architecture; `memory` is the peak beyond what the process takes with the model in it."""
-    import numpy as np
-    import timm
-    import torch
-
-    from conversion_jobs.onnx.export import export_module
-    from conversion_jobs.onnx.mapped_file import split_file
-    from conversion_jobs.onnx.session import OnnxModel, measure_latency
-
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)

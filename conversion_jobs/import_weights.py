@@ -22,11 +22,13 @@ from conversion_jobs.families.archives import LABELS_FILE as NUM2LABEL
 from conversion_jobs.families.archives import opened_weights
 from conversion_jobs.families.probing import names_of_outputs
 from conversion_jobs.onnx.graph import compact_json
+from conversion_jobs.sandboxed.answering import answer_experiment, outputs_of, stored
 from conversion_jobs.sandboxed.exporting import GRAPH
 from conversion_jobs.sandboxed.importing import SCRIPT, Imported, import_source
 from conversion_jobs.sandboxed.own_graph import list_external_files, take_graph
 from conversion_jobs.verification.expected import read_expected
 from conversion_jobs.verification.golden_inputs import array_names
+from conversion_jobs.verification.labels import LabelCheck, check_labels
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
@@ -64,6 +66,10 @@ class Result(job.Result):
     experiment: str
     snapshot_id: str | None
     notes: list[str] = Field([], description="what was done to the model that its owner should know")
+    accuracy: float | None = Field(
+        None, description="share of the pictures that get the class of the folder that they lie in, where folders are"
+    )
+    warnings: list[str] = Field([], description="what speaks against the labels or the preprocessing that were given")
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,17 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         snapshot_id = arguments.snapshot_id
         if arguments.pictures is not None:
             snapshot_id = write_pictures(bottle, group, arguments.pictures)
-        return write(arguments, bottle, files, snapshot_id)
+        result = write(arguments, bottle, files, snapshot_id)
+    checked = checked_labels(bottle, Experiment(result.experiment), snapshot_id)
+    if checked is None:
+        return result
+    logger.info("%.1f%% of %d pictures get the class of their folder", 100 * checked.accuracy, checked.pictures)
+    for warning in checked.warnings:
+        logger.warning(warning)
+    if context.is_tracked:
+        context.tracking.metrics({"import.accuracy": checked.accuracy})
+        context.tracking.tags({"import_warning": "; ".join(checked.warnings)})
+    return result.model_copy(update={"accuracy": checked.accuracy, "warnings": checked.warnings})
 
 
 def class_names(arguments: Arguments, found: list[str]) -> list[str]:
@@ -109,6 +125,25 @@ def class_names(arguments: Arguments, found: list[str]) -> list[str]:
     if not labels and arguments.takes_pictures and arguments.family not in ("vit", "onnx", "ultralytics"):
         raise ConfigurationError(f"give labels, the names of the classes: {arguments.weights} has no {NUM2LABEL}")
     return labels
+
+
+def checked_labels(bottle: Bottle, experiment: Experiment, snapshot_id: str | None) -> LabelCheck | None:
+    """Return how often the imported classifier names the folder of a picture; None where that cannot be told."""
+    spec = read_spec(bottle, experiment)
+    if not isinstance(spec, ModelSpec) or not spec.labels or snapshot_id is None:
+        return None
+    if not bottle.exists(experiment.torchscript):
+        return None
+    script = bottle.local(experiment.torchscript)
+
+    def answer(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        with stored(inputs) as path:
+            values = {"script": script, "spec": spec, "inputs": path}
+            with runner.run(answer_experiment, values, reads=[script, path]) as done:
+                return outputs_of(done, len(inputs))[0]
+
+    golden = read_snapshot(bottle, spec.group, snapshot_id).split("golden")
+    return check_labels(spec, [(sample, bottle.local(sample.path)) for sample in golden], answer)
 
 
 def write(arguments: Arguments, bottle: Bottle, files: Files, snapshot_id: str | None) -> Result:
@@ -148,8 +183,8 @@ def preprocessing(arguments: Arguments, sizes: tuple[int, ...]) -> Preprocessing
     mean, std = per_channel(arguments.mean, channels), per_channel(arguments.std, channels)
     if not len(mean) == len(std) == channels:
         raise ConfigurationError(f"--mean and --std have {len(mean)} and {len(std)} values for {channels} channels")
-    values = {"height": height, "width": width, "channels": channels, "resize": arguments.resize}
-    return Preprocessing.model_validate({**values, "mean": mean, "std": std})
+    values = {"height": height, "width": width, "channels": channels, "mean": mean, "std": std}
+    return Preprocessing.model_validate({**values, "resize": arguments.resize, "border": arguments.border})
 
 
 def write_experiment(bottle: Bottle, experiment: Experiment, files: Files, arguments: Arguments) -> list[str]:

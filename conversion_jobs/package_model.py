@@ -22,7 +22,7 @@ from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
-from jobkit.model_spec import SPEC_FILE, DetectorSpec, Spec, described_input
+from jobkit.model_spec import SPEC_FILE, DetectorSpec, ModelSpec, Spec, described_input
 from jobkit.paths import checked_name, inference_model
 from jobkit.sbom import SBOM_FILE, ModelFacts, model_sbom
 from nightshift_common.options.conversion import PackageOptions
@@ -156,6 +156,7 @@ def sbom(bottle: Bottle, described: dict[str, Any], artifact: Artifact, spec: Sp
     """Return the package's `sbom.cdx.json`, with what the training left about itself, if it was one of ours."""
     metrics = Experiment(described["experiment"]).metrics
     trained = json.loads(bottle.read(metrics)) if bottle.exists(metrics) else {}
+    started_from = spec.initial_weights if isinstance(spec, ModelSpec) else None
     facts = ModelFacts(
         name=described["model_name"],
         experiment=described["experiment"],
@@ -167,6 +168,7 @@ def sbom(bottle: Bottle, described: dict[str, Any], artifact: Artifact, spec: Sp
         outputs=[f"{entry['dtype']} {entry['shape']}" for entry in described["outputs"]],
         snapshot_id=spec.snapshot_id,
         provenance=trained.get("provenance", {}),
+        initial_weights=started_from.model_dump() if started_from else {},
     )
     return model_sbom(facts)
 

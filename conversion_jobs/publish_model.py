@@ -14,7 +14,7 @@ from pydantic import Field
 
 from conversion_jobs.publishing.mlflow_registry import register
 from conversion_jobs.publishing.release_provenance import Release, statement
-from conversion_jobs.publishing.signature import sign_archive
+from conversion_jobs.publishing.signature import Signer, sign_archive, signer_of_settings
 from conversion_jobs.tensorrt.version import TEST_DOUBLE
 from jobkit import job, settings
 from jobkit.errors import ConfigurationError, DataValidationError
@@ -33,7 +33,8 @@ logger = logging.getLogger("conversion_jobs.publish_model")
 class Arguments(job.Arguments, ModelOptions):
     """Upload a package to the model storage, which gives it the next semantic version.
 
-    With a key in `NIGHTSHIFT_SIGNING_KEY` the package is signed, and in it `provenance.json`: where it comes from.
+    With a key in `NIGHTSHIFT_SIGNING_KEY`, or a token in `NIGHTSHIFT_SIGNING_TOKEN_FILE`, the package is signed, and
+    in it `provenance.json`: where it comes from.
     """
 
     archive: str = Field(description="the package's key in the bottle")
@@ -57,7 +58,7 @@ class Result(job.Result):
 
 
 def run(arguments: Arguments, context: job.Context) -> Result:
-    """Check the package, sign it where there is a key, upload it, register the version."""
+    """Check the package, sign it where there is a key or an identity, upload it, register the version."""
     model = checked_name(arguments.model_name, "model name")
     experiment = Experiment(arguments.experiment)
     archive = context.bottle.local(arguments.archive)
@@ -66,11 +67,11 @@ def run(arguments: Arguments, context: job.Context) -> Result:
             f"{arguments.archive} is {actual}, not {arguments.sha256}: another run has packaged over it; package again"
         )
     refuse_test_double(archive)
-    key = settings.optional(settings.SIGNING_KEY)
-    if key is None:
+    signer = signer_of_settings()
+    if signer is None:
         logger.warning("the package is not signed: there is no %s", settings.SIGNING_KEY)
     with tempfile.TemporaryDirectory(prefix="nightshift-publish-") as scratch, ModelStorage() as storage:
-        upload = archive if key is None else signed(archive, Path(scratch), key, model, context, arguments)
+        upload = archive if signer is None else signed(archive, Path(scratch), signer, model, context, arguments)
         sha256 = sha256_of(upload)
         published = storage.upload(model, upload, sha256)
         if published.target != arguments.target:
@@ -85,7 +86,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         version=published.version,
         triton_version=published.triton_version,
         already_published=published.already_published,
-        signed=key is not None,
+        signed=signer is not None,
     )
 
 
@@ -102,7 +103,7 @@ def refuse_test_double(archive: Path) -> None:
             )
 
 
-def signed(archive: Path, folder: Path, key: str, model: str, context: job.Context, arguments: Arguments) -> Path:
+def signed(archive: Path, folder: Path, signer: Signer, model: str, context: job.Context, arguments: Arguments) -> Path:
     """Return the package in `folder`, signed, with where it comes from."""
     runs = {}
     if context.is_tracked:
@@ -112,7 +113,7 @@ def signed(archive: Path, folder: Path, key: str, model: str, context: job.Conte
     known = arguments.model_dump(include=set(Release.model_fields) - {"sha256"})
     release = Release(model=model, model_file=name, sha256=digest, **known)
     target = folder / "signed.zip"
-    sign_archive(archive, target, model, key, statement(context.bottle, release, context.task_instance, runs))
+    sign_archive(archive, target, model, signer, statement(context.bottle, release, context.task_instance, runs))
     return target
 
 

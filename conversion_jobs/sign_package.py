@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from conversion_jobs.publishing.signature import sign_archive
+from conversion_jobs.publishing.signature import KeySigner, Signer, sign_archive, signer_of_settings
 from jobkit import job, settings
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.files import atomic_file, sha256_of
@@ -18,7 +18,10 @@ logger = logging.getLogger("conversion_jobs.sign_package")
 
 
 class Arguments(job.Arguments):
-    """Sign a flat zip for the model storage with the key in `--key`, or in `NIGHTSHIFT_SIGNING_KEY`."""
+    """Sign a flat zip for the model storage with the key in `--key`, or in `NIGHTSHIFT_SIGNING_KEY`.
+
+    Without a key by `NIGHTSHIFT_SIGNING_TOKEN`, the token of an identity provider: docs/security.md.
+    """
 
     model_name: ModelName = Field(description="the model that it will be a version of, and no other")
     archive: Path = Field(description="the zip: model.onnx or model.plan, meta.json, files beside them")
@@ -36,14 +39,18 @@ class Result(job.Result):
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Write the signed package whole, or not at all."""
     model = checked_name(arguments.model_name, "model name")
-    key = settings.require(settings.SIGNING_KEY) if arguments.key is None else _read(arguments.key)
+    signer = _signer() if arguments.key is None else KeySigner(_read(arguments.key))
     if not arguments.archive.is_file():
         raise DataValidationError(f"{arguments.archive} is no file")
     output = arguments.output or arguments.archive
     with atomic_file(output) as target:
-        sign_archive(arguments.archive, target, model, key, None)
+        sign_archive(arguments.archive, target, model, signer, None)
     logger.info("%s is signed for the model %s", output, model)
     return Result(archive=str(output), sha256=sha256_of(output))
+
+
+def _signer() -> Signer:
+    return signer_of_settings() or KeySigner(settings.require(settings.SIGNING_KEY))
 
 
 def _read(path: Path) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from conversion_jobs.detection.export import detector_checks, mask_verdicts
 from conversion_jobs.export_onnx import source_file
+from conversion_jobs.import_weights import write_pictures
 from conversion_jobs.onnx.graph import compact_json, interface, read_graph
 from conversion_jobs.onnx.session import FP16_MAX, Latency, OnnxModel, largest_values, measure_latencies
 from conversion_jobs.sandboxed.answering import answer_experiment, outputs_of, stored
@@ -50,7 +51,15 @@ from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
-from jobkit.model_spec import ArraySpec, DetectorSpec, Spec, described_input, input_shape, output_names
+from jobkit.model_spec import (
+    ArraySpec,
+    DetectorSpec,
+    Preprocessing,
+    Spec,
+    described_input,
+    input_shape,
+    output_names,
+)
 from jobkit.sandbox import runner
 from nightshift_common.options.conversion import VerifyOptions
 
@@ -73,6 +82,13 @@ class Arguments(job.Arguments, VerifyOptions):
 
     experiment: str = Field(description="the experiment's folder in the bottle: models/<group>/<experiment>")
     snapshot_id: str | None = Field(None, description="snapshot of the group, whose golden part verifies pictures")
+    pictures: Path | None = Field(None, description="or: a folder of pictures, which become a snapshot")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Arguments:
+        if self.pictures is not None and self.snapshot_id is not None:
+            raise ValueError("give --snapshot_id or --pictures, not both")
+        return self
 
 
 class Result(job.Result):
@@ -87,6 +103,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Compare, write what was found, refuse a graph that differs."""
     experiment = Experiment(arguments.experiment)
     bottle = context.bottle
+    if arguments.pictures is not None:
+        made = write_pictures(bottle, experiment.group, arguments.pictures)
+        arguments = arguments.model_copy(update={"snapshot_id": made})
     spec = read_spec(bottle, experiment)
     path = bottle.local(experiment.onnx)
     graph = read_graph(path)
@@ -170,6 +189,8 @@ def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Expe
         "labels": compact_json(spec.labels),
         **{name: compact_json(value) for name, value in described_input(spec).items()},
     }
+    if "preprocessing" in metadata:  # a file of an earlier version says nothing of keys that came later
+        metadata = metadata | {"preprocessing": _in_full(metadata["preprocessing"])}
     wrong = [
         f"{key} {metadata[key]}, not {value}" for key, value in wanted.items() if metadata.get(key, value) != value
     ]
@@ -177,6 +198,13 @@ def refuse_stale_metadata(metadata: dict[str, str], spec: Spec, experiment: Expe
         raise DataValidationError(
             f"{experiment.onnx} was exported from something else: it has the " + "; the ".join(wrong)
         )
+
+
+def _in_full(preprocessing: str) -> str:
+    try:
+        return compact_json(Preprocessing.model_validate_json(preprocessing).model_dump())
+    except ValidationError:
+        return preprocessing
 
 
 def checks_of(spec: Spec, arguments: Arguments, number: int = 0) -> list[Check]:

@@ -140,7 +140,7 @@ with DAG(
                     "record": output_if_any("build_plan", "record"),
                 },
                 params=model_name,
-                connections=("bottle", "mlflow", "storage_publish", "signing"),
+                connections=("bottle", "mlflow", "storage_publish", "signing", "signing_identity"),
             ),
             only_if_param="publish",
         ),

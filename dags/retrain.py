@@ -150,7 +150,7 @@ def publishing_tasks(pipeline: Pipeline, target: Target) -> tuple[JobOperator, J
             "evaluation": output_of("evaluate", "report"), "decision": output_of("gate", "decision"),
             "reasons": sentences_of("gate", "reasons"),
         },
-        connections=("bottle", "mlflow", "storage_publish", "signing"),
+        connections=("bottle", "mlflow", "storage_publish", "signing", "signing_identity"),
     )  # fmt: skip
     return packaged, task(f"publish_model{suffix}", upload, only_if_param="publish")
 
@@ -162,6 +162,7 @@ def deployment(pipeline: Pipeline) -> Step:
         options={
             "model_name": pipeline.publish.model_name, "version": output_of("publish_model", "version"),
             "reference": output_of("verify_onnx", "reference"), "experiment": EXPERIMENT, "snapshot_id": SNAPSHOT,
+            "answers": output_if_any("evaluate", "answers"),
             "max_latency_ms": pipeline.publish.max_latency_ms,
         },
         connections=("bottle", "mlflow", "storage_deploy", "triton"),

@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import ModelSpec
 from jobkit.state_dict import read_state_dict
+from nightshift_common.options.training import FlipTta
+
+MIRRORED: dict[FlipTta, list[list[int]]] = {
+    "off": [],
+    "horizontal": [[3]],
+    "vertical": [[2]],
+    "both": [[3], [2], [2, 3]],
+}
+"""Dimensions of [N, C, H, W] that are turned around in each mirror image."""
 
 
 class Classifier(nn.Module):
@@ -38,6 +47,38 @@ class Classifier(nn.Module):
         return logits
 
 
+class Served(nn.Module):
+    """What is handed over: `model` averaged over mirror images, its logits divided by a temperature."""
+
+    def __init__(self, model: nn.Module, flips: FlipTta, temperature: float) -> None:
+        super().__init__()
+        self.model, self.flips, self.temperature = model, flips, temperature
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the logits, float32 [N, classes], of float32 [N, C, H, W]."""
+        logits = averaged(self.model, pictures, self.flips)
+        return logits if self.temperature == 1 else logits / self.temperature
+
+
+def served(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Return `model` with what `spec` says that the graph does beside it; `model` itself where that is nothing."""
+    if spec.flip_tta == "off" and spec.temperature == 1:
+        return model
+    return Served(model, spec.flip_tta, spec.temperature).eval()
+
+
+def averaged(model: nn.Module, pictures: Tensor, flips: FlipTta) -> Tensor:
+    """Return the mean of a model's logits over `pictures` [N, C, H, W] and their mirror images.
+
+    All go through `model` as one batch: its graph is there once, whatever the exporter folds into its weights.
+    """
+    views = [pictures, *(pictures.flip(dimensions) for dimensions in MIRRORED[flips])]
+    if len(views) == 1:
+        logits: Tensor = model(pictures)
+        return logits
+    return model(torch.cat(views)).unflatten(0, (len(views), -1)).mean(0)  # type: ignore[no-any-return]
+
+
 def check_architecture(architecture: str) -> None:
     """Refuse a name that timm does not know.
 
@@ -56,7 +97,9 @@ def load_classifier(path: Path, spec: ModelSpec) -> Classifier:
         DataValidationError: the weights are not those of this architecture and these classes; the message names what
             differs.
     """
-    model = uninitialized(lambda: Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels))
+    model = uninitialized(
+        lambda: Classifier(spec.architecture, len(spec.labels), spec.preprocessing.channels, **spec.arguments)
+    )
     return load_weights(model, read_state_dict(path), path, assign=True)
 
 

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from jobkit.errors import DataValidationError
-from nightshift_common.options.weights import SuppressionOptions, SuppressionThresholds
+from nightshift_common.options.training import FlipTta
+from nightshift_common.options.weights import Border, Resize, SuppressionOptions, SuppressionThresholds
+from nightshift_common.picture_preparation import decode, fit, normalize, resized
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+__all__ = ["fit", "normalize", "resized"]  # what training does by itself with a picture that it has decoded
 SPEC_FILE = "model.json"
 
 
@@ -29,10 +32,15 @@ class Preprocessing(BaseModel):
     height: int = Field(gt=0, description="pixels")
     width: int = Field(gt=0, description="pixels")
     channels: Literal[1, 3] = Field(3, description="3: RGB; 1: gray")
-    resize: Literal["letterbox", "stretch"] = Field(
+    resize: Resize = Field(
         "letterbox", description="letterbox: the longer side fits, the rest is padded evenly; stretch: both sides fit"
     )
-    pad_value: int = Field(0, ge=0, le=255)
+    border: Border = Field(
+        "constant",
+        description="what the padding shows: constant: pad_value; wrap: the opposite side of the picture; reflect: the "
+        "picture mirrored at its edge, whose pixels are not repeated; replicate: the edge's pixels",
+    )
+    pad_value: int = Field(0, ge=0, le=255, description="gray value of a constant border")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of values in 0..1 (ImageNet)")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of values in 0..1 (ImageNet)")
 
@@ -44,6 +52,32 @@ def per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 Output = Literal["logits", "probabilities", "embedding"]
 INPUT = "input"
+UNKNOWN_LICENSE = "unknown"
+
+
+class WeightsOrigin(BaseModel):
+    """The weights that a training started from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="timm's name with its tag; of other weights what the configuration calls them")
+    source: str = Field(description="where they are from: an address, a repository of the hub, a file")
+    license: str = Field(UNKNOWN_LICENSE, description="as the publisher says it; unknown where nobody does")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file")
+
+
+class Calibration(BaseModel):
+    """How the confidence of a classifier was brought to what it is right in: temperature scaling (Guo et al. 2017)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(gt=0, description="the logits are divided by it; 1 where none could be fitted")
+    not_fitted: str | None = Field(None, description="why none could be fitted")
+    pictures: int = Field(ge=0, description="validation pictures that it was fitted on")
+    nll_before: float = Field(description="negative log-likelihood on them at a temperature of 1, nats a picture")
+    nll_after: float = Field(description="the same at this temperature")
+    ece_before: float = Field(description="expected calibration error on them at a temperature of 1")
+    ece_after: float = Field(description="the same at this temperature")
 
 
 class OutputTensor(BaseModel):
@@ -72,8 +106,21 @@ class _Interface(BaseModel):
 class ModelSpec(_Interface):
     """The interface of a model of pictures: `input` float32 [N, C, H, W] in, `<output>` float32 [N, ...] out."""
 
+    arguments: dict[str, Any] = Field({}, description="of the architecture, beside timm's defaults")
+    initial_weights: WeightsOrigin | None = Field(None, description="what its training started from; none: random")
     preprocessing: Preprocessing
+    flip_tta: FlipTta = Field(
+        "off", description="the output is the mean over the picture and these mirror images of it; inside the graph"
+    )
+    calibration: Calibration | None = Field(
+        None, description="by what the logits are divided, inside the graph; None: nobody asked for it"
+    )
     snapshot_id: str | None = Field(None, description="what it was trained on; None outside a snapshot")
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; 1: nothing."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
 
 class NonMaxSuppression(SuppressionThresholds):
@@ -170,6 +217,11 @@ def described_input(spec: Spec) -> dict[str, Any]:
     if isinstance(spec, ArraySpec):
         return {"shape": list(spec.shape)}
     described: dict[str, Any] = {"preprocessing": spec.preprocessing.model_dump()}
+    if isinstance(spec, ModelSpec):
+        if spec.flip_tta != "off":
+            described["flip_tta"] = spec.flip_tta
+        if spec.calibration is not None:
+            described["calibration"] = spec.calibration.model_dump()
     if isinstance(spec, DetectorSpec):
         how = spec.suppression
         described |= {"task": spec.task, "suppression": None if how is None else how.model_dump()}
@@ -201,60 +253,12 @@ def prepare(path: Path, how: Preprocessing) -> NDArray[np.float32]:
 
 def read_picture(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
     """Return the picture at `path` decoded, resized and padded as uint8 [H, W, C]."""
-    import cv2
-    import numpy as np
+    return picture_of(path.read_bytes(), how, str(path))
 
-    flag = cv2.IMREAD_COLOR if how.channels == 3 else cv2.IMREAD_GRAYSCALE
-    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
+
+def picture_of(content: bytes, how: Preprocessing, name: str) -> NDArray[np.uint8]:
+    """Return the encoded picture `content` as `read_picture` does; `name` is what a message calls it."""
+    decoded = decode(content, how.channels)
     if decoded is None:
-        raise DataValidationError(f"{path} is not a picture that can be decoded")
-    if how.channels == 3:
-        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    return fit(np.asarray(decoded, np.uint8), how)
-
-
-def fit(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and pad `picture` (uint8 [h, w] or [h, w, C]) to uint8 [H, W, C]."""
-    import cv2
-    import numpy as np
-
-    height, width = picture.shape[:2]
-    new_height, new_width = resized(height, width, how)
-    if (new_height, new_width) != (height, width):
-        shrinks = new_height * new_width < height * width
-        picture = np.asarray(
-            cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR),
-            np.uint8,
-        )
-    top, left = (how.height - new_height) // 2, (how.width - new_width) // 2
-    if (new_height, new_width) != (how.height, how.width):
-        picture = np.asarray(
-            cv2.copyMakeBorder(
-                picture,
-                top,
-                how.height - new_height - top,
-                left,
-                how.width - new_width - left,
-                cv2.BORDER_CONSTANT,
-                value=(how.pad_value,) * 3,
-            ),
-            np.uint8,
-        )
-    return picture[:, :, None] if picture.ndim == 2 else picture
-
-
-def resized(height: int, width: int, how: Preprocessing) -> tuple[int, int]:
-    """Return height and width that a picture of this height and width has before it is padded, pixels."""
-    if how.resize == "stretch":
-        return how.height, how.width
-    scale = min(how.height / height, how.width / width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def normalize(picture: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float32]:
-    """Return uint8 [H, W, C] as float32 [C, H, W]: `(value / 255 - mean) / std`."""
-    import numpy as np
-
-    mean, std = np.asarray(how.mean, np.float32), np.asarray(how.std, np.float32)
-    scaled = (picture.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+        raise DataValidationError(f"{name} is not a picture that can be decoded")
+    return fit(decoded, how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -35,6 +35,8 @@ class Published:
     triton_version: int
     target: str
     already_published: bool = False
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of the package, by its name"""
 
 
 class ModelStorage:
@@ -74,7 +76,8 @@ class ModelStorage:
 
         def ask() -> Published:
             found = self._client.version(model, version)
-            return Published(str(found["version"]), int(found["triton_version"]), str(found["target"]))
+            files = {str(name): str(file["sha256"]) for name, file in found["files"].items()}
+            return Published(str(found["version"]), int(found["triton_version"]), str(found["target"]), files=files)
 
         return self._read(ask)
 

@@ -10,7 +10,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -34,6 +34,8 @@ class ModelFacts:
     snapshot_id: str | None
     provenance: Mapping[str, Any]
     """`jobkit.provenance.provenance` of the training; empty for weights of another origin."""
+    initial_weights: Mapping[str, str] = field(default_factory=dict)
+    """`jobkit.model_spec.WeightsOrigin` of what the training started from; empty where that is nothing, or unknown."""
 
 
 def model_sbom(facts: ModelFacts) -> str:
@@ -60,6 +62,16 @@ def model_sbom(facts: ModelFacts) -> str:
         for name in ("commit", "lock_sha256", "python", "cuda", "command", "seed")
         if facts.provenance.get(name) is not None
     }
+    model: dict[str, Any] = {}
+    if origin := facts.initial_weights:
+        ancestor = {
+            "type": "machine-learning-model",
+            "name": origin["name"],
+            "hashes": _sha256(origin["sha256"]),
+            "licenses": [{"license": {"name": origin["license"]}}],  # by name: not every publisher's has an SPDX id
+            "properties": [{"name": "nightshift:source", "value": origin["source"]}],
+        }
+        model["pedigree"] = {"ancestors": [ancestor]}
     content: dict[str, Any] = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -71,6 +83,7 @@ def model_sbom(facts: ModelFacts) -> str:
                 "name": facts.name,
                 "version": facts.experiment.rpartition("/")[2],
                 "hashes": _sha256(served),
+                **model,
                 "modelCard": {"modelParameters": card},
                 "properties": [{"name": f"nightshift:{name}", "value": text} for name, text in properties.items()],
             }

@@ -18,6 +18,9 @@ COLLECT_PASSWORD = "NIGHTSHIFT_COLLECT_PASSWORD"  # noqa: S105 - the variable's 
 STORAGE_URL = "NIGHTSHIFT_STORAGE_URL"
 STORAGE_TOKEN = "NIGHTSHIFT_STORAGE_TOKEN"  # noqa: S105
 SIGNING_KEY = "NIGHTSHIFT_SIGNING_KEY"
+SIGNING_TOKEN = "NIGHTSHIFT_SIGNING_TOKEN"  # noqa: S105
+SIGNING_TOKEN_FILE = "NIGHTSHIFT_SIGNING_TOKEN_FILE"  # noqa: S105
+SIGNING_TRUST_CONFIG = "NIGHTSHIFT_SIGNING_TRUST_CONFIG"
 TRITON_URL = "NIGHTSHIFT_TRITON_URL"
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 CACHE_GIB = "NIGHTSHIFT_CACHE_GIB"
@@ -33,6 +36,10 @@ PURPOSE = {
     STORAGE_URL: "base address of the model storage, say http://model-storage:8300",
     STORAGE_TOKEN: "bearer token for the model storage",
     SIGNING_KEY: "private key that signs packages, EC on P-256 (PKCS#8): a PEM text, or its base64 in one line",
+    SIGNING_TOKEN: "token of an identity provider for the audience sigstore, which signs packages in the place of a "
+    "key; ambient: the one that the job's surroundings give, say a CI system",
+    SIGNING_TOKEN_FILE: "file with such a token, read when a package is signed",
+    SIGNING_TRUST_CONFIG: "file with a client's trust configuration: a Sigstore instance other than the public one",
     TRITON_URL: "Triton's HTTP address, host:port",
     MLFLOW_URI: "address of the MLflow server",
     SANDBOX: "require: weights are opened only where the kernel can hold what they do; best-effort (default): always",

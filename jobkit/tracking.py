@@ -142,6 +142,17 @@ class Run:
         """Return the run that stands for the DAG run; None for a job that was started by hand."""
         return Run(self.client, self.parent_id, self.experiment_id, None) if self.parent_id else None
 
+    def child(self, name: str) -> Run:
+        """Make a run below this one."""
+        with server_errors("starting a run"):
+            made = self.client.create_run(self.experiment_id, run_name=name, tags={PARENT_TAG: self.run_id})
+        return Run(self.client, made.info.run_id, self.experiment_id, self.run_id)
+
+    def killed(self) -> None:
+        """End the run as one whose process was killed."""
+        with server_errors("ending the run of a killed job"):
+            self.client.set_terminated(self.run_id, "KILLED")
+
     def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
         """Log parameters, nested mappings as dotted names.
 

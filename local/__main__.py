@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from local import job_environment, new_pipeline, postgres, stack
 from local.airflow import ADMIN, run_url
 from local.components import triton_server
 from local.pipelines import served_model
-from local.run import Retraining, ask_served_model, retrain
+from local.run import Retraining, ask_about, ask_served_model, retrain
 from local.settings import HOST, ROOT, LocalStackError, Settings
 from nightshift_common.storage_tokens import OPERATOR
 
@@ -36,6 +37,9 @@ def main() -> None:
     new = commands.add_parser("new-pipeline", help="write the files of a new pipeline")
     for name in ("name", "group", "model-name", "description", "owner", "schedule"):
         new.add_argument(f"--{name}")
+    predict = commands.add_parser("predict", help="ask a served model about a picture")
+    predict.add_argument("--model", default="", help="its name in Triton")
+    predict.add_argument("--picture", default="", help="a file, or its http:// or https:// address")
     run = commands.add_parser("run", help="start the stack, retrain, show the result")
     run.add_argument(
         "--once", action="store_true", help="stop everything at the end; exit 0 only if the model is served"
@@ -72,6 +76,8 @@ def _run_command(options: argparse.Namespace, settings: Settings) -> int:
         _show_new_pipeline(new_pipeline.create({k: v for k, v in vars(options).items() if k != "command"}))
     elif options.command == "status":
         return _show_status(settings)
+    elif options.command == "predict":
+        _show_answer(ask_about(settings, options.model, options.picture))
     else:
         return _retrain(options, settings)
     return 0
@@ -150,6 +156,17 @@ def _summarize(settings: Settings, finished: Retraining, model: str) -> bool:
         )
     console.print(_two_columns(rows))
     return answer is not None
+
+
+def _show_answer(answer: dict[str, Any]) -> None:
+    found = answer["classes"] or [{"label": box["label"], "probability": box["score"]} for box in answer["boxes"] or []]
+    where = f"version {answer['version']}, {answer['milliseconds']:.1f} ms"
+    console.print(f"{answer['picture']}: {answer['label'] or 'nothing'} ({where})", markup=False, soft_wrap=True)
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for entry in found:
+        share = float(entry["probability"])
+        table.add_row(escape(str(entry["label"])), f"{share:.1%}", "█" * round(share * 30))
+    console.print(table)
 
 
 def _show_addresses(settings: Settings) -> None:

@@ -11,6 +11,7 @@ import httpx
 
 from local.settings import HOST, ROOT, LocalStackError, Settings
 from local.signing import private_key
+from nightshift_common.patience import patience
 from nightshift_common.pools import pools
 from nightshift_common.storage_tokens import OPERATOR, TOKENS
 
@@ -144,13 +145,13 @@ class AirflowApi:
 
     def wait_for_dag(self, dag_id: str, seconds: float = 60) -> None:
         """Wait until Airflow has parsed the DAG; say what is wrong with it if it does not come."""
-        deadline = time.monotonic() + seconds
+        started = time.monotonic()
         while self.client.get(f"/dags/{dag_id}").status_code != 200:
-            if time.monotonic() > deadline:
+            if (waited := time.monotonic() - started) > patience(seconds):
                 errors = self._call("GET", "/importErrors")["import_errors"]
                 found = "\n".join(f"{error['filename']}: {error['stack_trace']}" for error in errors)
                 raise LocalStackError(
-                    f"Airflow shows no DAG {dag_id} after {seconds:.0f} s.\n{found or 'No import errors.'}"
+                    f"Airflow shows no DAG {dag_id} after {waited:.0f} s.\n{found or 'No import errors.'}"
                 )
             time.sleep(0.3)
         self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})

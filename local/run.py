@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +15,10 @@ from rich.live import Live
 from rich.table import Table
 
 from local.airflow import AirflowApi, run_url
-from local.components import python
+from local.components import python, triton_server
 from local.job_environment import variables
 from local.settings import ROOT, LocalStackError, Settings
+from nightshift_common.patience import patience
 
 RUN_SECONDS = 1800.0
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
@@ -86,8 +88,10 @@ def _follow(
 
 
 def _final_state(api: AirflowApi, dag_id: str, run_id: str) -> str:
-    deadline = time.monotonic() + 60
-    while (state := api.run_state(dag_id, run_id)) not in ("success", "failed") and time.monotonic() < deadline:
+    started = time.monotonic()
+    while (state := api.run_state(dag_id, run_id)) not in ("success", "failed"):
+        if time.monotonic() - started > patience(60):
+            break
         time.sleep(0.1)
     return state
 
@@ -135,32 +139,49 @@ def ask_served_model(settings: Settings, model_name: str, group: str, snapshot_i
     Raises:
         LocalStackError: the model is not served.
     """
+    return _predict(settings, "--model_name", model_name, "--group", group, "--snapshot_id", snapshot_id)
+
+
+def ask_about(settings: Settings, model_name: str, picture: str) -> dict[str, Any]:
+    """Send a picture, a file or an address, to a served model; return what `conversion_jobs.predict` does.
+
+    Raises:
+        LocalStackError: in a sentence, why there is no answer.
+    """
+    if not model_name or not picture:
+        raise LocalStackError("say which model and which picture: make predict MODEL=digits PICTURE=7.jpg")
+    if not triton_server(settings).is_ready():
+        raise LocalStackError("Triton does not run here, so no model answers: make up starts it (make status looks)")
+    if not picture.startswith(("http://", "https://")):
+        picture = str(Path(picture).expanduser().absolute())
+    return _predict(settings, "--model_name", model_name, "--picture", picture)
+
+
+def _predict(settings: Settings, *arguments: str) -> dict[str, Any]:
+    folder = settings.folder("run") / "predict"
     environment = {
         **os.environ,
         **variables(settings),
         "NIGHTSHIFT_STORAGE_TOKEN": settings.secrets["model_storage_evaluate"],
-        "NIGHTSHIFT_JOB_DIR": str(settings.folder("run") / "predict"),
-        "NIGHTSHIFT_LOG_FORMAT": "text",
+        "NIGHTSHIFT_JOB_DIR": str(folder),
+        "NIGHTSHIFT_LOG_FORMAT": "json",
     }
     environment.pop("MLFLOW_TRACKING_URI")  # nothing to track
-    done = subprocess.run(
-        [
-            python("jobs"),
-            "-m",
-            "conversion_jobs.predict",
-            "--model_name",
-            model_name,
-            "--group",
-            group,
-            "--snapshot_id",
-            snapshot_id,
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [python("jobs"), "-m", "conversion_jobs.predict", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise LocalStackError(f"the served model did not answer:\n{done.stdout}{done.stderr}")
-    answer: dict[str, Any] = json.loads((settings.state / "run" / "predict" / "result.json").read_text())["result"]
+        raise LocalStackError(_what_went_wrong(done.stdout) or f"no answer:\n{done.stdout}{done.stderr}")
+    answer: dict[str, Any] = json.loads((folder / "result.json").read_text())["result"]
     return answer
+
+
+def _what_went_wrong(log: str) -> str:
+    """Return the message of the error that a job ended with; empty where its log has none."""
+    for line in reversed(log.splitlines()):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("event") == "error":
+            return str(entry["message"])
+    return ""

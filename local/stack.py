@@ -16,6 +16,7 @@ import psutil
 from local import airflow, components, postgres, processes
 from local.components import Component
 from local.settings import HOST, LocalStackError, Settings, port_variable
+from nightshift_common.patience import patience
 
 START_SECONDS = 120.0
 PORT_SECONDS = 3.0  # a process that was killed may keep its port until the kernel has cleared it away
@@ -149,8 +150,8 @@ def _start(
         if interrupted and interrupted.is_set():
             return
         ended = not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-        if ended or time.monotonic() - started > START_SECONDS:
-            what = "ended" if ended else f"is not healthy after {START_SECONDS:.0f} s"
+        if ended or time.monotonic() - started > patience(START_SECONDS):
+            what = "ended" if ended else f"is not healthy after {time.monotonic() - started:.0f} s"
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
             raise LocalStackError(f"{part.name} {what}. The end of its log, {log}:\n{tail}")
         time.sleep(0.1)

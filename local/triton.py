@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from local.settings import HOST, ROOT, LocalStackError
+from nightshift_common.patience import patience
 
 PYTHON = "3.11"  # the stub of the Python backend is built for one minor version
 BACKENDS = Path(__file__).parent / "triton_backends"
@@ -139,13 +140,13 @@ class TritonServer:
         Raises:
             LocalStackError: it ended, or did not answer within `timeout` seconds; the message ends with its log.
         """
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         while not self.is_ready():
             if self._process is not None and (code := self._process.poll()) is not None:
                 raise LocalStackError(f"Triton ended with code {code}; its log {self.log}:\n{self._last_lines()}")
-            if time.monotonic() > deadline:
+            if (waited := time.monotonic() - started) > patience(timeout):
                 raise LocalStackError(
-                    f"Triton did not answer on {self.http} in {timeout:.0f} s; {self.log}:\n{self._last_lines()}"
+                    f"Triton did not answer on {self.http} in {waited:.0f} s; {self.log}:\n{self._last_lines()}"
                 )
             time.sleep(0.02)
 

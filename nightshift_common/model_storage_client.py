@@ -139,6 +139,14 @@ class ModelStorageClient:
         """Take the staged version out of Triton."""
         self._object("DELETE", f"{_path(model)}/stage")
 
+    def try_picture(self, model: str, picture: bytes) -> list[dict[str, Any]]:
+        """Return what the version in production and the one before say of an encoded picture.
+
+        Each has `stage`, `version`, `labels` and `probabilities`, the likeliest first, or a `problem`.
+        """
+        found: list[dict[str, Any]] = self._json("POST", f"{_path(model)}/try", content=picture)
+        return found
+
     def promote(self, model: str, version: str, **note: str | None) -> dict[str, Any]:
         """Bring a version into production. The note: `reason`, `on_behalf_of`, `run_id`, `snapshot_id`."""
         return self._object("POST", f"{_path(model, version)}/promote", json=note)

@@ -1,6 +1,7 @@
-"""Runs every test that this machine can run, each part in its environment; the last line gives the totals.
+"""Runs the tests that this machine can run, each part in its environment; the last line gives the totals.
 
-python3.11 -m tests.run                  # everything
+python3.11 -m tests.run                  # all that a person waits for
+python3.11 -m tests.run --all            # the slow ones, too (marked `slow`)
 python3.11 -m tests.run jobs services    # some parts
 python3.11 -m tests.run jobs -- -k gate  # what follows -- goes to pytest
 """
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,12 @@ class Part:
     environment: str
     folders: tuple[str, ...]
     options: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    """Those of the folders that take as long as all others: they run beside them, in a process of their own."""
+
+    def runs(self) -> list[tuple[str, ...]]:
+        """Return the folders of each process."""
+        return [folders for folders in (self.apart, tuple(f for f in self.folders if f not in self.apart)) if folders]
 
 
 @dataclass
@@ -37,41 +45,48 @@ class Totals:
     skipped: int = 0
 
 
-PARTS = (
-    Part("jobs", "jobs", ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs", "tests/compatibility")),
-    Part("detection", "detection", ("tests/detection",)),
+JOBS = ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs", "tests/compatibility")
+PARTS = (  # what takes longest starts first
+    Part("e2e", "services", ("tests/e2e",)),
+    Part("jobs", "jobs", JOBS, apart=("tests/conversion_jobs",)),
     Part("airflow", "airflow", ("tests/plugins", "tests/dags")),
     Part("services", "services", ("tests/nightshift_common", "tests/services", "tests/local")),
+    Part("detection", "detection", ("tests/detection",)),
     # The shared fixtures need libraries that the linters' environment does without.
     Part("house", "tools", ("tests/house",), ("--confcutdir=tests/house",)),
-    Part("e2e", "services", ("tests/e2e",)),
     Part("containers", "airflow", ("tests/containers",)),  # skipped where no container engine answers
 )
-ALONE = ("e2e", "containers")  # last and one by one: they measure nothing, but they need the machine
+ALONE = ("containers",)  # last: it needs the machine
+AS_USERS_HAVE_IT = ("e2e", "containers")  # the others get one thread for each library, since they share the cores
 
 
 def main() -> None:
     """Run the parts that the command line names, print each one's output as it ends, exit 1 on any failure."""
-    arguments = sys.argv[1:]
-    extra = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
-    names = [name for name in arguments[: arguments.index("--")] if name] if "--" in arguments else arguments
+    arguments = [*sys.argv[1:], "--"]
+    names, extra = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 : -1]
+    if "--all" in names:
+        names.remove("--all")
+    else:
+        extra = ["-m", "not slow", *extra]
     if unknown := set(names) - {part.name for part in PARTS}:
         sys.exit(f"there is no part {', '.join(sorted(unknown))}; there is: {', '.join(part.name for part in PARTS)}")
     chosen = [part for part in PARTS if not names or part.name in names]
     started = time.monotonic()
-    with ThreadPoolExecutor(2) as pool:
-        totals = list(pool.map(lambda part: run(part, extra), [part for part in chosen if part.name not in ALONE]))
-    totals += [run(part, extra) for part in chosen if part.name in ALONE]
+    # One more than there are cores, since much of it waits: for servers, processes, the scheduler.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:
+        beside = [(part, folders) for part in chosen if part.name not in ALONE for folders in part.runs()]
+        totals = list(pool.map(lambda each: run(*each, extra), beside))
+    totals += [run(part, part.folders, extra) for part in chosen if part.name in ALONE]
     passed, failed, skipped = (sum(getattr(t, name) for t in totals) for name in ("passed", "failed", "skipped"))
     print(f"\nall parts took {time.monotonic() - started:.0f} s")
     print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
     sys.exit(1 if failed or not passed else 0)
 
 
-def run(part: Part, extra: list[str]) -> Totals:
-    """Run one part; a part whose runner itself breaks counts as one failure."""
+def run(part: Part, folders: Sequence[str], extra: list[str]) -> Totals:
+    """Run folders of a part; a runner that itself breaks counts as one failure."""
     started = time.monotonic()
-    folders = [folder for folder in part.folders if any((ROOT / folder).rglob("test_*.py"))]
+    folders = [folder for folder in folders if any((ROOT / folder).rglob("test_*.py"))]
     if not folders:
         return Totals()
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,7 +106,7 @@ def run(part: Part, extra: list[str]) -> Totals:
                 *extra,
             ],
             cwd=ROOT,
-            env={**os.environ, "NIGHTSHIFT_LOG_FORMAT": ""},
+            env=environment(part),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -99,8 +114,15 @@ def run(part: Part, extra: list[str]) -> Totals:
         totals = read_report(report)
     if done.returncode not in (0, 1, 5) or (done.returncode == 1 and not totals.failed):
         totals.failed += 1
-    print(f"=== {part.name} ({time.monotonic() - started:.0f} s)\n{done.stdout.rstrip()}", flush=True)
+    name = part.name if len(part.runs()) == 1 else f"{part.name}: {' '.join(folders)}"
+    print(f"=== {name} ({time.monotonic() - started:.0f} s)\n{done.stdout.rstrip()}", flush=True)
     return totals
+
+
+def environment(part: Part) -> dict[str, str]:
+    """Return the variables that the tests of a part see."""
+    one_thread = {} if part.name in AS_USERS_HAVE_IT else {"OMP_NUM_THREADS": "1"}
+    return {**one_thread, **os.environ, "NIGHTSHIFT_LOG_FORMAT": ""}
 
 
 def read_report(path: Path) -> Totals:

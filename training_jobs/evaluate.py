@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobkit import job
+from jobkit.answers import Answers
 from jobkit.bottle import Bottle
 from jobkit.model_spec import ModelSpec
 from jobkit.snapshot import Snapshot, read_snapshot
@@ -28,8 +29,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Evaluate."""
     snapshot = read_snapshot(context.bottle, arguments.group, arguments.snapshot_id)
     with contenders(arguments, context, ModelSpec) as (candidate, champion):
-        report = _evaluate(context.bottle, arguments, snapshot, candidate, champion)
-    result = finish(arguments, context, report)
+        report, answers = _evaluate(context.bottle, arguments, snapshot, candidate, champion)
+    result = finish(arguments, context, report, answers)
     if context.is_tracked:
         from training_jobs.scoring.tracking import track
 
@@ -43,31 +44,33 @@ def _evaluate(
     snapshot: Snapshot,
     candidate: Model[ModelSpec],
     champion: Model[ModelSpec] | None,
-) -> ClassifierEvaluation:
+) -> tuple[ClassifierEvaluation, Answers]:
     import numpy as np
 
-    from training_jobs.scoring.predict import differences, predict
+    from training_jobs.scoring.predict import align, differences, predict
 
     labels, golden = snapshot.summary.labels, golden_pictures(snapshot)
     index = snapshot.label_index()
     truth = np.array([index[sample.label] for sample in golden])
     counts = snapshot.summary.counts["golden"]
-    found = {}
+    found, given = {}, {}
     for role, model in (("the candidate", candidate), ("the champion", champion)):
         if model is not None:
-            probabilities = predict(bottle, golden, model, labels)
+            given[role] = predict(bottle, golden, model)
+            probabilities = align(given[role], model.spec.labels, labels)
             notes = differences(model.spec, labels, counts, f"{role} {model.version}")
             scores = score(model.version, labels, truth, probabilities).model_copy(update={"notes": notes})
             found[role] = scores, probabilities
     scores, probabilities = found["the candidate"]
     rival_scores, rival = found.get("the champion", (None, None))
     comparison = compare(len(labels), truth, probabilities.argmax(1), rival.argmax(1)) if rival is not None else None
-    return ClassifierEvaluation(
+    evaluation = ClassifierEvaluation(
         kind="classification",
         group=arguments.group, snapshot_id=arguments.snapshot_id, experiment=arguments.experiment,
         model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=scores, champion=rival_scores,
         comparison=comparison, mistakes=_mistakes(snapshot, truth, probabilities, rival),
     )  # fmt: skip
+    return evaluation, Answers.of(candidate.spec, golden, given["the candidate"])
 
 
 def _mistakes(

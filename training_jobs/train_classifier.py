@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobkit import job, settings
 from jobkit.bottle import Bottle, FolderBottle
 from jobkit.errors import ConfigurationError
 from jobkit.experiment_claim import finished, open_experiment
+from jobkit.files import write_atomic
 from jobkit.paths import checked_name
 from jobkit.snapshot import last_snapshot
-from nightshift_common.options.training import BatchSize, Epochs, Gpus
+from nightshift_common.options.training import BatchSize, Epochs, Gpus, InferenceOptions
 
 if TYPE_CHECKING:
     from training_jobs.classifier.config import Config
@@ -25,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "classifier"
 logger = logging.getLogger("training_jobs.train_classifier")
 
 
-class Arguments(job.Arguments):
+class Arguments(job.Arguments, InferenceOptions):
     """Train a classifier from a configuration file, and leave an experiment folder in the bottle.
 
     A training that was killed goes on from its last finished epoch when the same task runs again; one that is finished
@@ -41,6 +43,18 @@ class Arguments(job.Arguments):
     batch: BatchSize | None = Field(None, description="overrides dataset.data_loaders.train_batch_size")
     gpus: Gpus = Field(1, description="GPUs of this host that train together; they share each batch")
     resume: str | None = Field(None, description="experiment to go on with: its folder in the bottle")
+    check: bool = Field(
+        False, description="build, train and validate a few batches, say what all of it will take, and write nothing"
+    )
+    find_learning_rate: bool = Field(
+        False, description="train a hundred steps with growing rates and suggest one, with a table and a chart"
+    )
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Arguments:
+        if self.check + self.find_learning_rate + (self.resume is not None) > 1:
+            raise ValueError("--check, --find_learning_rate and --resume do not go together")
+        return self
 
 
 class Result(job.Result):
@@ -53,17 +67,116 @@ class Result(job.Result):
     epochs: int
 
 
+class CheckResult(job.Result):
+    """With `--check`: what the training would take (`training_jobs.classifier.rehearsal.Estimate`)."""
+
+    parameters: int
+    train_pictures: int
+    val_pictures: int
+    updates_per_epoch: int
+    step_seconds: float
+    val_step_seconds: float
+    epoch_seconds: float
+    total_seconds: float
+    memory_gib: float
+    device: str
+
+
+class RateResult(job.Result):
+    """With `--find_learning_rate`: what to write into the file, and where the table and the chart lie."""
+
+    suggestion: dict[str, float]
+    table: Path
+    chart: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained, on what."""
+
+    config: Config
+    group: str
+    source: str
+    snapshot_id: str | None
+    bottle: Bottle
+
+    def examples(self) -> Examples:
+        """Return what to train on, checked."""
+        return _examples(self.config, self.source, self.group, self.snapshot_id, self.bottle)
+
+
+def start(arguments: Arguments, context: job.Context) -> job.Result:
+    """Do what the command line asks for."""
+    if arguments.check:
+        return check(arguments, context)
+    if arguments.find_learning_rate:
+        return find_learning_rate(arguments, context)
+    return run(arguments, context)
+
+
+def check(arguments: Arguments, context: job.Context) -> CheckResult:
+    """Try the training for a few batches."""
+    from training_jobs.classifier import rehearsal
+
+    task = _task(arguments, context)
+    return CheckResult(**asdict(rehearsal.check(task.config, task.examples(), task.bottle, arguments.gpus)))
+
+
+def find_learning_rate(arguments: Arguments, context: job.Context) -> RateResult:
+    """Make the range test; leave its table and its chart in the job's directory, and in MLflow where it is tracked."""
+    import math
+
+    from training_jobs.classifier import charts, rehearsal
+
+    task = _task(arguments, context)
+    found = rehearsal.find_rate(task.config, task.examples(), task.bottle)
+    table, chart = context.directory / "learning_rates.csv", context.directory / "learning_rates.svg"
+    rows = zip(found.rates, found.losses, found.smoothed, strict=True)
+    write_atomic(table, "rate,loss,smoothed\n" + "".join(f"{a:.6g},{b:.6g},{c:.6g}\n" for a, b, c in rows))
+    title = f"loss over log10 of the rate; falls fastest at {found.suggestion:.2g}"
+    series = {"loss": found.losses, "smoothed": found.smoothed}
+    write_atomic(chart, charts.lines(title, [round(math.log10(rate), 3) for rate in found.rates], series))
+    optimizer, name = task.config.optimizer, "optimizer.lr"
+    suggested = {name: float(f"{found.suggestion:.3g}")}
+    if optimizer.lr_type == "two_lrs" and optimizer.backbone_lr and optimizer.fc_lr:
+        share = optimizer.backbone_lr / optimizer.fc_lr
+        suggested = {
+            "optimizer.fc_lr": suggested[name], "optimizer.backbone_lr": float(f"{found.suggestion * share:.3g}")
+        }  # fmt: skip
+    if context.is_tracked:
+        for path in (table, chart):
+            context.tracking.artifact(path)
+    logger.info("%s; table and chart: %s, %s", ", ".join(f"{k}: {v:g}" for k, v in suggested.items()), table, chart)
+    return RateResult(suggestion=suggested, table=table, chart=chart)
+
+
+def _task(arguments: Arguments, context: job.Context) -> Task:
+    from training_jobs.classifier.config import inferring, read_config
+
+    config = read_config(_config_file(arguments), arguments.epochs, arguments.batch)
+    return task_of(inferring(config, arguments), arguments, context)
+
+
+def task_of(config: Config, arguments: Arguments, context: job.Context) -> Task:
+    """Return what the command line and a configuration that was read ask for."""
+    group = arguments.cat or config.experiment_name
+    source = config.dataset.label_source or ("snapshot" if arguments.cat or arguments.snapshot_id else "rotation")
+    if source == "rotation" and config.inference.flip_tta != "off":
+        raise ConfigurationError(
+            f"inference.flip_tta is {config.inference.flip_tta}, but the labels come from rotation: the mirror image "
+            "of a page that is turned by 90 degrees is one that is turned by 270; valid: off"
+        )
+    snapshot_id = _snapshot_id(arguments, source, group, context)
+    return Task(config, group, source, snapshot_id, _bottle(config, context))
+
+
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Train, unless this task instance has done so already."""
     from training_jobs.classifier import experiment as experiments
-    from training_jobs.classifier.config import read_config
 
-    config = read_config(_config_file(arguments), arguments.epochs, arguments.batch)
-    group = arguments.cat or config.experiment_name
-    source = config.dataset.label_source or ("snapshot" if arguments.cat or arguments.snapshot_id else "rotation")
-    snapshot_id = _snapshot_id(arguments, source, group, context)
+    task = _task(arguments, context)
+    config, group, snapshot_id, bottle = task.config, task.group, task.snapshot_id, task.bottle
     mark = experiments.training_digest(config, group, snapshot_id)
-    bottle = _bottle(config, context)
     if arguments.resume:
         experiment = open_experiment(bottle, arguments.resume, mark)
     else:
@@ -72,7 +185,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if content is not None:
         logger.info("%s is finished already: nothing is trained again", experiment.folder)
     else:
-        found = _examples(config, source, group, snapshot_id, bottle)
+        found = task.examples()
         tracking = None
         if context.is_tracked:
             tracking = context.tracking
@@ -144,4 +257,4 @@ if __name__ == "__main__":
         from training_jobs.classifier import config_reference
 
         Arguments.__doc__ = f"{Arguments.__doc__}\nKeys of the configuration file:\n{config_reference.text()}"
-    job.main(Arguments, run)
+    job.main(Arguments, start)

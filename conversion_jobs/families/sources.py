@@ -88,13 +88,18 @@ def classifier_of(architecture: str, shape: tuple[int, ...], state: dict[str, Te
     """
     from jobkit.classifier import Classifier, load_weights, uninitialized
 
-    if "fc.weight" in state and any(name.startswith("backbone.") for name in state):
+    if _is_backbone_and_fc(state):
         classes = len(state["fc.weight"])
         return load_weights(
             uninitialized(lambda: Classifier(architecture, classes, shape[0])), state, weights, assign=True
         )
     classes = _classes_of(architecture, state, weights)
     return load_weights(_timm_model(architecture, shape, num_classes=classes), state, weights, assign=True)
+
+
+def _is_backbone_and_fc(state: dict[str, Tensor]) -> bool:
+    """Whether weights are of `{backbone, fc}`, as trainings here and the older trainer save them."""
+    return "fc.weight" in state and any(name.startswith("backbone.") for name in state)
 
 
 def _classes_of(architecture: str, state: dict[str, Tensor], weights: Path) -> int:
@@ -148,15 +153,19 @@ def load_experiment(source: SourceFile, spec: Spec) -> nn.Module:
     Raises:
         DataValidationError: the file is not what it should be, or its weights are not those of `spec`.
     """
-    from jobkit.classifier import load_weights
+    from jobkit.classifier import load_classifier, load_weights, served
     from jobkit.state_dict import read_state_dict
 
     if source.kind == "checkpoint" and source.factory is not None:
         return flat(load_weights(_built(source.factory), read_state_dict(source.path), source.path))
     if source.kind == "torchscript" or not isinstance(spec, ModelSpec | ArraySpec):
         return load_torchscript(source.path)
-    load = _encoder if spec.output == "embedding" else classifier_of
-    return load(spec.architecture, input_shape(spec), read_state_dict(source.path), source.path)
+    state = read_state_dict(source.path)
+    if spec.output == "embedding":
+        return _encoder(spec.architecture, input_shape(spec), state, source.path)
+    if isinstance(spec, ModelSpec) and _is_backbone_and_fc(state):
+        return served(load_classifier(source.path, spec), spec)
+    return classifier_of(spec.architecture, input_shape(spec), state, source.path)
 
 
 def load_torchscript(path: Path) -> nn.Module:

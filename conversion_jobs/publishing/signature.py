@@ -11,9 +11,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from conversion_jobs.publishing.keyless import KeylessSigner
 from conversion_jobs.publishing.package_archive import write_archive
 from jobkit import settings
 from jobkit.errors import ConfigurationError
@@ -26,25 +28,69 @@ PROVENANCE_FILE = "provenance.json"
 _BEGIN = "-----BEGIN "
 
 
-def sign_archive(archive: Path, target: Path, model: str, key: str, provenance: Mapping[str, Any] | None) -> None:
+class Signer(Protocol):
+    """Who signs."""
+
+    def sign(self, config: Any, folder: Path, signature: Path) -> None:
+        """Sign the files of `folder` by a `model_signing.signing.Config`, and write the signature."""
+
+
+@dataclass(frozen=True)
+class KeySigner:
+    """Whoever has a private key, as `settings.SIGNING_KEY` takes it."""
+
+    key: str = field(repr=False)
+
+    def sign(self, config: Any, folder: Path, signature: Path) -> None:
+        """See `Signer`.
+
+        Raises:
+            ConfigurationError: the key is not one.
+        """
+        with _key_file(self.key) as private:
+            try:
+                config.use_elliptic_key_signer(private_key=private)
+            except (ValueError, TypeError, AttributeError) as error:  # AttributeError: of a key that is on no curve
+                raise ConfigurationError(
+                    f"the key in {settings.SIGNING_KEY} cannot sign: {error}; make one by openssl genpkey "
+                    "-algorithm EC -pkeyopt ec_paramgen_curve:P-256"
+                ) from error
+            config.sign(folder, signature)
+
+
+def signer_of_settings() -> Signer | None:
+    """Return who signs by the environment: an identity, or else a key; None where it names neither.
+
+    Raises:
+        ConfigurationError: it names a token twice.
+    """
+    token, token_file = settings.optional(settings.SIGNING_TOKEN), settings.optional(settings.SIGNING_TOKEN_FILE)
+    if token and token_file:
+        raise ConfigurationError(f"{settings.SIGNING_TOKEN} and {settings.SIGNING_TOKEN_FILE} are set: give one")
+    if token or token_file:
+        trust = settings.optional(settings.SIGNING_TRUST_CONFIG)
+        return KeylessSigner(token, Path(token_file) if token_file else None, Path(trust) if trust else None)
+    key = settings.optional(settings.SIGNING_KEY)
+    return KeySigner(key) if key else None
+
+
+def sign_archive(archive: Path, target: Path, model: str, signer: Signer, provenance: Mapping[str, Any] | None) -> None:
     """Write the flat zip `archive` to `target` with a signature, in the place of one that it may have.
 
     Args:
         archive: a package for the model storage.
         target: a new file.
         model: the name under which it will be published, and no other.
-        key: the private key, as `settings.SIGNING_KEY` takes it.
+        signer: who signs.
         provenance: where the model comes from: becomes the file `provenance.json`, which is signed too; None: nothing
             is added.
 
     Raises:
         DataValidationError: the archive is no package.
-        ConfigurationError: the key is not one.
+        ConfigurationError: the signer's key or token is none.
+        TransientError: what a signature without a key is asked of does not answer.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="nightshift-sign-", dir=target.parent) as scratch,
-        _key_file(key) as private,
-    ):
+    with tempfile.TemporaryDirectory(prefix="nightshift-sign-", dir=target.parent) as scratch:
         folder, signature = Path(scratch) / model, Path(scratch) / SIGNATURE_FILE
         folder.mkdir()
         with open_archive(archive, ARCHIVE, archive.name) as found:
@@ -54,23 +100,16 @@ def sign_archive(archive: Path, target: Path, model: str, key: str, provenance: 
                         copy_entry(source, entry, folder / entry.filename, len)
         if provenance is not None:
             (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-        _signer(private).sign(folder, signature)
+        signer.sign(_config(), folder, signature)
         write_archive(target, {path.name: path for path in (*folder.iterdir(), signature)})
 
 
-def _signer(private: Path) -> Any:
+def _config() -> Any:
     from model_signing import hashing, signing  # takes a second to import
 
     files = hashing.Config()  # type: ignore[no-untyped-call]
     files.set_ignored_paths(paths=[], ignore_git_paths=False)
-    config = signing.Config()  # type: ignore[no-untyped-call]
-    try:
-        return config.set_hashing_config(files).use_elliptic_key_signer(private_key=private)
-    except (ValueError, TypeError, AttributeError) as error:  # AttributeError: of a key that is on no curve
-        raise ConfigurationError(
-            f"the key in {settings.SIGNING_KEY} cannot sign: {error}; make one by openssl genpkey -algorithm EC "
-            "-pkeyopt ec_paramgen_curve:P-256"
-        ) from error
+    return signing.Config().set_hashing_config(files)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -44,15 +44,19 @@ SET client_min_messages = warning;
 \connect nightshift
 SET client_min_messages = warning;
 CREATE SCHEMA IF NOT EXISTS nightshift; -- what jobs write
+CREATE SCHEMA IF NOT EXISTS tuning; -- studies of hyperparameters, whose tables Optuna makes
 CREATE SCHEMA IF NOT EXISTS model_storage; -- which version was in production when
 CREATE SCHEMA IF NOT EXISTS operations; -- what the page Nightshift shows of failures
 ALTER SCHEMA nightshift OWNER TO nightshift;
+ALTER SCHEMA tuning OWNER TO nightshift;
 ALTER SCHEMA model_storage OWNER TO model_storage;
 ALTER SCHEMA operations OWNER TO operations;
 SELECT 'ALTER TABLE nightshift.failures SET SCHEMA operations' -- where release 0.1.0 had it
 WHERE to_regclass('nightshift.failures') IS NOT NULL AND to_regclass('operations.failures') IS NULL \gexec
 \set schema nightshift
 \set owner nightshift
+\ir owners.sql
+\set schema tuning
 \ir owners.sql
 \set schema model_storage
 \set owner model_storage
@@ -63,4 +67,4 @@ WHERE to_regclass('nightshift.failures') IS NOT NULL AND to_regclass('operations
 -- Tables of labels that people keep in schemas of their own (docs/data.md): jobs may read them.
 SELECT format('GRANT USAGE ON SCHEMA %1$I TO nightshift; GRANT SELECT ON ALL TABLES IN SCHEMA %1$I TO nightshift', nspname)
 FROM pg_namespace
-WHERE nspname NOT IN ('nightshift', 'model_storage', 'operations', 'information_schema') AND nspname NOT LIKE 'pg\_%' \gexec
+WHERE nspname NOT IN ('nightshift', 'tuning', 'model_storage', 'operations', 'information_schema') AND nspname NOT LIKE 'pg\_%' \gexec

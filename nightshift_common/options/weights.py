@@ -16,6 +16,7 @@ Activation = Literal["none", "sigmoid", "softmax"]
 HiddenActivation = Literal["none", "relu", "gelu", "gelu_tanh", "leaky_relu", "silu", "tanh"]
 HIDDEN_ACTIVATIONS: tuple[HiddenActivation, ...] = get_args(HiddenActivation)
 Resize = Literal["letterbox", "stretch"]
+Border = Literal["constant", "wrap", "reflect", "replicate"]
 RUNTIMES: dict[Family, str] = {"ultralytics": "detection"}
 """Family -> the runtime that its weights need; the others need `jobs`. Ultralytics is AGPL, so it has its own."""
 _TEXT = r"\S"
@@ -152,6 +153,9 @@ class ImportOptions(SourceOptions):
     inputs; the graph is held to it; where, as for the weights"""
     resize: Resize = Field("letterbox", title="Resizing")
     """letterbox: the longer side fits, the rest is padded; stretch: both sides fit"""
+    border: Border = Field("constant", title="Padding")
+    """what a letterboxed picture is padded with, as the model was trained: constant: black; wrap: the opposite side;
+    reflect: the picture mirrored at its edge, whose pixels are not repeated; replicate: the edge's pixels"""
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), title="Mean")
     """per channel, of values in 0..1, as the model was trained; here ImageNet's"""
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.229, 0.224, 0.225), title="Deviation")

@@ -52,8 +52,12 @@ VARIABLES: dict[str, list[tuple[str, str, bool]]] = {
     **{f"storage_{token}": STORAGE for token in TOKENS if token != OPERATOR},
     "triton": [("NIGHTSHIFT_TRITON_URL", "extra.url", False)],
     "signing": [("NIGHTSHIFT_SIGNING_KEY", "password", True)],
+    "signing_identity": [
+        ("NIGHTSHIFT_SIGNING_TOKEN_FILE", "extra.token_file", False),
+        ("NIGHTSHIFT_SIGNING_TRUST_CONFIG", "extra.trust_config?", False),
+    ],
 }
-OPTIONAL = frozenset({"signing"})  # without it a job does without its variables
+OPTIONAL = frozenset({"signing", "signing_identity"})  # without it a job does without its variables
 
 
 def resolve(names: list[str]) -> JobEnvironment:

@@ -11,9 +11,9 @@ from services.model_storage.errors import StorageError
 from services.model_storage.metrics import Metrics
 from services.model_storage.production.history import History
 from services.model_storage.production.mlflow_aliases import Aliases
+from services.model_storage.production.picture_entries import PictureEntries
 from services.model_storage.production.promotions import Production
 from services.model_storage.repository.catalog import Catalog
-from services.model_storage.repository.signatures import Signatures
 from services.model_storage.repository.store import FolderStore, Store
 from services.model_storage.settings import Settings
 from services.model_storage.triton import Fleet, Triton
@@ -30,12 +30,12 @@ class Service:
 
     def __post_init__(self) -> None:
         self.store = _open_store(self.settings.repository)
-        signatures = Signatures(self.settings.signatures, self.settings.public_keys)
-        self.catalog = Catalog(self.store, self.settings.max_unpacked_bytes, signatures)
+        self.catalog = Catalog(self.store, self.settings.max_unpacked_bytes, self.settings.trusted)
         seconds = self.settings.triton_timeout
         self.fleet = Fleet([Triton(address, seconds, key) for address, key in self.settings.triton_servers()])
         self.history = History(self.settings.database_url)
-        self.production = Production(self.catalog, self.fleet, self.history)
+        entries = PictureEntries(self.catalog, self.fleet, self.settings.picture_entries == "on")
+        self.production = Production(self.catalog, self.fleet, self.history, entries)
         self.aliases: Aliases | None = None
         if self.settings.mlflow_url:
             login = (self.settings.mlflow_username, self.settings.mlflow_password)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nightshift_common.names import NAME_RULE, is_name
 from nightshift_common.storage_tokens import Scope
+from services.model_storage.repository.keyless import Identity
 from services.model_storage.repository.signatures import Policy, Signatures
 
 MIN_TOKEN = 16
@@ -65,6 +67,11 @@ class Settings(BaseSettings):
         "Triton has another; of several servers one file each: path,path; empty: they ask for none",
     )
     triton_timeout: float = Field(120.0, gt=0, description="seconds that loading one model may take")
+    picture_entries: Literal["on", "off"] = Field(
+        "on",
+        description="whether Triton serves an entry <model>_jpeg for each classifier, which takes encoded pictures: a "
+        "Python process with OpenCV (some 100 MB of memory) for each",
+    )
     mlflow_url: str = Field("", description="MLflow whose registry's aliases follow the stages; empty: none")
     mlflow_username: str = ""
     mlflow_password: str = ""
@@ -81,6 +88,16 @@ class Settings(BaseSettings):
         "",
         description="public keys whose signatures are trusted: PEM texts one after another, or without their first and "
         "last lines, each in one line, separated by commas",
+    )
+    identities: list[Identity] = Field(
+        [],
+        description="who may sign without a key, by a certificate of Sigstore: JSON, a list of "
+        '{"identity": "<an email address or the address of a workflow>", "identity_provider": "https://…"}',
+    )
+    trust_root: str = Field(
+        "",
+        description="file with the trusted root of the Sigstore instance that gives those certificates; empty: the "
+        "public instance's, as the installed package sigstore has it. Nothing is fetched",
     )
     max_upload_bytes: int = Field(32 << 30, gt=0, description="size of one uploaded archive")
     max_unpacked_bytes: int = Field(64 << 30, gt=0, description="size of what is in one archive")
@@ -119,11 +136,17 @@ class Settings(BaseSettings):
         if len({token.sha256 for token in self.tokens.values()}) < len(self.tokens):
             raise ValueError("MODEL_STORAGE_TOKENS has one token under two names: who used it could not be told")
         try:
-            Signatures(self.signatures, self.public_keys)
+            _ = self.trusted  # made now, once, so that what is wrong with it is said at the start
         except ValueError as error:
-            where = f"MODEL_STORAGE_PUBLIC_KEYS, with MODEL_STORAGE_SIGNATURES={self.signatures}"
-            raise ValueError(f"{where}: {error}") from error
+            where = "MODEL_STORAGE_PUBLIC_KEYS, MODEL_STORAGE_IDENTITIES and MODEL_STORAGE_TRUST_ROOT"
+            raise ValueError(f"{where}, with MODEL_STORAGE_SIGNATURES={self.signatures}: {error}") from error
         return self
+
+    @cached_property
+    def trusted(self) -> Signatures:
+        """Whose signatures count."""
+        trust_root = Path(self.trust_root) if self.trust_root else None
+        return Signatures(self.signatures, self.public_keys, self.identities, trust_root)
 
     def triton_servers(self) -> list[tuple[str, Path | None]]:
         """Return the gRPC address of each Triton and the file of its key."""

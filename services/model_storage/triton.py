@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tritonclient.grpc import InferenceServerClient
+import numpy as np
+from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from services.model_storage.errors import ServingFailed, Unavailable
@@ -87,6 +88,15 @@ class Triton:
         """Load `model` and check that exactly the version `number` is served."""
         self.load(model)
         self.check_serves(model, number)
+
+    def show(self, entry: str, picture: bytes) -> tuple[list[str], list[float]]:
+        """Send an encoded picture to an entry for pictures; return the likeliest classes and their probabilities."""
+        tensor = InferInput("picture", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[picture]], np.object_))
+        what = f"say what {entry} sees"
+        answer = self._ask(what, self._client.infer, entry, [tensor], client_timeout=self._load_seconds)
+        labels, probabilities = answer.as_numpy("labels")[0], answer.as_numpy("label_probabilities")[0]
+        return [label.decode() for label in labels], [float(value) for value in probabilities]
 
     def _ask(self, what: str, call: Any, *arguments: Any, **options: Any) -> Any:
         for attempt in (1, 2):

@@ -167,6 +167,29 @@ def test_the_key_that_signs_packages_is_the_api_server_s_alone_and_the_storage_t
     assert connection["password"] == key
 
 
+def test_who_signs_without_a_key_reaches_the_storage_with_the_trust_root_as_a_file(
+    settings: Path, tmp_path: Path
+) -> None:
+    def storage(**environment: str) -> tuple[dict[str, str], str]:
+        done = config(settings, **environment)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)["services"]["model-storage"]
+        (mount,) = (volume for volume in found["volumes"] if volume["target"] == "/run/trust/trusted_root.json")
+        assert mount["read_only"]
+        return found["environment"], mount["source"]
+
+    environment, source = storage()
+    assert (environment["MODEL_STORAGE_IDENTITIES"], source) == ("[]", "/dev/null")
+    assert not environment["MODEL_STORAGE_TRUST_ROOT"]
+    who = json.dumps([{"identity": "a@example.org", "identity_provider": "https://example.org"}])
+    environment, source = storage(SIGNING_IDENTITIES=who, SIGNING_TRUST_ROOT=str(tmp_path / "root.json"))
+    assert environment["MODEL_STORAGE_IDENTITIES"] == who
+    assert (environment["MODEL_STORAGE_TRUST_ROOT"], source) == (
+        "/run/trust/trusted_root.json",
+        str(tmp_path / "root.json"),
+    )
+
+
 def test_triton_s_key_is_shared_with_the_model_storage_alone_and_each_start_makes_another(
     settings: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,11 @@ from jobkit.experiment import Experiment
 from jobkit.job import Context
 from tests.conversion_jobs.serving import TOKEN, Serving, serving
 from tests.support.signing_keys import Key
+from tests.support.sigstore_double import PROVIDER, SigstoreDouble, sigstore_double
 from tests.support.trained import EXPERIMENT, make_bottle
+from tests.support.warm_sandbox import sandbox_server, warm_sandbox
+
+__all__ = ["sandbox_server", "warm_sandbox"]  # for every test of the folder
 
 
 @dataclass
@@ -120,8 +125,23 @@ def signing_key(tmp_path_factory: pytest.TempPathFactory) -> Key:
 
 
 @pytest.fixture(scope="session")
-def serving_process(postgres_url: str, signing_key: Key, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    signatures = {"MODEL_STORAGE_SIGNATURES": "require", "MODEL_STORAGE_PUBLIC_KEYS": signing_key.one_line}
+def sigstore() -> Iterator[SigstoreDouble]:
+    """What signs without a key."""
+    with sigstore_double() as double:
+        yield double
+
+
+@pytest.fixture(scope="session")
+def serving_process(
+    postgres_url: str, signing_key: Key, sigstore: SigstoreDouble, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    trust_root = tmp_path_factory.mktemp("trust") / "trusted_root.json"
+    trust_root.write_text(json.dumps(sigstore.trusted_root()))
+    who = {"identity": "release@nightshift.example", "identity_provider": PROVIDER}
+    signatures = {
+        "MODEL_STORAGE_SIGNATURES": "require", "MODEL_STORAGE_PUBLIC_KEYS": signing_key.one_line,
+        "MODEL_STORAGE_IDENTITIES": json.dumps([who]), "MODEL_STORAGE_TRUST_ROOT": str(trust_root),
+    }  # fmt: skip
     with serving(tmp_path_factory.mktemp("serving"), postgres_url, **signatures) as running:
         yield running
 

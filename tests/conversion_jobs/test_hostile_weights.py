@@ -21,6 +21,7 @@ from jobkit.errors import DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.sandbox import landlock, runner, seccomp
 from nightshift_common.options.weights import SourceOptions
+from nightshift_common.patience import patience
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.test_torch2onnx import weights_of
 
@@ -28,6 +29,11 @@ needs_kernel = pytest.mark.skipif(
     not landlock.abi() or not seccomp.is_available(), reason="this kernel has no Landlock, or no seccomp"
 )
 PICTURES = torch.zeros(2, 3, 32, 32)
+
+
+@pytest.fixture(autouse=True)
+def warm_sandbox() -> None:
+    """Each attack here is on the sandbox as jobs have it."""
 
 
 class Writes(nn.Module):
@@ -72,7 +78,7 @@ def job(module: str, bottle: Path, folder: Path, *options: str) -> subprocess.Co
     environment = {**os.environ, "NIGHTSHIFT_BOTTLE": str(bottle), "NIGHTSHIFT_JOB_DIR": str(folder)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", f"conversion_jobs.{module}", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=patience(120))
 
 
 def import_options(weights: Path, pictures: Path) -> list[str]:
@@ -176,7 +182,9 @@ export_onnx.run(export_onnx.Arguments(experiment=found.experiment), context)
 verify_onnx.run(verify_onnx.Arguments(experiment=found.experiment, snapshot_id=found.snapshot_id), context)
 print("torch" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=patience(120)
+    )
     assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
 
 

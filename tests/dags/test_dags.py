@@ -83,9 +83,10 @@ def test_what_an_early_end_skips_is_what_follows(all_dags: dict[str, Any]) -> No
     assert {task.task_id for _, task in every(all_dags) if task.skips} == {"pull_dataset", "gate"}
 
 
-def test_the_key_that_signs_packages_reaches_publishing_alone(all_dags: dict[str, Any]) -> None:
+def test_who_signs_packages_reaches_publishing_alone(all_dags: dict[str, Any]) -> None:
     for name, task in every(all_dags):
-        assert ("signing" in task.connections) == task.task_id.startswith("publish_model"), name
+        for connection in ("signing", "signing_identity"):
+            assert (connection in task.connections) == task.task_id.startswith("publish_model"), name
 
 
 def test_no_task_is_given_a_secret(all_dags: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from jobkit.model_spec import DetectorSpec
 from jobkit.snapshot import AnnotatedObject, Sample, read_snapshot, write_snapshot
 from nightshift_common.detector import EpochEnd
 from nightshift_common.options.detector import DetectorTrainingOptions
+from nightshift_common.patience import patience
 from nightshift_common.task_instance import TaskInstanceKey
 from tests.support.scenes import GROUP, LABELS, write_scenes
+from tests.support.waiting import wait_for
 from training_jobs import train_detector
 from training_jobs.detector.dataset import one_outline, prepare_dataset
 from training_jobs.detector.ultralytics_trainer import Ultralytics, _alone
@@ -83,18 +84,18 @@ class Process:
             )
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 300
-        while not condition():
+        def ended_or_true() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
+            return condition()
+
+        wait_for(ended_or_true, "the training", 120)
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def result(self, code: int = 0) -> dict[str, Any]:
-        assert self.process.wait(300) == code, self.log.read_text()
+        assert self.process.wait(patience(120)) == code, self.log.read_text()
         return json.loads((self.folder / "result.json").read_text())["result"] if code == 0 else {}
 
 
@@ -197,6 +198,9 @@ def test_mlflow_has_every_epoch_once_in_one_run(trained: tuple[dict[str, Any], l
     assert len(api.search_experiments()) <= 3, "Ultralytics' own callback made none"
 
 
+TASKS = ["detect", pytest.param("segment", marks=pytest.mark.slow)]  # a training more
+
+
 @pytest.fixture(scope="session")
 def segmenter(bottle: FolderBottle, snapshot_id: str, folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patches:
@@ -204,7 +208,7 @@ def segmenter(bottle: FolderBottle, snapshot_id: str, folder: Path) -> dict[str,
         return Process(bottle, snapshot_id, folder / "segmenter", None, task="segment", epochs=EPOCHS).result()
 
 
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", TASKS)
 def test_what_was_trained_goes_through_the_chain(
     bottle: FolderBottle, snapshot_id: str, request: pytest.FixtureRequest, tmp_path: Path, task: str
 ) -> None:
@@ -233,7 +237,7 @@ def test_what_was_trained_goes_through_the_chain(
     assert meta["confidence_threshold"] == read_spec(bottle, Experiment(experiment)).confidence_threshold
 
 
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", TASKS)
 def test_scores_are_those_of_ultralytics_own_validator(
     bottle: FolderBottle, snapshot_id: str, request: pytest.FixtureRequest, tmp_path: Path, task: str
 ) -> None:

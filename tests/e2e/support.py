@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,17 +11,14 @@ import psutil
 
 from local import processes
 from local.settings import Settings
+from tests.support import waiting
 
 T = TypeVar("T")
 
 
 def wait_for(find: Callable[[], T], what: str, seconds: float = 120) -> T:
     """Return what `find` finds as soon as it is truthy."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.1)
-    return found
+    return waiting.wait_for(find, what, seconds)
 
 
 def versions(settings: Settings, model: str = "digits") -> list[str]:

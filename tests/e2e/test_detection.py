@@ -63,6 +63,7 @@ def test_the_next_night_has_nothing_new(settings: Settings, console: Console) ->
     assert run.results["report"]["outcome"] == "nothing_new"
 
 
+@pytest.mark.slow
 def test_a_segmenter_goes_the_same_way_on_the_same_pictures(settings: Settings, console: Console) -> None:
     run = night("segmentation", settings, console, epochs=8)
     assert run.state == "success", run.failed

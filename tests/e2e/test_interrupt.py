@@ -15,7 +15,9 @@ from tests.e2e.support import wait_for
 from tests.support.servers import free_ports
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "closed terminal"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)], ids=["ctrl-c", "closed terminal"]
+)
 def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path, number: int) -> None:
     ports = zip(PREFERRED_PORTS, free_ports(len(PREFERRED_PORTS)), strict=True)
     environment = {**os.environ, "NIGHTSHIFT_STATE": str(tmp_path), "TERM": "xterm"}

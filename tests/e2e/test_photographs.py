@@ -23,6 +23,7 @@ publish: {model_name: insects, max_latency_ms: 1000}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HYMENOPTERA.is_dir(), reason=MISSING)
 def test_photographs_of_ants_and_bees_become_a_served_classifier(settings: Settings, console: Console) -> None:
     collect = str(settings.folder("collect"))

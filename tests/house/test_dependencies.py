@@ -62,7 +62,8 @@ ENVIRONMENTS = {
         dict.fromkeys(
             (
                 *("timm", "lightning", "bitsandbytes", "annotated_types"),
-                *("sklearn", "scipy", "modelopt", "tritonclient", "model_signing", "safetensors"),
+                *("sklearn", "scipy", "modelopt", "tritonclient", "model_signing", "sigstore", "safetensors"),
+                *("huggingface_hub", "optuna"),
             ),
             "the jobs that import it run in the environment jobs",
         ),

@@ -28,6 +28,7 @@ FOREIGN = {
     "services": {"airflow", "torch"},
     "local": {"airflow", "torch"},
 }
+TRAVELS = "nightshift_common/picture_preparation.py"
 
 
 def test_ultralytics_which_is_agpl_is_imported_by_two_files_that_nothing_else_needs() -> None:
@@ -59,6 +60,10 @@ def imported_packages(path: Path) -> set[str]:
     return found
 
 
+def test_the_one_file_of_nightshift_common_that_needs_opencv_travels_alone_to_triton() -> None:
+    assert imported_packages(ROOT / TRAVELS) <= {"__future__", "typing", "re", "numpy", "cv2"}
+
+
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
 def test_a_part_imports_only_what_it_may(folder: str) -> None:
     files = list((ROOT / folder).rglob("*.py"))
@@ -68,6 +73,7 @@ def test_a_part_imports_only_what_it_may(folder: str) -> None:
         for path in files
         for package in imported_packages(path)
         if (package in OURS - ALLOWED[folder]) or package in FOREIGN[folder]
+        if (str(path.relative_to(ROOT)), package) != (TRAVELS, "cv2")
     }
     # The test support of the CPU torchvision is installed into the jobs' environment: it is no part of `local`.
     wrong = {line for line in wrong if not line.startswith("local/torchvision_cpu/")}

@@ -61,3 +61,11 @@ def test_no_image_is_taken_as_it_comes() -> None:
         text = file.read_text()
         assert "latest" not in text, file.name
         assert not re.search(r"^ARG [A-Z_]+=", text, re.MULTILINE), f"{file.name}: docker/build passes the versions"
+
+
+def test_pictures_decode_by_one_version_of_opencv_in_training_and_in_triton() -> None:
+    pins = {
+        name: re.findall(r"^opencv-python-headless==(\S+)", (ROOT / "requirements" / f"{name}.txt").read_text(), re.M)
+        for name in ("jobs", "triton-without-dependencies")
+    }
+    assert pins["jobs"] and pins["jobs"] == pins["triton-without-dependencies"]

@@ -16,7 +16,11 @@ import pytest
 from jobkit import settings
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.sandbox import landlock, runner, seccomp
-from tests.support import hostile
+from nightshift_common.patience import patience
+from tests.support import hostile, warm_sandbox
+from tests.support.warm_sandbox import sandbox_server
+
+__all__ = ["sandbox_server"]
 
 needs_kernel = pytest.mark.skipif(
     not landlock.abi() or not seccomp.is_available(), reason="this kernel has no Landlock, or no seccomp"
@@ -45,7 +49,12 @@ def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 
 @needs_kernel
-def test_nothing_that_native_code_tries_succeeds(targets: dict[str, Any]) -> None:
+@pytest.mark.parametrize("processes", ["of jobs", "of tests"])
+def test_nothing_that_native_code_tries_succeeds(
+    processes: str, targets: dict[str, Any], sandbox_server: warm_sandbox.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if processes == "of tests":
+        warm_sandbox.use(sandbox_server, monkeypatch)
     found = call(hostile.attempts, **targets)
     assert len(found) == 28
     assert {name for name, came_to in found.items() if came_to == "done"} == set()
@@ -65,7 +74,9 @@ def test_the_same_attempts_succeed_without_the_sandbox(targets: dict[str, Any], 
         f"print(hostile.attempts(Path({str(tmp_path / 'work')!r}), Path({str(targets['secret'])!r}), "
         f"Path({str(targets['victim'])!r}), {targets['port']}, os.getppid()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=patience(60)
+    )
     found = eval(done.stdout)
     for name in (
         "read a secret", "list a home", "write elsewhere", "change a file", "truncate", "connect",

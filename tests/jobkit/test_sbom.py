@@ -30,9 +30,11 @@ FACTS = ModelFacts(
     },
 )
 IMPORTED = replace(FACTS, snapshot_id=None, provenance={})
+ORIGIN = {"name": "resnet18.a1_in1k", "source": "hub:timm/x", "license": "cc-by-nc-4.0", "sha256": "e" * 64}
+TUNED = replace(FACTS, initial_weights=ORIGIN)
 
 
-@pytest.mark.parametrize("facts", [FACTS, IMPORTED], ids=["trained", "of another origin"])
+@pytest.mark.parametrize("facts", [FACTS, IMPORTED, TUNED], ids=["trained", "of another origin", "tuned"])
 def test_the_document_is_valid_and_the_same_for_the_same_facts(facts: ModelFacts) -> None:
     text = model_sbom(facts)
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
@@ -50,6 +52,13 @@ def test_it_names_what_is_served_and_what_trained_it() -> None:
     assert properties["nightshift:lock_sha256"] == "d" * 64
     assert properties["nightshift:seed"] == "0" and "nightshift:cuda" not in properties
     assert content["dependencies"] == [{"ref": "model", "dependsOn": ["model.plan", "model.onnx", "training-data"]}]
+
+
+def test_it_says_what_a_model_was_tuned_from_and_under_which_license() -> None:
+    [ancestor] = json.loads(model_sbom(TUNED))["metadata"]["component"]["pedigree"]["ancestors"]
+    assert ancestor["licenses"] == [{"license": {"name": "cc-by-nc-4.0"}}]
+    assert ancestor["hashes"] == [{"alg": "SHA-256", "content": "e" * 64}]
+    assert "pedigree" not in json.loads(model_sbom(FACTS))["metadata"]["component"]
 
 
 def test_packages_have_the_addresses_that_another_library_makes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from local import base_images
 from local.base_images import RegistryError, images, pin, resolve, unpinned, usable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,15 +119,54 @@ def test_what_is_no_digest_does_not_count_as_one(tmp_path: Path, image: str) -> 
     assert unpinned(versions_file(tmp_path, f"REDIS_IMAGE={image}")) == [image]
 
 
-def test_a_release_is_not_built_on_images_that_have_no_digest() -> None:
-    if not unpinned():
-        pytest.skip("all images of docker/versions.env are pinned")
-    environment = {**os.environ, "NIGHTSHIFT_RELEASE": "1", "DOCKER_HOST": "unix:///no/engine"}
-    done = subprocess.run([ROOT / "docker" / "build", "services"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert all(f"{image} has no digest" in done.stderr for image in base_images.unpinned())
-    checked = subprocess.run([ROOT / "docker" / "pin", "--check"], capture_output=True, text=True)
-    assert checked.returncode == 1 and checked.stderr.count("without a digest") == len(base_images.unpinned())
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The part of the checkout that `docker/build` and `docker/pin` read; the base image of Python has no digest."""
+    folder = tmp_path / "checkout"
+    for name in ("docker", "local"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "wheels", "*_cpu"))
+    (folder / "docker" / "wheels").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    file = folder / "docker" / "versions.env"
+    file.write_text(file.read_text().replace(images()["PYTHON_IMAGE"], "python:3.11"))
+    return folder
+
+
+def run(command: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {**os.environ, "NIGHTSHIFT_COMMIT": "1" * 40, "DOCKER_HOST": "unix:///no/engine", **environment}
+    return subprocess.run([command, *arguments], capture_output=True, text=True, env=known)
+
+
+def test_all_base_images_are_pinned() -> None:
+    assert unpinned() == []
+
+
+def test_a_release_is_not_built_on_images_that_have_no_digest(checkout: Path) -> None:
+    built = run(checkout / "docker" / "build", "services", NIGHTSHIFT_RELEASE="1")
+    assert built.returncode == 1 and "python:3.11 has no digest" in built.stderr
+    checked = run(checkout / "docker" / "pin", "--check")
+    assert checked.returncode == 1 and checked.stderr.strip() == "without a digest: python:3.11"
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "digest"),
+    [
+        ("services", "python:3.11", None),
+        ("conversion", "nightshift/training:dev", None),
+        ("tensorrt", *images()["TENSORRT_IMAGE"].split("@")),
+    ],
+)
+def test_an_image_says_on_which_one_it_rests_and_by_which_digest(
+    checkout: Path, docker_that_answers: Path, name: str, base: str, digest: str | None
+) -> None:
+    """Docker's part is a stand-in here: it has what it is told to have, and writes down what it is called with."""
+    (docker_that_answers / "docker").write_text(
+        f'#!/bin/sh\necho "$@" >> {docker_that_answers}/calls\n[ "$1" != build ] && echo "[\\"known\\"]"\nexit 0\n'
+    )
+    run(checkout / "docker" / "build", name)
+    (call,) = (line for line in (docker_that_answers / "calls").read_text().splitlines() if line.startswith("build "))
+    assert f"--label=org.opencontainers.image.base.name={base} " in call
+    assert re.findall(r"--label=org.opencontainers.image.base.digest=(\S+)", call) == ([digest] if digest else [])
 
 
 @pytest.mark.parametrize(

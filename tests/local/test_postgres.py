@@ -3,7 +3,6 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from local import components, postgres, processes
 from local.settings import DATABASES, LocalStackError, Settings, port_variable
 from tests.support.servers import free_port
+from tests.support.waiting import wait_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's database runs as another user")
 
@@ -48,10 +48,7 @@ def start(settings: Settings) -> list[str]:
     data, said = settings.state / "postgres", list[str]()
     postgres.initialize(data, settings.secrets["postgres"], said.append)
     processes.start("postgres", postgres.command(data, settings.port("postgres")), settings.state, {})
-    deadline = time.monotonic() + 20
-    while not postgres.answers(settings.database_url("postgres")):
-        assert time.monotonic() < deadline, (settings.state / "logs" / "postgres.log").read_text()
-        time.sleep(0.05)
+    wait_for(lambda: postgres.answers(settings.database_url("postgres")), "the server")
     return said
 
 
@@ -149,10 +146,12 @@ def test_no_password_of_a_role_stands_in_the_server_s_log(settings: Settings) ->
     start(settings)
     ask(settings.database_url("postgres"), "ALTER SYSTEM SET log_statement = 'all'", "SELECT pg_reload_conf()")
     log = settings.state / "logs" / "postgres.log"
-    deadline = time.monotonic() + 20
-    while "SELECT 'logged'" not in log.read_text():
+
+    def logged() -> bool:
         ask(settings.database_url("postgres"), "SELECT 'logged'")
-        assert time.monotonic() < deadline
+        return "SELECT 'logged'" in log.read_text()
+
+    wait_for(logged, "the server to log what it is asked")
     components.prepare_databases(settings)
     assert "CREATE DATABASE" not in log.read_text()
     assert not [name for name, value in settings.secrets.items() if value in log.read_text()]

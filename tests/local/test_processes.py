@@ -1,13 +1,12 @@
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from local import processes
+from tests.support.waiting import wait_for
 
 # A server that starts a child in a session of its own and then ignores SIGTERM: the worst kind.
 STUBBORN = """
@@ -19,16 +18,9 @@ time.sleep(600)
 """
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-
-
 def test_stopping_ends_a_server_that_ignores_the_signal_and_the_child_that_left_its_session(tmp_path: Path) -> None:
     processes.start("server", [sys.executable, "-c", STUBBORN], tmp_path, {})
-    wait_for(lambda: len(processes.of_stack(tmp_path)) == 2)
+    wait_for(lambda: len(processes.of_stack(tmp_path)) == 2, "2 processes")
     found = processes.of_stack(tmp_path)
     processes.stop(lambda: processes.of_stack(tmp_path), signal.SIGTERM, patience=0.3)
     assert processes.of_stack(tmp_path) == []
@@ -37,9 +29,9 @@ def test_stopping_ends_a_server_that_ignores_the_signal_and_the_child_that_left_
 
 def test_an_orphan_is_found_after_its_parent_was_killed(tmp_path: Path) -> None:
     leader = processes.start("server", [sys.executable, "-c", STUBBORN], tmp_path, {})
-    wait_for(lambda: len(processes.of_stack(tmp_path)) == 2)
+    wait_for(lambda: len(processes.of_stack(tmp_path)) == 2, "2 processes")
     leader.kill()
-    wait_for(lambda: len(processes.of_stack(tmp_path)) == 1)
+    wait_for(lambda: len(processes.of_stack(tmp_path)) == 1, "1 processes")
     processes.stop(lambda: processes.of_stack(tmp_path))
     assert processes.of_stack(tmp_path) == []
 
@@ -50,7 +42,7 @@ def test_stacks_with_other_state_folders_and_other_components_are_left_alone(tmp
     other = processes.start("server", sleep, tmp_path / "b", {})
     neighbor = processes.start("another", sleep, tmp_path / "a", {})
     try:
-        wait_for(lambda: len(processes.of_stack(tmp_path / "a")) == 2)
+        wait_for(lambda: len(processes.of_stack(tmp_path / "a")) == 2, "two processes")
         processes.stop(lambda: processes.of_stack(tmp_path / "a", "server"))
         assert [p.pid for p in processes.of_stack(tmp_path / "a")] == [neighbor.pid]
         assert [p.pid for p in processes.of_stack(tmp_path / "b")] == [other.pid]
@@ -65,7 +57,7 @@ def test_a_component_can_be_swept_without_its_jobs(tmp_path: Path) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     running = processes.start("airflow", sleep, tmp_path, job)
     try:
-        wait_for(lambda: [p.pid for p in processes.of_stack(tmp_path)] == [running.pid])
+        wait_for(lambda: [p.pid for p in processes.of_stack(tmp_path)] == [running.pid], "the job")
         assert processes.of_stack(tmp_path, "airflow", with_jobs=False) == []
     finally:
         processes.stop(lambda: processes.of_stack(tmp_path))

@@ -57,3 +57,20 @@ def test_the_key_that_signs_packages_is_a_secret_and_may_be_missing(monkeypatch:
         resolve(["signing", "storage_publish"])
     monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_SIGNING", json.dumps({"conn_type": "generic", "password": "a\nkey"}))
     assert resolve(["signing"]) == JobEnvironment(secrets={"NIGHTSHIFT_SIGNING_KEY": "a\nkey"})
+
+
+def test_who_signs_without_a_key_names_where_a_job_finds_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(["signing_identity"]) == JobEnvironment()
+    for extra, known in (
+        ({"token_file": "/t"}, {"NIGHTSHIFT_SIGNING_TOKEN_FILE": "/t"}),
+        (
+            {"token_file": "/t", "trust_config": "/c"},
+            {"NIGHTSHIFT_SIGNING_TOKEN_FILE": "/t", "NIGHTSHIFT_SIGNING_TRUST_CONFIG": "/c"},
+        ),
+    ):
+        connection = {"conn_type": "generic", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_SIGNING_IDENTITY", json.dumps(connection))
+        assert resolve(["signing_identity"]) == JobEnvironment(variables=known)
+    monkeypatch.setenv("AIRFLOW_CONN_NIGHTSHIFT_SIGNING_IDENTITY", json.dumps({"conn_type": "generic"}))
+    with pytest.raises(JobConfigurationError, match=r"nightshift_signing_identity lacks extra\.token_file"):
+        resolve(["signing_identity"])

@@ -10,6 +10,7 @@ from local import new_pipeline
 from nightshift.fingerprint import Fingerprint
 from nightshift.kinds import KINDS, AnyPipeline
 from nightshift.kinds.classification import ClassificationPipeline as Pipeline
+from nightshift.launchers.base import command_options
 from nightshift.pipelines.files import load_pipeline
 from nightshift.steps import Step
 from nightshift_common.gpus import GPUS, GpuName
@@ -177,6 +178,18 @@ def test_gpus_that_train_together_share_a_batch_and_change_nothing_else(pipeline
     assert fingerprint(two) == fingerprint(load(pipelines, GOOD))  # the same model comes out
     (error,) = errors(pipelines, with_line("footwear.yaml\n", "footwear.yaml\n  gpus: 3\n"))
     assert error.startswith("6: train: ") and "a batch of 64 pictures has no equal shares for gpus: 3" in error
+
+
+def test_a_night_averages_over_mirror_images_and_calibrates_where_its_file_says_so(pipelines: Path) -> None:
+    plain = load(pipelines, GOOD)
+    assert {plain.train_step().options[name] for name in ("flip_tta", "temperature_scaling")} == {None}
+    lines = "footwear.yaml\n  flip_tta: horizontal\n  temperature_scaling: false\n"
+    said = load(pipelines, with_line("footwear.yaml\n", lines))
+    options = command_options(said.train_step().options)
+    assert options[options.index("--flip_tta") + 1] == "horizontal" and "--no-temperature_scaling" in options
+    assert fingerprint(said) != fingerprint(plain)
+    (error,) = errors(pipelines, with_line("footwear.yaml\n", "footwear.yaml\n  flip_tta: true\n"))
+    assert error.startswith("8: train.flip_tta: ") and "'horizontal', 'vertical' or 'both'" in error
 
 
 def test_the_fingerprint_changes_with_what_makes_the_model_and_with_nothing_else(pipelines: Path) -> None:

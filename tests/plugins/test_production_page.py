@@ -16,6 +16,7 @@ from local.settings import Settings
 from tests.conversion_jobs.serving import TOKEN, TOKENS, Serving, serving
 from tests.support.airflow import Airflow, signed
 from tests.support.tiny_onnx import scaling_config, scaling_model
+from tests.support.tiny_pictures import gray_png, picture_zip
 from tests.support.waiting import wait_for
 
 MODEL = "seasons"
@@ -228,3 +229,45 @@ def test_a_pipelines_model_that_was_never_published_is_shown_as_such(connected: 
         wait_for(lambda: "never been in production" in page(connected), "the new pipeline's row")
     finally:
         other.unlink()
+
+
+@pytest.fixture
+def photographed(storage: Serving) -> None:
+    """Two versions that take pictures, the second in production; each tells another class first."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=storage.url, headers=headers, timeout=60) as client:
+        for swap in (False, True):
+            files = {"src_file": ("model.zip", picture_zip(swap=swap))}
+            reply = client.post("/upload_new_version/", files=files, data={"model_name": MODEL}).raise_for_status()
+            client.delete(f"/models/{MODEL}/pin")
+            client.post(f"/models/{MODEL}/versions/{reply.json()['version']}/promote", json={}).raise_for_status()
+
+
+def try_picture(client: httpx.Client, content: bytes, model: str = MODEL, **headers: str) -> httpx.Response:
+    headers = {"X-Nightshift-Token": token_of(client)} | headers
+    return client.post("/nightshift/try", params={"model": model}, content=content, headers=headers, timeout=60)
+
+
+def test_who_sees_the_page_may_try_a_picture_on_the_champion_and_the_version_before(
+    connected: Airflow, photographed: None, guest: httpx.Client
+) -> None:
+    shown = guest.get("/nightshift/").text
+    assert "Try it" in shown and f"<option>{MODEL}</option>" in shown
+    answer = try_picture(guest, gray_png(51))
+    assert answer.status_code == 200
+    firsts = re.findall(r'<dt class="first">([^<]+)</dt>', answer.text)
+    assert firsts == ["pixel 1", "pixel 0"]
+    assert answer.text.index("champion <small>") < answer.text.index("previous <small>")
+    assert "20.0 %" in answer.text
+
+
+def test_what_cannot_be_tried_is_said_in_a_sentence(connected: Airflow, photographed: None) -> None:
+    client = connected.client
+    assert "no picture that can be decoded" in try_picture(client, b"<script>alert(1)</script>").text
+    large = try_picture(client, bytes((16 << 20) + 1))
+    assert (large.status_code, "larger than 16 MiB" in large.text) == (413, True)
+    none = try_picture(client, gray_png(1), model="nobody")
+    assert (none.status_code, "no version of &#39;nobody&#39; is in production" in none.text) == (422, True)
+    assert try_picture(client, gray_png(1), model="../x").status_code == 422
+    assert try_picture(client, gray_png(1), **{"X-Nightshift-Token": "another"}).status_code == 403
+    assert try_picture(client, gray_png(1), Origin="http://elsewhere").status_code == 403

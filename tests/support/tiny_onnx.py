@@ -17,6 +17,15 @@ def scaling_model(scale: float, width: int = 4) -> bytes:
     return _number(1, 8) + _bytes(7, graph) + _bytes(8, _number(2, 13))
 
 
+def pixels_model(channels: int, height: int, width: int) -> bytes:
+    """Return an ONNX file that gives its input: float32 [N, C, H, W] -> `probabilities`, float32 [N, C * H * W]."""
+    node = _bytes(1, b"input") + _bytes(2, b"probabilities") + _bytes(4, b"Flatten")
+    graph = _bytes(1, node) + _bytes(2, b"pixels")
+    graph += _bytes(11, _value(b"input", channels, height, width))
+    graph += _bytes(12, _value(b"probabilities", channels * height * width))
+    return _number(1, 8) + _bytes(7, graph) + _bytes(8, _number(2, 13))
+
+
 def scaling_config(name: str, width: int = 4, max_batch_size: int = 8) -> str:
     """Return the `config.pbtxt` under which Triton serves `scaling_model`."""
     return f"""name: "{name}"
@@ -29,8 +38,8 @@ dynamic_batching {{ }}
 """
 
 
-def _value(name: bytes, width: int) -> bytes:
-    shape = _bytes(1, _bytes(2, b"N")) + _bytes(1, _number(1, width))
+def _value(name: bytes, *sizes: int) -> bytes:
+    shape = _bytes(1, _bytes(2, b"N")) + b"".join(_bytes(1, _number(1, size)) for size in sizes)
     tensor = _number(1, 1) + _bytes(2, shape)
     return _bytes(1, name) + _bytes(2, _bytes(1, tensor))
 

@@ -14,7 +14,10 @@ from tenacity import wait_none
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
+from tests.support.warm_sandbox import sandbox_server, warm_sandbox
 from tests.training_jobs.storage import Storage
+
+__all__ = ["sandbox_server", "warm_sandbox"]  # for every test of the folder
 
 
 @pytest.fixture(autouse=True)

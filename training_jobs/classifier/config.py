@@ -12,6 +12,7 @@ from jobkit.errors import ConfigurationError
 from jobkit.model_spec import Preprocessing
 from nightshift_common.names import Name
 from nightshift_common.options.data import MAX_SIDE, MaxSide
+from nightshift_common.options.training import FlipTta, InferenceOptions
 from nightshift_common.yaml_file import ConfigFileError, load
 from training_jobs.classifier import config_checks
 from training_jobs.classifier.section import Section
@@ -34,7 +35,11 @@ class Directories(Section):
 class Criterion(Section):
     """The loss."""
 
-    type: Literal["cross_entropy"] = Field("cross_entropy", description="of soft targets where pictures are mixed")
+    type: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy",
+        description="of soft targets where pictures are mixed; focal: what is right already counts less",
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="of focal: a class of probability p counts (1 - p)^gamma")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = Field(
         None,
@@ -46,6 +51,10 @@ class DataLoaders(Section):
     """How pictures become batches."""
 
     train_batch_size: int = Field(32, gt=0, description="pictures a step; --batch overrides it")
+    sampling: Literal["shuffle", "balanced"] = Field(
+        "shuffle",
+        description="balanced: an epoch draws as many pictures, with replacement, each class as often as any other",
+    )
     val_batch_size: int = Field(64, gt=0, description="pictures a batch in validation")
     num_workers: int | None = Field(None, ge=0, le=64, description="processes that prepare pictures; default: by need")
 
@@ -103,6 +112,9 @@ class Dataset(Section):
         return config_checks.none(self, config_checks.dataset(self))
 
 
+Argument = bool | int | float | str | list[int] | list[float] | list[bool]
+
+
 class Model(Section):
     """Architecture and initial weights."""
 
@@ -113,7 +125,14 @@ class Model(Section):
         ".safetensors; wins over pretrained",
     )
     load_mismatched: bool = Field(False, description="accept a load_from some of whose layers do not fit")
-    pretrained: bool = Field(False, description="start from timm's published weights")
+    pretrained: bool = Field(
+        False,
+        description="start from timm's published weights: in directories.models, in weights/ of the bottle (where "
+        "fetch_weights puts them), or in the hub's cache",
+    )
+    arguments: dict[str, Argument] = Field(
+        {}, description="further arguments of the architecture, as timm.create_model takes them: {img_size: 256}"
+    )
     drop_rate: float | None = Field(
         None, ge=0, lt=1, description="dropout before the classification layer; default: the architecture's"
     )
@@ -136,6 +155,13 @@ class Optimizer(Section):
     lr: float | None = Field(None, gt=0, description="highest rate of one_lr; default 1e-3")
     backbone_lr: float | None = Field(None, gt=0, description="highest rate of the backbone, two_lrs")
     fc_lr: float | None = Field(None, gt=0, description="highest rate of the classification layer, two_lrs")
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="each layer's rate is that of the one above it times this, the classification layer's stays; "
+        "timm's layers",
+    )
     weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw; not applied to biases and norms")
     eps: float = Field(1e-8, gt=0, description="adam's epsilon")
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam's betas; sgd takes the first as its momentum")
@@ -190,6 +216,21 @@ class Training(Section):
     mixing: Mixing = Mixing()
 
 
+class Inference(Section):
+    """What the graph does beside the model itself: in TorchScript, in ONNX and so in evaluation and when served."""
+
+    flip_tta: FlipTta = Field(
+        "off",
+        description="average the logits over the picture and its mirror image (both: its three); an answer, and "
+        "validation, take twice (both: four times) as long; not with rotation, whose classes a mirror changes",
+    )
+    temperature_scaling: bool = Field(
+        False,
+        description="divide the logits by the temperature that makes the labels of the validation pictures likeliest "
+        "(Guo et al. 2017), so that a confidence is the share that is right; the likeliest class stays the same",
+    )
+
+
 class Config(Section):
     """One training."""
 
@@ -202,6 +243,7 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     training: Training = Training()
+    inference: Inference = Inference()
 
     @property
     def pads_first(self) -> bool:
@@ -228,6 +270,7 @@ class Config(Section):
             mean=mean,
             std=std,
             resize="stretch" if any(isinstance(step, Resize) for step in steps) else "letterbox",
+            border=pad.border if pad else "constant",
             pad_value=pad.fill_value if pad else 0,
         )
 
@@ -263,3 +306,9 @@ def overridden(
     loaders = loaders.model_copy(update={"train_batch_size": batch or loaders.train_batch_size})
     dataset = config.dataset.model_copy(update={"data_loaders": loaders})
     return config.model_copy(update={"training": training, "dataset": dataset})
+
+
+def inferring(config: Config, options: InferenceOptions) -> Config:
+    """Return the configuration with what `options` say that the graph does beside the model."""
+    said = options.model_dump(include=set(InferenceOptions.model_fields), exclude_none=True)
+    return config.model_copy(update={"inference": config.inference.model_copy(update=said)})

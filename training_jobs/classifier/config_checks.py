@@ -14,6 +14,19 @@ from training_jobs.classifier.transforms.fixed import LongestMaxSize, Normalize,
 if TYPE_CHECKING:
     from training_jobs.classifier.config import Config, Dataset, Optimizer
 
+RESERVED = {  # arguments of timm's that another key gives, or that the trainer gives itself
+    "in_chans": "model.in_channels gives it",
+    "drop_rate": "model.drop_rate gives it",
+    "drop_path_rate": "model.drop_path_rate gives it",
+    "pretrained": "model.pretrained gives it",
+    "checkpoint_path": "model.load_from gives it",
+    "num_classes": "the labels give it",
+    **dict.fromkeys(
+        ("model_name", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "scriptable",
+         "exportable", "no_jit", "out_indices", "pretrained_strict", "device", "dtype"),
+        "the trainer gives it",
+    ),
+}  # fmt: skip
 M = TypeVar("M", bound=BaseModel)
 Problems = Iterator[tuple[Location, str]]
 
@@ -96,6 +109,9 @@ def everything(config: Config) -> Problems:
         yield ("model", "n_classes"), f"it is {model.n_classes}, but dataset.label_source rotation has 4 classes"
     if data.people_crops and data.label_source in ("folders", "rotation"):
         yield ("dataset", "people_crops"), f"it needs a snapshot; dataset.label_source is {data.label_source}"
+    for name in model.arguments:
+        if name in RESERVED:
+            yield ("model", "arguments", name), f"it cannot stand here: {RESERVED[name]}"
     weights = config.criterion.class_weights
     if isinstance(weights, list) and model.n_classes not in (None, len(weights)):
         yield ("criterion", "class_weights"), f"it has {len(weights)} values, but model.n_classes is {model.n_classes}"

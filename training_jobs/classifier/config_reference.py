@@ -46,6 +46,31 @@ there is none). They share each batch in equal parts, so that steps, learning ra
 only mixup and cutmix mix within a part, and layers that draw random numbers draw others. It goes on from a checkpoint
 of any number of GPUs.
 
+What `inference` asks for is part of the graph that is handed over, in TorchScript and in ONNX: evaluation, the gate and
+Triton see the same numbers, and a client does nothing about it. `model.json` and `meta.json` say what it is:
+`flip_tta`, and under `calibration` the temperature, with the negative log-likelihood and the expected calibration error
+(ECE, 15 bins; Guo et al. 2017) of the validation pictures before and after. The output stays `logits`; their softmax is
+the calibrated confidence. The temperature stays 1, with the reason in `model.json` and a warning, where there are fewer
+than 100 validation pictures and where the best one lies outside 0.05 to 20: if all of them are right, every lower one
+is better. Scores in `metrics.json` are those of what is handed over; those of each epoch are averaged, not calibrated.
+`--flip_tta` and `--temperature_scaling` of the job, and `train.flip_tta` and `train.temperature_scaling` of a pipeline
+file, win over this file; `border` of `pad_if_needed` is in this file alone.
+
+`--check` builds the model, trains and validates a few batches, and says what all of it will take; it writes nothing and
+ends as the training would (2: the configuration, 3: the pictures). `--find_learning_rate` trains a hundred steps with
+growing rates and suggests one (Smith 2017). [tuning.md](tuning.md) searches for values of any keys.
+
+## Published weights
+
+`model.pretrained: true` starts from timm's published weights and never asks the network. The first of these is taken:
+`<name>.safetensors` or `.pth` in `directories.models`; in `weights/` of the bottle; in the cache of the hub's client or
+of torch. `python -m conversion_jobs.fetch_weights --name efficientnet_b0.ra_in1k` puts them into the bottle (`--source`
+names a file, a zip or an address in the place of the hub's; `HF_ENDPOINT` another hub), with a record of source,
+license and SHA-256, by which every training checks them. All three go into `model.json`, MLflow's tags, the report and
+the package's `sbom.cdx.json`; a license that nobody states is `unknown`, and nothing is refused because of one.
+
+## Keys
+
 """
 
 
@@ -127,6 +152,8 @@ def _type(annotation: Any) -> str:
         return " | ".join(json.dumps(value) if isinstance(value, int) else str(value) for value in arguments)
     if origin in (Union, types.UnionType):
         return " | ".join(_type(argument) for argument in arguments if argument is not type(None))
+    if origin is dict:
+        return "mapping"
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is tuple:

@@ -43,7 +43,7 @@ ALONE = Part()
 
 
 class BatchSampler(Sampler[list[Index]]):
-    """Yields batches of (epoch, index), shuffled by (seed, epoch).
+    """Yields batches of (epoch, index), shuffled by (seed, epoch); with `shares` drawn by them, with replacement.
 
     Every weight update has `batch_size * accumulated` pictures: those that do not fill a last one wait for another
     epoch. A set too small for one update is used up in one epoch.
@@ -52,8 +52,11 @@ class BatchSampler(Sampler[list[Index]]):
     them, and the mean of their gradients is the batch's.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, accumulated: int = 1, part: Part = ALONE) -> None:
-        self.size, self.seed, self.part = size, seed, part
+    def __init__(
+        self, size: int, batch_size: int, seed: int, accumulated: int = 1, part: Part = ALONE,
+        shares: NDArray[np.float64] | None = None,
+    ) -> None:  # fmt: skip
+        self.size, self.seed, self.part, self.shares = size, seed, part, shares
         self.batch_size = max(min(batch_size, size) // part.world, 1) * part.world
         batches = size // self.batch_size
         self.batches = batches - batches % accumulated or batches
@@ -68,7 +71,9 @@ class BatchSampler(Sampler[list[Index]]):
 
     def __iter__(self) -> Iterator[list[Index]]:
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        rng = np.random.default_rng([self.seed, epoch])
+        # All processes draw the same, so that together they see what one alone would.
+        order = rng.permutation(self.size) if self.shares is None else rng.choice(self.size, self.size, p=self.shares)
         share = self.batch_size // self.part.world
         for start in range(self.part.rank * share, len(self) * self.batch_size, self.batch_size):
             yield [(epoch, int(index)) for index in order[start : start + share]]
@@ -189,10 +194,24 @@ def loaders(
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
     """Return the loaders of training, from `epoch` on, and of validation: this process's part of both."""
     batch, accumulated = config.dataset.data_loaders.train_batch_size, config.training.accumulate_grad_batches
-    sampler = BatchSampler(len(train), batch, config.seed, accumulated, part)
+    balanced = config.dataset.data_loaders.sampling == "balanced"
+    shares = balanced_shares(train) if balanced else None
+    sampler = BatchSampler(len(train), batch, config.seed, accumulated, part, shares)
     sampler.set_epoch(epoch)
     loader = _loader(config, Pictures(config, train, training=True), sampler, gpu, part)
     return loader, validation_loader(config, val, gpu, part)
+
+
+def balanced_shares(examples: Sequence[Example]) -> NDArray[np.float64] | None:
+    """Return how likely each example is drawn, float64 [N], so that every class is as likely as any other.
+
+    None where the classes are drawn anyhow, as quarter turns are: each is as likely already.
+    """
+    if any(example.turns is None for example in examples):
+        return None
+    labels = np.asarray([example.label for example in examples])
+    share = 1 / np.bincount(labels)[labels]
+    return np.asarray(share / share.sum(), np.float64)
 
 
 def validation_loader(config: Config, val: Sequence[Example], gpu: bool, part: Part = ALONE) -> DataLoader[Batch]:

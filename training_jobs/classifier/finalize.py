@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax  # type: ignore[import-untyped]
+from torch import nn
 from torch.utils.data import DataLoader
 
 from jobkit.bottle import Bottle
-from jobkit.classifier import Classifier, load_classifier
+from jobkit.classifier import load_classifier, served
 from jobkit.experiment import Experiment
 from jobkit.model_spec import ModelSpec
 from jobkit.provenance import provenance
@@ -22,6 +24,7 @@ from jobkit.tracking import Run
 from training_jobs.classifier import html_report, scores
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import Batch, Pictures
+from training_jobs.classifier.temperature import fit_temperature, negative_log_likelihood
 from training_jobs.classifier.training_callback import TrainingCallback
 from training_jobs.scoring.metrics import calibration_error
 
@@ -35,17 +38,29 @@ def finish(
     val: DataLoader[Batch],
     tracking: Run | None,
 ) -> dict[str, Any]:
-    """Write what later steps need from the best epoch's checkpoint, as it lies in the bottle; return `metrics.json`."""
+    """Write what later steps need from the best epoch's checkpoint, as it lies in the bottle; return `metrics.json`.
+
+    The scores are those of the model that is handed over: averaged over mirror images and calibrated, where it is.
+    """
     model = load_classifier(bottle.local(experiment.best_checkpoint), spec)
-    _write_torchscript(model, spec, bottle, experiment)
-    truth, probabilities = predict(model, spec, val)
+    truth, logits = predict(served(model, spec), spec, val)
+    if config.inference.temperature_scaling:
+        spec = spec.model_copy(update={"calibration": fit_temperature(logits, truth)})
+        bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
+    _write_torchscript(served(model, spec), spec, bottle, experiment)
+    calibrated = logits.astype(np.float64) / spec.temperature
+    probabilities = softmax(calibrated, axis=1).astype(np.float32)
+    confusion = scores.confusion_matrix(truth, probabilities)
     best = journal.best
     made = {"command": "training_jobs.train_classifier", "seed": config.seed, **provenance("jobs", "timm", "lightning")}
     content: dict[str, Any] = {
         "best_epoch": int(best["epoch"]),
         "epochs": len(journal.rows),
         "metrics": {
-            **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
+            **{name: value for name, value in best.items() if name.startswith("train_")},
+            "val_loss": negative_log_likelihood(calibrated, truth),
+            "val_accuracy": scores.accuracy(confusion),
+            "val_macro_f1": scores.macro_f1(confusion),
             "val_ece": calibration_error(truth, probabilities.astype(np.float64)),
         },
         "per_class": scores.table(spec.labels, truth, probabilities),
@@ -69,7 +84,7 @@ def finish(
     return content
 
 
-def _write_torchscript(model: Classifier, spec: ModelSpec, bottle: Bottle, experiment: Experiment) -> None:
+def _write_torchscript(model: nn.Module, spec: ModelSpec, bottle: Bottle, experiment: Experiment) -> None:
     how = spec.preprocessing
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns about every shape that a backbone looks at
@@ -80,19 +95,17 @@ def _write_torchscript(model: Classifier, spec: ModelSpec, bottle: Bottle, exper
 
 
 @torch.inference_mode()
-def predict(
-    model: Classifier, spec: ModelSpec, val: DataLoader[Batch]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return true classes, int64 [N], and probabilities, float32 [N, K], of the validation pictures in order."""
+def predict(model: nn.Module, spec: ModelSpec, val: DataLoader[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return true classes, int64 [N], and logits, float32 [N, K], of the validation pictures in order."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     how = spec.preprocessing
     mean = torch.tensor(how.mean, device=device).view(1, -1, 1, 1)
     std = torch.tensor(how.std, device=device).view(1, -1, 1, 1)
-    truth, probabilities = [], []
+    truth, logits = [], []
     for pictures, labels in val:
         planes = pictures.to(device).permute(0, 3, 1, 2).float().div_(255)
-        probabilities.append(model(planes.sub_(mean).div_(std)).softmax(1).cpu().numpy())
+        logits.append(model(planes.sub_(mean).div_(std)).cpu().numpy())
         truth.append(labels.numpy())
     model.to("cpu")
-    return np.concatenate(truth), np.concatenate(probabilities)
+    return np.concatenate(truth), np.concatenate(logits)

@@ -54,10 +54,12 @@ def page(
         "<h2>Learning curves</h2>" + _curves(rows),
         "<h2>Classes</h2>" + _classes(content["per_class"]),
         "<h2>Confusion</h2>" + _confusion(spec.labels, confusion),
-        "<h2>Calibration</h2>" + _calibration(truth, probabilities, content["metrics"]["val_ece"]),
+        "<h2>Calibration</h2>" + _calibration(spec, truth, probabilities, content["metrics"]["val_ece"]),
         "<h2>Worst mistakes</h2>" + _mistakes(spec.labels, truth, probabilities, pictures),
         "<h2>Speed</h2>" + _pairs({SPEED[name]: f"{value:.3g}" for name, value in content["throughput"].items()}),
         "<h2>To reproduce</h2>" + _pairs(made),
+        "<h2>Trained from</h2>"
+        + (_pairs(spec.initial_weights.model_dump()) if spec.initial_weights else "<p>Random weights.</p>"),
     ]
     title = escape(folder)
     return (
@@ -114,7 +116,7 @@ def _confusion(labels: Sequence[str], confusion: NDArray[np.int64]) -> str:
     return f'<table class="matrix"><tr><th>true \\ answered</th>{head}</tr>{body}</table>{listed}'
 
 
-def _calibration(truth: NDArray[np.int64], probabilities: NDArray[np.float32], ece: float) -> str:
+def _calibration(spec: ModelSpec, truth: NDArray[np.int64], probabilities: NDArray[np.float32], ece: float) -> str:
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     place = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     bins = [
@@ -122,7 +124,21 @@ def _calibration(truth: NDArray[np.int64], probabilities: NDArray[np.float32], e
         for b in range(CALIBRATION_BINS)
         if (place == b).any()
     ]
-    return f"<p>Expected calibration error {ece:.4f}.</p>" + charts.reliability("share right by confidence", bins)
+    return f"<p>Expected calibration error {ece:.4f}.{_temperature(spec)}</p>" + charts.reliability(
+        "share right by confidence", bins
+    )
+
+
+def _temperature(spec: ModelSpec) -> str:
+    found = spec.calibration
+    if found is None:
+        return ""
+    if found.not_fitted:
+        return f" No temperature was fitted: {escape(found.not_fitted)}."
+    return (
+        f" Logits are divided by the temperature {found.temperature:.4f}; without it the error would be "
+        f"{found.ece_before:.4f} and the loss {found.nll_before:.4f} instead of {found.nll_after:.4f}."
+    )
 
 
 def _mistakes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -11,7 +12,7 @@ from torch import Tensor, distributed
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from jobkit.classifier import Classifier
+from jobkit.classifier import Classifier, averaged
 from jobkit.errors import ConfigurationError
 from training_jobs.classifier import scores
 from training_jobs.classifier.config import Config
@@ -156,18 +157,18 @@ class ClassifierModule(lightning.LightningModule):
                 distributed.broadcast(statistics, 0)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
-        """Count one batch of validation."""
+        """Count one batch of validation, judged as it will be served: averaged over mirror images where they are."""
         pictures, labels = _planes(batch[0]), batch[1]
-        logits = self.logits(self.judged, pictures).float()
+        flips = self.config.inference.flip_tta
+        logits = self.logits(lambda normalized: averaged(self.judged, normalized, flips), pictures).float()
         self.sums[2] += functional.cross_entropy(logits, labels, reduction="sum")
         self.sums[3] += len(labels)
         cells = labels * self.classes + logits.argmax(1)
         self.confusion += torch.bincount(cells, minlength=self.classes**2).view_as(self.confusion)
 
-    def logits(self, model: Classifier, pictures: Tensor) -> Tensor:
+    def logits(self, model: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         """Return the logits of float32 [N, C, H, W] pictures of values 0..255, which are normalized in place."""
-        logits: Tensor = model(pictures.sub_(self.mean).div_(self.std))
-        return logits
+        return model(pictures.sub_(self.mean).div_(self.std))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the criterion for soft targets, float32 [N, K].
@@ -175,11 +176,17 @@ class ClassifierModule(lightning.LightningModule):
         With class weights it is the weighted mean over the pictures, `sum(w * loss) / sum(w)`, where a picture's
         weight is that of its classes in their shares: for hard labels exactly torch's weighted cross entropy. Of
         several processes each divides by the mean of all their sums of weights: the mean of their losses is that.
+
+        The focal loss is `-sum(target * (1 - p)^gamma * log p)` over the classes: for hard labels that of Lin et al.
+        (2017), whose alpha the class weights are; with gamma 0 the cross entropy.
         """
         smoothing = self.config.criterion.label_smoothing
         if smoothing:
             targets = targets * (1 - smoothing) + smoothing / self.classes
-        losses = -(targets * functional.log_softmax(logits.float(), dim=1))
+        shares = functional.log_softmax(logits.float(), dim=1)
+        losses = -(targets * shares)
+        if self.config.criterion.type == "focal":
+            losses = losses * (1 - shares.exp()).clamp_min(1e-7) ** self.config.criterion.focal_gamma
         if self.class_weights is None:
             return losses.sum(1).mean()
         weight = (targets * self.class_weights).sum()

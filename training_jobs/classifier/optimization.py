@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -28,10 +30,14 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: b
     Raises:
         ConfigurationError: adamw_8bit is asked for and bitsandbytes is missing.
     """
-    groups = [
-        *_groups("backbone", model.backbone, config.backbone_lr or config.lr or 1e-3, config.weight_decay),
-        *_groups("fc", model.fc, config.fc_lr or config.lr or 1e-3, config.weight_decay),
-    ]
+    decay, backbone_lr = config.weight_decay, config.backbone_lr or config.lr or 1e-3
+    named = dict(model.backbone.named_parameters())
+    scales = layer_scales(model.backbone, config.layer_decay) if config.layer_decay else dict.fromkeys(named, 1.0)
+    groups: list[dict[str, Any]] = []
+    for scale in sorted(set(scales.values())):  # the layers next to the classes last: theirs is the rate that is shown
+        chosen = [value for name, value in named.items() if scales[name] == scale]
+        groups += _groups("backbone", chosen, backbone_lr * scale, decay)
+    groups += _groups("fc", model.fc.parameters(), config.fc_lr or config.lr or 1e-3, decay)
     betas, eps = config.betas, config.eps
     if config.type == "sgd":
         return torch.optim.SGD(groups, momentum=betas[0], nesterov=betas[0] > 0, fused=fused)
@@ -44,9 +50,24 @@ def build_optimizer(config: configuration.Optimizer, model: Classifier, fused: b
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
 
 
-def _groups(part: str, module: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
-    """Yield a module's parameters in two groups: weights, which decay; biases and norms (one axis), which do not."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def layer_scales(backbone: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Return what the rate of each parameter of a backbone is multiplied with: `layer_decay ** (layers above it)`.
+
+    Layers are timm's, with a classification layer as the one at the top, whose rate stays (Clark et al. 2020; as in
+    BEiT, Bao et al. 2022).
+    """
+    whole: Any = copy.deepcopy(backbone).to("meta").requires_grad_(True)
+    whole.reset_classifier(2)
+    scales: dict[int, float] = {}
+    for group in param_groups_layer_decay(whole, layer_decay=layer_decay):
+        scales |= {id(value): float(group["lr_scale"]) for value in group["params"]}
+    by_name = {name: scales[id(value)] for name, value in whole.named_parameters()}
+    return {name: by_name[name] for name, _ in backbone.named_parameters()}
+
+
+def _groups(part: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
+    """Yield parameters in two groups: weights, which decay; biases and norms (one axis), which do not."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     for decay, chosen in (
         (weight_decay, [p for p in parameters if p.ndim > 1]),
         (0.0, [p for p in parameters if p.ndim <= 1]),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor
@@ -37,6 +38,8 @@ from training_jobs.classifier.lightning_module import ClassifierModule, LossNotF
 from training_jobs.classifier.training_callback import Row, TrainingCallback
 
 logger = logging.getLogger("training_jobs.train_classifier")
+NOISE = ".*many workers.*|.*TF32.*|.*LeafSpec.*|.*logging interval.*|.*no `val_dataloader`.*"
+"""Lightning's warnings about what is meant as it is."""
 
 
 def train(
@@ -60,11 +63,17 @@ def train(
     """
     if gpus > 1:
         check_shares(config, examples, gpus)
+    origin = weights.initial_weights(config, bottle)
+    if tracking is not None and origin is not None:
+        tracking.tags({f"initial_weights.{name}": value for name, value in origin.model_dump().items()})
     spec = ModelSpec(
         group=examples.group,
         architecture=config.model.backbone_name,
+        arguments=config.model.arguments,
+        initial_weights=origin,
         labels=examples.labels,
         preprocessing=config.preprocessing,
+        flip_tta=config.inference.flip_tta,
         snapshot_id=examples.snapshot_id,
     )
     _write_config(config, bottle, experiment)
@@ -157,10 +166,10 @@ def fit(
     train_loader, val_loader = loaders(config, examples.train, examples.val, start, gpu, part)
     if checkpoint is not None:
         journal.load_state_dict(checkpoint["callbacks"][journal.state_key])
-    trainer = _trainer(config, journal, gpu, part, epochs=start if journal.is_stopped else config.training.epochs)
+    trainer = make_trainer(config, journal, gpu, part, epochs=start if journal.is_stopped else config.training.epochs)
     try:
         with _as_file(checkpoint) as resume, warnings.catch_warnings(), sound_gradients(config.training.precision, gpu):
-            warnings.filterwarnings("ignore", message=".*many workers.*|.*TF32.*|.*LeafSpec.*|.*logging interval.*")
+            warnings.filterwarnings("ignore", message=NOISE)
             if resume is not None:
                 logger.info("resuming after epoch %d of %d", start, config.training.epochs)
             trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
@@ -211,7 +220,10 @@ def sound_gradients(precision: int | str, gpu: bool) -> Iterator[None]:
         library.enabled = before
 
 
-def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part, epochs: int) -> lightning.Trainer:
+def make_trainer(
+    config: Config, callback: Callback, gpu: bool, part: Part, epochs: int, **limits: Any
+) -> lightning.Trainer:
+    """Return Lightning's trainer as the file says; `limits` are further arguments of it."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     training = config.training
@@ -232,13 +244,14 @@ def _trainer(config: Config, journal: TrainingCallback, gpu: bool, part: Part, e
         precision=precision,
         accumulate_grad_batches=training.accumulate_grad_batches,
         gradient_clip_val=training.max_grad_norm,
-        callbacks=[journal],
+        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        **limits,
     )
 
 

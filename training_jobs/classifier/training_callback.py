@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ logger = logging.getLogger("training_jobs.train_classifier")
 
 BEST = {"macro_f1": ("val_macro_f1", 1), "accuracy": ("val_accuracy", 1), "loss": ("val_loss", -1)}
 Row = dict[str, float]
+Watch = Callable[[Row], None]
+"""Sees each epoch; what it raises ends the training."""
 
 
 class TrainingCallback(Callback):
@@ -35,8 +38,11 @@ class TrainingCallback(Callback):
     Of several processes that train together, the first one keeps it; the others give their part of the scores.
     """
 
-    def __init__(self, config: Config, bottle: Bottle, experiment: Experiment, tracking: Run | None) -> None:
+    def __init__(
+        self, config: Config, bottle: Bottle, experiment: Experiment, tracking: Run | None, watch: Watch | None = None
+    ) -> None:
         self.config, self.bottle, self.experiment, self.tracking = config, bottle, experiment, tracking
+        self.watch = watch
         self.rows: list[Row] = []
         self.best_weights: dict[str, Any] | None = None
         self.progress: Progress | None = None
@@ -120,6 +126,8 @@ class TrainingCallback(Callback):
             self.bottle.write(f"{self.experiment.folder}/train_batches/{number}.jpg", sheet(pictures.numpy()))
         pl_module.shown.clear()
         self._save(trainer, pl_module)
+        if self.watch is not None:
+            self.watch(self.rows[-1])
         self._stop_early(trainer)
         self._start_epoch()
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import timm
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from jobkit.bottle import Bottle
-from jobkit.classifier import Classifier
+from jobkit import published_weights
+from jobkit.bottle import Bottle, FolderBottle
+from jobkit.classifier import Classifier, check_architecture
 from jobkit.errors import ConfigurationError
+from jobkit.files import sha256_of
+from jobkit.model_spec import SPEC_FILE, UNKNOWN_LICENSE, ModelSpec, WeightsOrigin
+from jobkit.published_weights import Found
 from jobkit.state_dict import read_foreign_state_dict
 from training_jobs.classifier.config import Config
+from training_jobs.classifier.config_checks import RESERVED
 
 logger = logging.getLogger("training_jobs.train_classifier")
 
@@ -25,36 +35,116 @@ def build(config: Config, classes: int, bottle: Bottle) -> Classifier:
     A checkpoint wins over published weights, as in the older trainer.
 
     Raises:
-        ConfigurationError: the architecture is unknown, published weights are not at hand, or layers do not fit.
-        DataValidationError: the checkpoint is damaged or holds code.
+        ConfigurationError: the architecture is unknown or does not take its arguments, published weights are not at
+            hand, or layers do not fit.
+        DataValidationError: the weights are damaged, hold code, or are not what their record says.
     """
     model = config.model
-    pretrained = model.pretrained and model.load_from is None
-    if model.pretrained and not pretrained:
-        logger.warning("model.pretrained: true has no effect: model.load_from is set, and wins")
+    options = architecture_options(config)
+    check_architecture(model.backbone_name)
+    random_state = torch.random.get_rng_state()
     try:
-        built = Classifier(model.backbone_name, classes, model.in_channels, pretrained=pretrained, **_rates(config))
-    except TypeError as error:
-        given = " and ".join(f"model.{name}" for name in _rates(config))
-        if not given or "unexpected keyword" not in str(error):
+        built = Classifier(model.backbone_name, classes, model.in_channels, **options)
+    except Exception as error:
+        if not options:
             raise
-        raise ConfigurationError(f"{given}: {model.backbone_name} does not take it ({error}); leave it out") from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        raise ConfigurationError(
-            f"model.pretrained: timm's weights of {model.backbone_name} cannot be had here ({error}); "
-            "put the checkpoint beside the models and name it in model.load_from"
-        ) from error
+        raise ConfigurationError(_refused(config, options, error)) from error
     if model.load_from is not None:
+        if model.pretrained:
+            logger.warning("model.pretrained: true has no effect: model.load_from is set, and wins")
         fine_tune(built, find(config, model.load_from, bottle), model.load_mismatched)
+    elif model.pretrained:
+        take_published(built, config, _published(config, bottle), random_state)
     return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _rates(config: Config) -> dict[str, float]:
-    """Return the rates of dropout and stochastic depth that the file has."""
+def architecture_options(config: Config) -> dict[str, Any]:
+    """Return what the file gives to the architecture: its arguments, rates of dropout and stochastic depth."""
     rates = {"drop_rate": config.model.drop_rate, "drop_path_rate": config.model.drop_path_rate}
-    return {name: rate for name, rate in rates.items() if rate is not None}
+    return {**config.model.arguments, **{name: rate for name, rate in rates.items() if rate is not None}}
+
+
+def _refused(config: Config, options: Mapping[str, Any], error: Exception) -> str:
+    """Return which keys of the file the architecture does not take, and what it takes."""
+    name = config.model.backbone_name
+    keys = {key: f"model.arguments.{key}" if key in config.model.arguments else f"model.{key}" for key in options}
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is None or unknown[1] not in keys:
+        return f"{' and '.join(keys.values())}: {name} cannot be built with that: {type(error).__name__}: {error}"
+    takes = inspect.signature(type(Classifier(name, 2).backbone).__init__).parameters
+    valid = ", ".join(one for one in takes if one not in RESERVED and one not in ("self", "args", "kwargs"))
+    return f"{keys[unknown[1]]}: {name} does not take it; leave it out, or take one of: {valid}"
+
+
+def initial_weights(config: Config, bottle: Bottle) -> WeightsOrigin | None:
+    """Return where the weights that a training starts from are from; None where they are random.
+
+    The license of a checkpoint is that of what it was trained from, as far as that is known.
+    """
+    model = config.model
+    if model.load_from is not None:
+        path = find(config, model.load_from, bottle)
+        license_ = _license_of(config, model.load_from, bottle)
+        return WeightsOrigin(name=model.load_from, source=str(path), license=license_, sha256=sha256_of(path))
+    return _published(config, bottle).origin if model.pretrained else None
+
+
+def _license_of(config: Config, name: str, bottle: Bottle) -> str:
+    """Return the license of the weights that a checkpoint of ours was trained from, or of fetched weights."""
+    folder = config.directories.models
+    place: Bottle = bottle
+    if folder is not None and (Path(folder) / name).is_file():
+        place = FolderBottle(Path(folder))
+    record, spec = PurePosixPath(name).with_suffix(".json"), PurePosixPath(name).parent.parent / SPEC_FILE
+    try:
+        if place.exists(str(record)):
+            return WeightsOrigin.model_validate_json(place.read(str(record))).license
+        if place.exists(str(spec)):
+            trained = ModelSpec.model_validate_json(place.read(str(spec))).initial_weights
+            return trained.license if trained else UNKNOWN_LICENSE
+    except (ValidationError, ConfigurationError):  # another file of that name, or outside the bottle
+        pass
+    return UNKNOWN_LICENSE
+
+
+def _published(config: Config, bottle: Bottle) -> Found:
+    folder = config.directories.models
+    return published_weights.find(config.model.backbone_name, bottle, Path(folder) if folder else None)
+
+
+def take_published(model: Classifier, config: Config, found: Found, random_state: Tensor) -> None:
+    """Put the published weights `found` into the backbone, as timm does: with its names, and for other channels.
+
+    `random_state` is that which `model` was built in: built in it again, a matrix that is as before was not loaded.
+    timm itself leaves out what does not fit.
+
+    Raises:
+        ConfigurationError: matrices of the backbone are not in the file.
+        DataValidationError: the file is damaged or holds code.
+    """
+    name, state = config.model.backbone_name, read_foreign_state_dict(found.path)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(random_state)
+        try:
+            backbone: nn.Module = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, num_classes=0,
+                in_chans=config.model.in_channels, **architecture_options(config),
+            )  # fmt: skip
+        except Exception as error:  # its filters of names may stumble over anything
+            raise ConfigurationError(
+                f"model.pretrained: {found.path} does not fit {name}: {type(error).__name__}: {error}"
+            ) from error
+    before = dict(model.backbone.named_parameters())
+    matrices = {name: value for name, value in backbone.named_parameters() if value.ndim > 1}
+    missing = [name for name, value in matrices.items() if torch.equal(value, before[name])]
+    if missing:
+        raise ConfigurationError(
+            f"model.pretrained: {found.path} has {len(matrices) - len(missing)} of the {len(matrices)} matrices of "
+            f"{name}, and not {_some(missing)}: these are weights of something else"
+        )
+    model.backbone = backbone
+    origin = found.origin
+    logger.info("%s: published weights from %s, license %s", origin.name, origin.source, origin.license)
 
 
 def find(config: Config, name: str, bottle: Bottle) -> Path:

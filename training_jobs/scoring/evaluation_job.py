@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from jobkit import job, settings
+from jobkit.answers import Answers
 from jobkit.errors import DataValidationError
 from jobkit.paths import checked_name
 from jobkit.snapshot import Sample, Snapshot
@@ -41,6 +42,9 @@ class Result(job.Result):
     """Where the report is, and the scores."""
 
     report: str = Field(description="key in the bottle")
+    answers: str | None = Field(
+        None, description="key in the bottle: the candidate's answer to each golden picture; of a classifier"
+    )
     candidate: Summary
     champion: Summary | None
     notes: list[str]
@@ -80,10 +84,15 @@ def golden_pictures(snapshot: Snapshot) -> list[Sample]:
     raise DataValidationError(f"snapshot {summary.snapshot_id} of group {summary.group} has no golden pictures")
 
 
-def finish(arguments: EvaluationArguments, context: job.Context, evaluation: Evaluation) -> Result:
-    """Write the report and tell the log; return what the next tasks get."""
+def finish(
+    arguments: EvaluationArguments, context: job.Context, evaluation: Evaluation, answers: Answers | None = None
+) -> Result:
+    """Write the report, and `answers` beside it; tell the log; return what the next tasks get."""
     name = Path(arguments.experiment).name
-    key = f"evaluations/{checked_name(arguments.group, 'group')}/{arguments.snapshot_id}/{name}.json"
+    place = f"evaluations/{checked_name(arguments.group, 'group')}/{arguments.snapshot_id}/{name}"
+    key, answers_key = f"{place}.json", f"{place}.answers.npz"
+    if answers is not None:
+        answers.write(context.bottle, answers_key)
     context.bottle.write(key, evaluation.model_dump_json(indent=1) + "\n")
     for scores in filter(None, (evaluation.candidate, evaluation.champion)):
         shown = ", ".join(f"{metric} {value:.4f}" for metric, value in scores.metrics.items())
@@ -92,6 +101,7 @@ def finish(arguments: EvaluationArguments, context: job.Context, evaluation: Eva
             logger.warning(note)
     return Result(
         report=key,
+        answers=None if answers is None else answers_key,
         candidate=_summary(evaluation.candidate),
         champion=_summary(evaluation.champion) if evaluation.champion else None,
         notes=evaluation.candidate.notes + (evaluation.champion.notes if evaluation.champion else []),

@@ -10,6 +10,7 @@ from jobkit.errors import DataValidationError
 from jobkit.model_spec import DetectorSpec, ModelSpec, prepare
 from jobkit.progress import Progress
 from jobkit.snapshot import Sample
+from nightshift_common.picture_preparation import probabilities
 from training_jobs.scoring.models import Model
 
 if TYPE_CHECKING:
@@ -20,17 +21,13 @@ BATCH = 64
 THREADS = 4  # decode the next pictures; OpenCV lets go of the interpreter lock
 
 
-def predict(bottle: Bottle, samples: list[Sample], model: Model[ModelSpec], labels: list[str]) -> NDArray[np.float64]:
-    """Return the model's probabilities, float64 [N, K + 1], for the K `labels`, matched by name.
-
-    The last column is what the model gives to classes that are not among `labels`; a label that the model does not know
-    gets 0.
+def predict(bottle: Bottle, samples: list[Sample], model: Model[ModelSpec]) -> NDArray[np.float64]:
+    """Return the model's probabilities, float64 [N, classes of its spec].
 
     Raises:
         DataValidationError: the model's outputs do not fit its own spec, or are not finite.
     """
     import numpy as np
-    from scipy.special import softmax  # type: ignore[import-untyped]
 
     spec = model.spec
     progress = Progress(f"evaluate {model.version}", len(samples), "pictures")
@@ -41,7 +38,7 @@ def predict(bottle: Bottle, samples: list[Sample], model: Model[ModelSpec], labe
             inputs = np.stack(list(pool.map(lambda s: prepare(bottle.local(s.path), spec.preprocessing), batch)))
             parts.append(_run(model, inputs))
             progress.advance(len(batch))
-    return align(softmax(np.concatenate(parts).astype(np.float64), axis=1), spec.labels, labels)
+    return probabilities(np.concatenate(parts), spec.output)
 
 
 def _run(model: Model[ModelSpec], inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -61,20 +58,20 @@ def _run(model: Model[ModelSpec], inputs: NDArray[np.float32]) -> NDArray[np.flo
     return logits
 
 
-def align(probabilities: NDArray[np.float64], known: list[str], labels: list[str]) -> NDArray[np.float64]:
-    """Return probabilities [N, len(known)] as [N, len(labels) + 1], matched by name.
+def align(found: NDArray[np.float64], known: list[str], labels: list[str]) -> NDArray[np.float64]:
+    """Return probabilities [N, len(known)] as [N, len(labels) + 1], matched by name; a label that is not known gets 0.
 
     The last column stands for all other classes by the largest of them: so the likeliest class stays the likeliest.
     """
     import numpy as np
 
-    aligned = np.zeros((len(probabilities), len(labels) + 1))
+    aligned = np.zeros((len(found), len(labels) + 1))
     column = {label: i for i, label in enumerate(labels)}
     for index, label in enumerate(known):
         if label in column:
-            aligned[:, column[label]] = probabilities[:, index]
+            aligned[:, column[label]] = found[:, index]
         else:
-            aligned[:, -1] = np.maximum(aligned[:, -1], probabilities[:, index])
+            aligned[:, -1] = np.maximum(aligned[:, -1], found[:, index])
     return aligned
 
 

@@ -13,7 +13,7 @@ from nightshift.steps import Step
 from nightshift_common.options.conversion import VerifyOptions
 from nightshift_common.options.data import LabeledPicturesOptions
 from nightshift_common.options.gate import ClassifierMetric
-from nightshift_common.options.training import BatchSize, Epochs, Gpus
+from nightshift_common.options.training import BatchSize, Epochs, Gpus, InferenceOptions
 from nightshift_common.yaml_file import Location
 
 
@@ -21,7 +21,7 @@ class LabeledPictures(Section, LabeledPicturesOptions):
     """Where the labeled pictures come from, and which of them are taken."""
 
 
-class ClassifierTraining(Training):
+class ClassifierTraining(Training, InferenceOptions):
     """What is trained."""
 
     config: str
@@ -79,6 +79,7 @@ class ClassificationPipeline(Pipeline):
                 "cat": self.data.group,
                 "snapshot_id": SNAPSHOT,
                 "gpus": self.train.gpus,
+                **self.train.model_dump(include=set(InferenceOptions.model_fields)),
             },
             params={"epochs": "epochs", "batch": "batch"},
             connections=("bottle", "database", "mlflow"),

@@ -12,7 +12,7 @@ read it; the origin is there already, and holds where a token was copied.
 # Without `from __future__ import annotations`: FastAPI reads the annotations of the routes.
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,11 +29,12 @@ from airflow.models.errors import ParseImportError
 from airflow.models.xcom import XComModel
 from airflow.sdk.exceptions import AirflowException
 from airflow.utils.session import create_session
-from fastapi import Depends, FastAPI, Form, HTTPException, Request
+from fastapi import Depends, FastAPI, Form, Header, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader
 from jwt import InvalidTokenError
 from sqlalchemy import func, select
+from starlette.concurrency import run_in_threadpool
 
 from nightshift import connections
 from nightshift.errors import JobConfigurationError
@@ -46,6 +47,7 @@ from nightshift_common.names import NAME_RULE, is_name
 
 log = logging.getLogger(__name__)
 ROUTE = "/nightshift"
+MAX_PICTURE = 16 << 20
 TOKEN_SECONDS = 12 * 3600
 TOKEN_AUDIENCE = "nightshift.operations.page"  # noqa: S105 - a log-in token is no form's, and the other way round
 AWAY = (psycopg2.Error, StorageUnavailable, StorageRefused, AirflowException, KeyError, ValueError)
@@ -91,6 +93,40 @@ def unpin(
     return _done(user, lambda: production.unpin(model, user.get_name()))
 
 
+@app.post("/try", response_class=HTMLResponse)
+async def try_picture(
+    request: Request,
+    user: GetUserDep,
+    model: str,
+    x_nightshift_token: Annotated[str, Header()] = "",
+) -> HTMLResponse:
+    """Show what the champion and the version before it say of the picture in the body; who sees the page may try."""
+    if not is_name(model):
+        return _answers(problem=_no_name("model", model), status=422)
+    await run_in_threadpool(_is_from_this_page, request, user, x_nightshift_token)
+    picture = bytearray()
+    async for part in request.stream():
+        picture += part
+        if len(picture) > MAX_PICTURE:
+            return _answers(problem=f"The picture is larger than {MAX_PICTURE >> 20} MiB.", status=413)
+    if not picture:
+        return _answers(problem="The file is empty.", status=422)
+    try:
+        found = await run_in_threadpool(production.try_picture, model, bytes(picture))
+    except StorageRefused as error:
+        return _answers(problem=f"{error.reason}.", status=422)
+    except AWAY as error:
+        log.warning("the picture was not tried: %s", error)
+        reason = str(error) if isinstance(error, JobConfigurationError | StorageUnavailable) else type(error).__name__
+        return _answers(problem=f"No answer for now: {reason}.", status=503)
+    return _answers(found)
+
+
+def _answers(found: Sequence[Mapping[str, Any]] = (), problem: str = "", status: int = 200) -> HTMLResponse:
+    shown = templates.get_template("answers.html").render(answers=found, problem=problem)
+    return HTMLResponse(shown, status, headers={"Cache-Control": "no-store"})
+
+
 def _may_change(request: Request, user: BaseUser, token: str, model: str, version: str | None = None) -> None:
     """Raise 422 for what is no name, and 403 unless the form is of this page and the user may edit the model's DAG.
 
@@ -99,14 +135,19 @@ def _may_change(request: Request, user: BaseUser, token: str, model: str, versio
     for what, name in (("model", model), ("version", version)):
         if name is not None and not is_name(name):
             raise HTTPException(422, _no_name(what, name))
+    _is_from_this_page(request, user, token)
+    dag_id = production.dags_of_models().get(model, production.CONVERSION)
+    if not get_auth_manager().is_authorized_dag(method="PUT", details=DagDetails(id=dag_id), user=user):
+        raise HTTPException(403, f"to change what is in production for {model} takes the right to edit {dag_id}")
+
+
+def _is_from_this_page(request: Request, user: BaseUser, token: str) -> None:
+    """Raise 403 unless what was sent is of this page, as this user opened it."""
     origin = request.headers.get("origin")  # a browser sends it with every form, and no script can change it
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise HTTPException(403, f"the form was sent from another page, {origin}")
     if not _is_token_of(user, token):
         raise HTTPException(403, "the form is not of this page as you opened it, or older than 12 hours: open it again")
-    dag_id = production.dags_of_models().get(model, production.CONVERSION)
-    if not get_auth_manager().is_authorized_dag(method="PUT", details=DagDetails(id=dag_id), user=user):
-        raise HTTPException(403, f"to change what is in production for {model} takes the right to edit {dag_id}")
 
 
 def _no_name(what: str, text: str) -> str:
@@ -149,7 +190,7 @@ def _page(user: BaseUser, model: str = "", at: str = "", note: str = "", status:
         failures=as_rows([*unreadable_pipelines(), *(failed or [])]), failures_note=failed_note,
         left_out=pictures_left_out(),
         models=models or [], models_note=models_note, model=model, at=at, note=note,
-        token=_token_of(user),
+        token=_token_of(user), max_picture=MAX_PICTURE,
     )  # fmt: skip
     return HTMLResponse(shown, status, headers={"Cache-Control": "no-store"})
 

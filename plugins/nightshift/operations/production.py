@@ -14,6 +14,7 @@ from nightshift_common.yaml_file import ConfigFileError
 CALLER = "airflow"
 SECONDS = 5.0
 ROLLBACK_SECONDS = 300.0  # a model is loaded meanwhile
+TRY_SECONDS = 120.0  # the version before is loaded meanwhile
 CHANGES = 10
 CONVERSION = "convert_model"  # the DAG that other models come from
 
@@ -67,6 +68,17 @@ def roll_back(name: str, from_version: str, pin: bool, reason: str, user: str) -
         if pin:
             storage.pin(name, version, **note)
         return version
+
+
+def try_picture(name: str, picture: bytes) -> list[dict[str, Any]]:
+    """Return what the version in production and the one before it say of an encoded picture.
+
+    Raises:
+        StorageRefused: nothing is in production.
+        StorageUnavailable: the storage or Triton does not answer.
+    """
+    with ModelStorageHook(CALLER, TRY_SECONDS).get_conn() as storage:
+        return storage.try_picture(name, picture)
 
 
 def unpin(name: str, user: str) -> None:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from services.model_storage.api import legacy_calls
@@ -20,6 +21,7 @@ from services.model_storage.api.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
 from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
+from services.model_storage.production.promotions import Tried
 from services.model_storage.production.stages import Stage, stages
 from services.model_storage.repository.catalog import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.service import Service
@@ -126,6 +128,10 @@ class Staged(BaseModel):
     triton_version: str
 
 
+MAX_PICTURE = 32 << 20
+PICTURE_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"format": "binary"}}}}
+
+
 def create_app(service: Service) -> FastAPI:
     """Return the application; `service` starts and stops with it."""
 
@@ -142,6 +148,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(_health(service))
     app.include_router(_reading(service, access.router("read")), tags=["models"])
     app.include_router(_promoting(service, access.router("promote")), tags=["production"])
+    app.include_router(_trying(service, access.router("promote", max_body=MAX_PICTURE)), tags=["production"])
     app.include_router(legacy_calls.router(service, access))
     return app
 
@@ -268,6 +275,15 @@ def _in_utc(moment: datetime) -> datetime:
         return moment.astimezone(UTC)
     except (OverflowError, ValueError) as error:
         raise Refused(f"{moment} is no time that a calendar has") from error
+
+
+def _trying(service: Service, router: APIRouter) -> APIRouter:
+    @router.post("/models/{model}/try", openapi_extra={"requestBody": PICTURE_BODY})
+    async def try_picture(model: str, request: Request) -> list[Tried]:
+        """What the version in production and the one before it say of a picture: the body is the file as it is."""
+        return await run_in_threadpool(service.production.try_picture, model, await request.body())
+
+    return router
 
 
 def _promoting(service: Service, router: APIRouter) -> APIRouter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from services.model_storage.errors import StorageError
+from services.model_storage.production.picture_entries import PictureEntries
 from services.model_storage.repository.catalog import BESIDE, Catalog, Record
 from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.triton import Fleet
@@ -15,8 +16,8 @@ logger = logging.getLogger(__name__)
 class Beside:
     """The candidates and canaries in Triton. The caller holds the lock of the model."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet) -> None:
-        self._catalog, self._fleet = catalog, fleet
+    def __init__(self, catalog: Catalog, fleet: Fleet, entries: PictureEntries) -> None:
+        self._catalog, self._fleet, self._entries = catalog, fleet, entries
 
     def serve(self, record: Record, name: str) -> None:
         """Serve `record` as the model `name`, in place of what had that name; where that fails nothing has it."""
@@ -24,6 +25,7 @@ class Beside:
         self._catalog.store.link(record.folder, name, {CONFIG_FILE: config})
         try:
             self._fleet.serve(name, record.triton_version)
+            self._entries.follow(record, name)
         except StorageError:
             try:
                 self.remove(name)
@@ -33,6 +35,7 @@ class Beside:
 
     def remove(self, name: str) -> bool:
         """Take the model `name` out of Triton and remove its folder; return whether there was one."""
+        self._entries.remove(name)
         if not self._catalog.store.files(name):
             return False
         self._fleet.unload(name)

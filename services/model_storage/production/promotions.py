@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from services.model_storage.errors import Conflict, NotFound, ServingFailed, StorageError
+from pydantic import BaseModel
+
+from services.model_storage.errors import Conflict, NotFound, NotTrusted, ServingFailed, StorageError
 from services.model_storage.production.candidates import Beside
 from services.model_storage.production.history import PRODUCTION, Action, Change, History, Note, Promotion
-from services.model_storage.repository.catalog import CANARY, CANDIDATE, Catalog, Record, check_model_name
+from services.model_storage.production.picture_entries import PictureEntries
+from services.model_storage.repository.catalog import (
+    CANARY,
+    CANDIDATE,
+    PICTURES,
+    PREVIOUS,
+    Catalog,
+    Record,
+    check_model_name,
+)
 from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.store import ModelLocks
-from services.model_storage.triton import Fleet
+from services.model_storage.triton import Fleet, Served
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +31,23 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class Tried(BaseModel):
+    """What a version says of a picture: the likeliest classes first; or why it says nothing."""
+
+    stage: Literal["champion", "previous"]
+    version: str
+    labels: list[str] = []
+    probabilities: list[float] = []
+    problem: str | None = None
+
+
 class Production:
     """What Triton serves. The history in PostgreSQL is the truth; Triton is brought to it."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet, history: History) -> None:
+    def __init__(self, catalog: Catalog, fleet: Fleet, history: History, entries: PictureEntries) -> None:
         self.catalog, self.fleet, self.history = catalog, fleet, history
-        self._beside = Beside(catalog, fleet)
+        self._entries = entries
+        self._beside = Beside(catalog, fleet, entries)
         self._locks = ModelLocks()  # not those of the catalog: an upload need not wait for a load
 
     def promote(self, model: str, version: str, note: Note, action: Action = "promote") -> Promotion:
@@ -112,6 +134,7 @@ class Production:
         if not self.catalog.versions(model):
             raise NotFound(f"there is no model {model!r}")
         with self._locks.of(model), self.history.change(model) as change:
+            self._entries.remove(model)
             self.fleet.unload(model)
             if change.champion is not None:
                 change.add("unload", None, None, None, note)
@@ -167,6 +190,44 @@ class Production:
 
         return self._change(model, end)
 
+    def try_picture(self, model: str, picture: bytes) -> list[Tried]:
+        """Ask the version in production, and the one that a rollback goes to, what an encoded picture shows.
+
+        The latter is served as `<model>__previous` meanwhile.
+
+        Raises:
+            NotFound: nothing is in production.
+        """
+        check_model_name(model)
+        with self._locks.of(model):
+            rows = self.history.rows(model)[::-1]
+            champion = self.history.champion(model)
+            if champion is None:
+                raise NotFound(f"no version of {model!r} is in production")
+            found = [self._tried("champion", model, str(champion.version), picture)]
+            if back := ways_back([row for row in rows if row.action in PRODUCTION]):
+                name = model + PREVIOUS
+                try:
+                    record = self.catalog.version(model, back[-1])
+                    self._check(record, rows)
+                    self._beside.serve(record, name)
+                    found.append(self._tried("previous", name, back[-1], picture))
+                except (ServingFailed, NotFound, NotTrusted) as error:
+                    found.append(Tried(stage="previous", version=back[-1], problem=str(error)))
+                finally:
+                    self._beside.remove(name)
+            return found
+
+    def _tried(self, stage: Literal["champion", "previous"], name: str, version: str, picture: bytes) -> Tried:
+        if name + PICTURES not in self.fleet.served().models():
+            why = "Triton serves no entry for its pictures: it has no model.json of a classifier, or Triton no OpenCV"
+            return Tried(stage=stage, version=version, problem=why)
+        try:
+            labels, probabilities = self.fleet.servers[0].show(name + PICTURES, picture)
+        except ServingFailed as error:
+            return Tried(stage=stage, version=version, problem=str(error))
+        return Tried(stage=stage, version=version, labels=labels, probabilities=probabilities)
+
     def reconcile(self) -> list[str]:
         """Bring Triton to what the history says; return the models for which that did not succeed, with the cause.
 
@@ -175,16 +236,27 @@ class Production:
         """
         champions, canaries, served, failed = self.history.champions(), self.history.canaries(), self.fleet.served(), []
         for model in {*champions, *(model for model in served.models() if self.catalog.has_versions(model))}:
-            champion = champions.get(model)
-            if not served.exactly(model, champion.triton_version if champion else None):
+            if not self._is_right(served, model, champions.get(model)):
                 failed += self._attempt(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
         for model, canary in canaries.items():
-            if not served.exactly(model + CANARY, canary.triton_version):
+            if not self._is_right(served, model, canary, model + CANARY):
                 failed += self._attempt(model, lambda change, model=model: self._ensure_canary(change, model))  # type: ignore[misc]
         for name, model in self._beside.names():
-            if name not in served.models() or (name.endswith(CANARY) and model not in canaries):
+            unwanted = name.endswith(PREVIOUS) or (name.endswith(CANARY) and model not in canaries)
+            if unwanted or name not in served.models():
                 failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
         return failed
+
+    def _is_right(self, served: Served, model: str, row: Promotion | None, name: str = "") -> bool:
+        """Whether every server serves what `row` says as `name`, and the entry for its pictures."""
+        name = name or model
+        if row is None or row.version is None:
+            return served.exactly(name, None) and self._entries.is_right(served, name, None)
+        try:
+            record = self.catalog.version(model, row.version)
+        except StorageError:
+            return False  # said where it is put right
+        return served.exactly(name, row.triton_version) and self._entries.is_right(served, name, record)
 
     def _attempt(self, model: str, action: Callable[[Change], None]) -> list[str]:
         try:
@@ -202,7 +274,7 @@ class Production:
     def _remove_stray(self, change: Change, name: str) -> None:
         """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
         is_canary = name.endswith(CANARY) and change.canary is not None
-        if not is_canary and (name.endswith(CANARY) or name not in self.fleet.served().models()):
+        if not is_canary and (name.endswith((CANARY, PREVIOUS)) or name not in self.fleet.served().models()):
             self._beside.remove(name)
 
     def _change(self, model: str, action: Callable[[Change], T]) -> T:
@@ -237,9 +309,10 @@ class Production:
                 self._serve(record)
             return champion
         self._check(record, change.rows)
+        present = self._record_of(champion)
         before = self.catalog.store.read(f"{record.model}/{CONFIG_FILE}")
         try:
-            self._serve(record)
+            self._serve(record, present)
             row = change.add(
                 action, record.version, record.triton_version, record.target, note, signed_by=record.signed_by
             )
@@ -257,23 +330,32 @@ class Production:
         """Check before `record` is loaded that it is what was signed, as far as it must be; `rows`: its history."""
         self.catalog.check(record, [row.signed_by for row in rows if row.version == record.version])
 
-    def _serve(self, record: Record) -> None:
-        """Load exactly `record` under the model's name."""
+    def _record_of(self, row: Promotion | None) -> Record | None:
+        return None if row is None or row.version is None else self.catalog.version(row.model, row.version)
+
+    def _serve(self, record: Record, present: Record | None = None) -> None:
+        """Load exactly `record` under the model's name, in place of `present`; first the entry for its pictures."""
         model, number = record.model, record.triton_version
+        self._entries.follow(record, model, present)
         self.catalog.store.write(f"{model}/{CONFIG_FILE}", self.catalog.config(record, model))
         self.fleet.serve(model, number)
 
     def _ensure(self, change: Change, model: str) -> None:
         """Load what is in production into a Triton that does not serve it; unload what is served and is not."""
         champion = change.champion
-        if self.fleet.served().exactly(model, champion.triton_version if champion else None):
+        served = self.fleet.served()
+        if self._is_right(served, model, champion):
             return  # a change that was under way has done it
         if champion is None or champion.version is None:
             logger.warning("Triton serves %s, which is not in production: unloaded", model)
+            self._entries.remove(model)
             self.fleet.unload(model)
             return
         record = self.catalog.version(model, champion.version)
         self._check(record, change.rows)
+        if served.exactly(model, record.triton_version):
+            self._entries.follow(record, model)
+            return
         try:
             self._serve(record)
         except ServingFailed:  # a model whose backend process died stays "loaded": only an unload clears it
@@ -288,13 +370,16 @@ class Production:
             if config is not None:
                 self.catalog.store.write(f"{model}/{CONFIG_FILE}", config)
             if champion is None or champion.version is None or champion.triton_version is None:
+                self._entries.remove(model)
                 self.fleet.unload(model)
                 return
-            self._check(self.catalog.version(model, champion.version), change.rows)
+            record = self.catalog.version(model, champion.version)
+            self._check(record, change.rows)
             for server in self.fleet.servers:
                 if isinstance(cause, ServingFailed) and server.served().get(model) == [champion.triton_version]:
                     continue  # a refused load leaves the old version as it was
                 server.serve(model, champion.triton_version)
+            self._entries.follow(record, model)
         except StorageError as error:
             logger.error("%s: the version before could not be brought back yet: %s", model, error)
             raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error

@@ -38,7 +38,10 @@ NEXT = "next"
 META_FILE = "meta.json"
 RECORD_FILE = "version.json"
 WRITTEN = frozenset({META_FILE, CONFIG_FILE})  # files of an archive that are written anew after the upload
-CANDIDATE, CANARY = BESIDE = ("__candidate", "__canary")  # what Triton serves beside a model carries its name and this
+# What Triton serves beside a model has its name and one of these; the last one while a picture is tried.
+CANDIDATE, CANARY, PREVIOUS = BESIDE = ("__candidate", "__canary", "__previous")
+PICTURES = "_jpeg"  # ends the name of the entry that takes encoded pictures for a model
+RESERVED = (*BESIDE, PICTURES)
 UPLOADED = ".uploaded"  # ends the names of files of a signed package that were changed after the upload
 MAX_SMALL_FILE = 1 << 20  # meta.json, config.pbtxt, the signature and the provenance are read into memory
 MAX_CACHED = 10_000  # records in memory, a few KiB each
@@ -68,7 +71,7 @@ class Record(BaseModel):
     published_by: str | None = None
     """The name of the token that it was uploaded with; None of earlier versions, and where there is no log-in."""
     signed_by: str | None = None
-    """Fingerprint of the key that signed the package; None where it was not signed, or nobody looked."""
+    """Fingerprint of the key, or the identity, that signed the package; None: it was not signed, or nobody looked."""
     provenance: dict[str, Any] | None = None
     """Of a signed package: what its provenance.json says."""
 
@@ -94,7 +97,7 @@ class Catalog:
 
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
-        return [name for name in self.store.folders() if not name.endswith(BESIDE)]
+        return [name for name in self.store.folders() if not name.endswith(RESERVED)]
 
     def versions(self, model: str) -> list[Record]:
         """Return the versions of `model` in semantic order, the oldest first; empty where there is no such model."""
@@ -337,8 +340,8 @@ class Catalog:
 
 def check_model_name(model: str) -> None:
     """Refuse a name that cannot be a folder of the repository."""
-    if not is_name(model) or model.endswith(BESIDE):
-        raise Refused(f"{model!r} is no name for a model: {NAME_RULE}, and not ending in {' or '.join(BESIDE)}")
+    if not is_name(model) or model.endswith(RESERVED):
+        raise Refused(f"{model!r} is no name for a model: {NAME_RULE}, and not ending in {' or '.join(RESERVED)}")
 
 
 def order(version: str) -> tuple[int, ...]:

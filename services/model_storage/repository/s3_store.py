@@ -153,6 +153,22 @@ class S3Store:
             for name, content in files.items():
                 self.write(f"{target}/{name}", content)
 
+    def make(self, target: str, files: dict[str, bytes]) -> None:
+        """Make the folder `target` anew, with small files by their paths in it.
+
+        What is there is written over, so that Triton sees by the times that there is something new to load.
+        """
+        stale = {name for folder in self.folders(target) for name in self._below(f"{target}/{folder}")} - set(files)
+        for name, content in files.items():
+            self.write(f"{target}/{name}", content)
+        with _answering():
+            for name in stale:
+                self._client.delete_object(Bucket=self._bucket, Key=f"{self._prefix}{target}/{name}")
+
+    def _below(self, key: str) -> list[str]:
+        folder = key.rpartition("/")[2]
+        return [f"{folder}/{name}" for name in self.files(key)]
+
     def remove(self, key: str) -> None:
         """Remove a folder and what is in it; nothing happens where there is none."""
         with _answering():

@@ -1,7 +1,8 @@
 """Signatures of packages, by OpenSSF model-signing: `model.sig` says who signed which files of which model.
 
 It is a Sigstore bundle: a DSSE envelope around an in-toto statement whose subject is the model's name and whose
-predicate lists every other file of the archive with its SHA-256. Here it is checked with keys that the settings trust.
+predicate lists every other file of the archive with its SHA-256. Here it is checked with the keys and for the
+identities that the settings trust.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import binascii
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from services.model_storage.errors import NotTrusted
+from services.model_storage.repository.keyless import CERTIFICATES, Identity, Keyless
 
 SIGNATURE_FILE = "model.sig"
 PROVENANCE_FILE = "provenance.json"
@@ -29,60 +31,71 @@ _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 
 
 class Signatures:
-    """The keys whose signatures count, and what happens to packages without one.
+    """The keys and identities whose signatures count, and what happens to packages without one.
 
     Args:
         policy: `off`: nobody looks at signatures; `warn`: a package without one is taken, and the log says so;
             `require`: it is refused. Unless off, a signature that is there must hold.
         keys: PEM texts (SubjectPublicKeyInfo, EC on P-256, P-384 or P-521) one after another; or the base64 lines in
             such a text alone, each key in one line, separated by commas.
+        identities: who may sign without a key.
+        trust_root: by which that is checked, as `Keyless` takes it.
 
     Raises:
-        ValueError: a key is not one, or `require` has none.
+        ValueError: a key is not one, or `require` has neither key nor identity, or the trust root is none.
     """
 
-    def __init__(self, policy: Policy, keys: str = "") -> None:
+    def __init__(
+        self, policy: Policy, keys: str = "", identities: Sequence[Identity] = (), trust_root: Path | None = None
+    ) -> None:
         self.policy = policy
         self._verifiers = {fingerprint(pem): pem for pem in _pem_texts(keys)}
-        if policy == "require" and not self._verifiers:
-            raise ValueError("no package could be published: with 'require' there must be a key that is trusted")
+        self._keyless = Keyless(identities, trust_root)
+        if policy == "require" and not self.trusted:
+            raise ValueError("no package could be published: 'require' asks for a key or an identity that is trusted")
         for pem in self._verifiers.values():
             _verifier(pem)  # a curve that signatures cannot have is refused now
 
     @property
     def trusted(self) -> frozenset[str]:
-        """The fingerprints of the trusted keys."""
-        return frozenset(self._verifiers)
+        """Who is trusted, as a version's `signed_by` names them: fingerprints of keys, and identities."""
+        return frozenset(self._verifiers) | self._keyless.trusted
 
     def signer(self, model: str, digests: Mapping[str, str], signature: bytes) -> str:
-        """Return the fingerprint of the trusted key that signed exactly the files `digests` for `model`.
+        """Return who, of those that are trusted, signed exactly the files `digests` for `model`.
 
         Args:
             digests: name -> SHA-256, 64 hex digits, of every file but the signature.
             signature: the content of `model.sig`.
 
         Raises:
-            NotTrusted: another key signed, or for another model, or other files, or it is no signature.
+            NotTrusted: somebody else signed, or for another model, or other files, or it is no signature.
         """
         bundle = _parsed(signature, SIGNATURE_FILE)
+        material = bundle.get("verificationMaterial")
+        keyless = isinstance(material, dict) and CERTIFICATES & set(material)
+        signer, verifier = self._keyless.signer(signature) if keyless else self._key(material)
+        with tempfile.NamedTemporaryFile(prefix="nightshift-signature-") as file:
+            file.write(signature)
+            file.flush()
+            try:
+                verifier.set_hashing_config(_known(digests)).verify(Path(model), Path(file.name))
+            except Exception as error:  # whatever the library says of what it cannot read or what does not hold
+                why = str(error) or type(error).__name__
+                raise NotTrusted(f"{SIGNATURE_FILE} does not hold for these files: {why[:1000]}") from error
+        _check_subject(bundle, model)
+        return signer
+
+    def _key(self, material: Any) -> tuple[str, Any]:
+        """Return the fingerprint of the trusted key that a bundle names, and what checks that it signed."""
         try:
-            hint = str(bundle["verificationMaterial"]["publicKey"]["hint"])
+            hint = str(material["publicKey"]["hint"])
         except (KeyError, TypeError) as error:
             raise NotTrusted(f"{SIGNATURE_FILE} does not say which key signed: it lacks {error}") from error
         if hint not in self._verifiers:
             known = ", ".join(sorted(key[:SHOWN] for key in self._verifiers)) or "none"
             raise NotTrusted(f"{SIGNATURE_FILE} is of the key {hint[:SHOWN]!r}; trusted keys: {known}")
-        with tempfile.NamedTemporaryFile(prefix="nightshift-signature-") as file:
-            file.write(signature)
-            file.flush()
-            verifier = _verifier(self._verifiers[hint]).set_hashing_config(_known(digests))
-            try:
-                verifier.verify(Path(model), Path(file.name))
-            except Exception as error:  # whatever the library says of what it cannot read or what does not hold
-                why = str(error) or type(error).__name__
-                raise NotTrusted(f"{SIGNATURE_FILE} does not hold for these files: {why[:1000]}") from error
-        _check_subject(bundle, model)
-        return hint
+        return hint, _verifier(self._verifiers[hint])
 
 
 def _known(digests: Mapping[str, str]) -> Any:

@@ -59,6 +59,9 @@ class Store(Protocol):
     def link(self, source: str, target: str, files: dict[str, bytes]) -> None:
         """Make the folder `target` anew: `source` as the folder of the same last name in it, and `files`."""
 
+    def make(self, target: str, files: dict[str, bytes]) -> None:
+        """Make the folder `target` anew, with small files by their paths in it."""
+
     def remove(self, key: str) -> None:
         """Remove a folder and what is in it; nothing happens where there is none."""
 
@@ -168,6 +171,20 @@ class FolderStore:
                 for path in (self.root / source).iterdir():
                     os.link(path, inner / path.name)
                 for name, content in files.items():
+                    (made / name).write_bytes(content)
+                made.chmod(0o755)
+                self.remove(target)
+                made.rename(self.root / target)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def make(self, target: str, files: dict[str, bytes]) -> None:
+        """Make the folder `target` anew, with small files by their paths in it."""
+        made = self.workspace()
+        try:
+            with out_of_space():
+                for name, content in files.items():
+                    (made / name).parent.mkdir(exist_ok=True)
                     (made / name).write_bytes(content)
                 made.chmod(0o755)
                 self.remove(target)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from nightshift_common.patience import patience
 from services.collect.importers import ImportRefused, add_items, items_of_folder, items_of_table
 from services.collect.store import Picset, Picture, Store
 from tests.support import servers
@@ -262,7 +263,7 @@ def test_the_server_does_not_start_without_a_password(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTSHIFT_COLLECT")}
     done = subprocess.run(
         [sys.executable, "-m", "services.collect", "--directory", str(tmp_path)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(60),
     )  # fmt: skip
     assert done.returncode == 1
     assert "NIGHTSHIFT_COLLECT_LOGIN and NIGHTSHIFT_COLLECT_PASSWORD" in done.stderr

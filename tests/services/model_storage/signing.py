@@ -16,6 +16,7 @@ from model_signing import signing
 
 from tests.services.model_storage.support import zip_of
 from tests.support.signing_keys import Key
+from tests.support.sigstore_double import SigstoreDouble
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
 SIGNATURE = "model.sig"
@@ -24,12 +25,23 @@ Files = dict[str, bytes]
 
 def sign(key: Key, files: Files, model: str, folder: Path) -> Files:
     """Return `files` and their signature by `key`."""
+    return _signed(signing.Config().use_elliptic_key_signer(private_key=key.private), files, model, folder)
+
+
+def sign_as(identity: str, double: SigstoreDouble, files: Files, model: str, folder: Path) -> Files:
+    """Return `files` and their signature by an identity, without a key."""
+    folder.mkdir(parents=True)
+    config = double.trust_config(folder / "trust_config.json")
+    signer = signing.Config().use_sigstore_signer(identity_token=double.token(identity), trust_config=config)
+    return _signed(signer, files, model, folder)
+
+
+def _signed(config: signing.Config, files: Files, model: str, folder: Path) -> Files:
     package = folder / model
     package.mkdir(parents=True)
     for name, content in files.items():
         (package / name).write_bytes(content)
     signature = folder / SIGNATURE
-    config = signing.Config().use_elliptic_key_signer(private_key=key.private)
     config.sign(package, signature)
     return files | {SIGNATURE: signature.read_bytes()}
 

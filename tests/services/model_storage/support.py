@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import threading
-import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from local.triton import TritonServer
 from services.model_storage.api.app import create_app
 from services.model_storage.service import Service
 from services.model_storage.settings import Settings
+from tests.support import waiting
 from tests.support.servers import free_port, free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model
 
@@ -34,12 +34,9 @@ PUBLISH_TOKEN = "a token to publish with"
 PASSWORD = "secret"
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Return once `condition()` is true; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{condition} did not come true within {seconds} s"
-        time.sleep(0.02)
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return once `condition()` is true."""
+    waiting.wait_for(condition, str(condition))
 
 
 class Database:

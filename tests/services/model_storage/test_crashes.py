@@ -5,9 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -29,6 +30,16 @@ from tests.services.model_storage.support import (
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
+QUICK = {
+    "while it is received", "after the rename", "while the record is written",
+    "before the configuration", "after the load", "before the row",
+}  # fmt: skip
+
+
+def points(found: Iterable[str]) -> list[Any]:
+    """Return the points of a test: one before, in and after what cannot be undone, the others marked as slow."""
+    assert UPLOAD.keys() | PROMOTION.keys() >= QUICK
+    return [point if point in QUICK else pytest.param(point, marks=pytest.mark.slow) for point in found]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +107,7 @@ def check_whole(storage: Storage) -> None:
     assert not any(name.endswith("__candidate") for name in store.folders() if name not in served)
 
 
-@pytest.mark.parametrize("point", UPLOAD)
+@pytest.mark.parametrize("point", points(UPLOAD))
 def test_an_upload_that_is_killed_is_there_whole_or_not_at_all(
     triton: TritonServer, settings: Settings, model: str, point: str
 ) -> None:
@@ -111,7 +122,7 @@ def test_an_upload_that_is_killed_is_there_whole_or_not_at_all(
         assert storage.scale_served(model) == 2.0
 
 
-@pytest.mark.parametrize("point", PROMOTION)
+@pytest.mark.parametrize("point", points(PROMOTION))
 def test_after_a_promotion_that_is_killed_the_history_tells_what_triton_serves(
     triton: TritonServer, settings: Settings, model: str, point: str
 ) -> None:

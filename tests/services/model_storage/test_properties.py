@@ -22,6 +22,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.model_storage.errors import Conflict, NotFound, Refused, ServingFailed, StorageError, Unavailable
 from services.model_storage.production.history import Change, History, Note
+from services.model_storage.production.picture_entries import PictureEntries
 from services.model_storage.production.promotions import Production
 from services.model_storage.repository.catalog import Catalog, order
 from services.model_storage.repository.store import FolderStore
@@ -100,7 +101,10 @@ class ModelStorage(RuleBasedStateMachine):
         self.store = FolderStore(self.folder)
         self.catalog = Catalog(self.store, 1 << 20)
         self.catalog.reconcile()
-        self.production = Production(self.catalog, Fleet([self.triton]), self.history)
+        fleet = Fleet([self.triton])
+        self.production = Production(
+            self.catalog, fleet, self.history, PictureEntries(self.catalog, fleet, wanted=True)
+        )
         if not self.triton.is_away:
             assert self.production.reconcile() == []
 

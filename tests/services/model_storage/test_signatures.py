@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from local.triton import TritonServer
 from services.model_storage.repository.signatures import Signatures
 from services.model_storage.settings import Settings
-from tests.services.model_storage.signing import SIGNATURE, Files, meaning, mutants, package, sign
+from tests.services.model_storage.signing import SIGNATURE, Files, meaning, mutants, package, sign, sign_as
 from tests.services.model_storage.support import (
     Database,
     Storage,
@@ -30,6 +30,7 @@ from tests.services.model_storage.support import (
     zip_of,
 )
 from tests.support.signing_keys import Key
+from tests.support.sigstore_double import PROVIDER, sigstore_double
 
 MUTANTS = 200
 
@@ -60,9 +61,9 @@ def strict(triton: TritonServer, url: str, key: Key) -> Iterator[Storage]:
         yield storage
 
 
-def signed_only(triton: TritonServer, url: str, *keys: Key) -> Settings:
+def signed_only(triton: TritonServer, url: str, *keys: Key, policy: str = "require") -> Settings:
     trusted = "\n".join(key.public.read_text() for key in keys)
-    return settings_for(triton, url, signatures="require", public_keys=trusted)
+    return settings_for(triton, url, signatures=policy, public_keys=trusted)
 
 
 def signed(key: Key, model: str, scale: float, folder: Path, signed_as: str = "") -> Files:
@@ -231,8 +232,7 @@ def test_a_version_cannot_lose_the_signature_that_it_had_in_production(
         (strict.repository / model / "1" / "model.onnx").unlink()
         (strict.repository / model / "1" / "model.onnx").write_bytes(package(model, 3.0)["model.onnx"])
     for policy in ("require", "warn"):
-        settings = signed_only(triton, url, key).model_copy(update={"signatures": policy})
-        with serving(triton, settings) as storage:
+        with serving(triton, signed_only(triton, url, key, policy=policy)) as storage:
             assert in_triton(storage, model) == []
             assert "was altered" in storage.promote(model, "0.0.1").text
 
@@ -307,6 +307,35 @@ def test_keys_change_while_both_are_trusted_and_what_the_old_one_signed_goes_wit
         assert resigned.json() == {"version": "0.0.3"}
 
 
+def test_an_identity_signs_as_a_key_does_and_is_checked_again_before_each_load(
+    triton: TritonServer, url: str, key: Key, model: str, tmp_path: Path
+) -> None:
+    who, other = "release@example.org", "somebody@example.org"
+    with sigstore_double() as double:
+        first = sign_as(who, double, package(model, 2.0), model, tmp_path / "first")
+        second = sign_as(who, double, package(model, 3.0), model, tmp_path / "second")
+        strangers = sign_as(other, double, package(model, 5.0), model, tmp_path / "third")
+        root = tmp_path / "trusted_root.json"
+        root.write_text(json.dumps(double.trusted_root()))
+    keys = {"signatures": "require", "public_keys": key.one_line}
+    identities = {"identities": [{"identity": who, "identity_provider": PROVIDER}], "trust_root": str(root)}
+    with serving(triton, settings_for(triton, url, **keys, **identities)) as storage:
+        for number, files in enumerate((first, second, signed(key, model, 4.0, tmp_path)), 1):
+            assert storage.upload(model, zip_of(files)).json() == {"version": f"0.0.{number}"}
+        refused = storage.upload(model, zip_of(strangers))
+        assert refused.status_code == 400 and other in refused.text
+        assert storage.promote(model, "0.0.1").status_code == 200 and storage.scale_served(model) == 2.0
+        assert storage.client.get(f"/history/{model}").json()[0]["signed_by"] == f"{who} ({PROVIDER})"
+        graph = storage.repository / model / "2" / "model.onnx"
+        graph.unlink()
+        graph.write_bytes(package(model, 5.0)["model.onnx"])
+        assert "model.onnx was altered" in storage.promote(model, "0.0.2").text
+    with serving(triton, settings_for(triton, url, **keys)) as storage:
+        assert storage.promote(model, "0.0.3").status_code == 200
+        gone = storage.promote(model, "0.0.1")
+        assert gone.status_code == 400 and "MODEL_STORAGE_IDENTITIES trusts none" in gone.text
+
+
 def test_the_same_files_signed_again_are_the_same_version(
     strict: Storage, model: str, key: Key, tmp_path: Path
 ) -> None:
@@ -331,7 +360,7 @@ def test_a_candidate_and_a_canary_that_are_signed_are_served(
 @pytest.mark.parametrize(
     ("policy", "keys", "reason"),
     [
-        ("require", "", "there must be a key that is trusted"),
+        ("require", "", "asks for a key or an identity that is trusted"),
         ("warn", "no key", "key 1 is no public key"),
         ("warn", base64.b64encode(b"no key").decode(), "key 1 is no public key"),
         ("sometimes", "", "'off', 'warn' or 'require'"),

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.paths import picture
 from jobkit.snapshot import Sample, write_snapshot
+from nightshift_common.patience import patience
 from nightshift_common.task_instance import TaskInstanceKey
+from tests.support.waiting import wait_for
 from tests.training_jobs.classifier.support import TINY, draw
 from training_jobs import train_classifier
 from training_jobs.train_classifier import Arguments, Result, run
@@ -236,15 +237,17 @@ def test_a_training_that_was_killed_goes_on_in_its_folder(
     killed = dataclasses.replace(TASK_INSTANCE, run_id="killed")
     first = start(config, tmp_path / "job", bottle.root, killed, mlflow_url)
     log = bottle.path("models/colors/v__0_train_test_resnet_4_0.01/csv_logs/metrics.csv")
-    deadline = time.monotonic() + 60
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+
+    def in_the_third_epoch() -> bool:
         assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.01)
+        return log.exists() and len(log.read_text().splitlines()) >= 3
+
+    wait_for(in_the_third_epoch, "the third epoch", 60)
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not (tmp_path / "job" / "result.json").exists()
     second = start(config, tmp_path / "job", bottle.root, dataclasses.replace(killed, try_number=2), mlflow_url)
-    output = second.communicate(timeout=120)[0]
+    output = second.communicate(timeout=patience(120))[0]
     assert second.returncode == 0, output
     assert "resuming after epoch" in output
     result = json.loads((tmp_path / "job" / "result.json").read_text())["result"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jobkit import model_spec
 from jobkit.errors import ConfigurationError, DataValidationError
 from tests.training_jobs.classifier.support import config, draw, examples
 from training_jobs.classifier import data
-from training_jobs.classifier.data import BatchSampler, Pictures, loaders
+from training_jobs.classifier.data import BatchSampler, Part, Pictures, balanced_shares, loaders
 from training_jobs.classifier.examples import Example, Examples
 
 BRIGHTER = [{"type": "random_brightness_contrast", "p": 1.0, "brightness_limit": [0.2, 0.3]}]
@@ -26,11 +27,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Examples:
 
 
 @pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+@pytest.mark.parametrize("resize", ["letterbox", "stretch", "wrap"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_validation_sees_what_serving_sees(found: Examples, resize: str, channels: int, quick: bool) -> None:
+    padding = {"letterbox": {"fill_value": 7}, "wrap": {"border": "wrap"}}
     steps = [{"type": "resize"}] if resize == "stretch" else [
-        {"type": "longest_max_size"}, {"type": "pad_if_needed", "fill_value": 7}
+        {"type": "longest_max_size"}, {"type": "pad_if_needed", **padding[resize]}
     ]  # fmt: skip
     chosen = config(dataset__pre_transforms=steps, model__in_channels=channels)
     pictures = Pictures(chosen, found.val, training=False)
@@ -50,6 +52,27 @@ def test_padding_may_come_after_augmentation(found: Examples) -> None:
     before = config(dataset__train_augmentations=BRIGHTER)
     assert Pictures(after, found.train, True).picture(0, 0)[0][0].max() == 0  # the padding was not brightened
     assert Pictures(before, found.train, True).picture(0, 0)[0][0].min() > 40
+
+
+@pytest.mark.parametrize("pads_first", [True, False])
+@pytest.mark.parametrize("border", ["wrap", "reflect", "replicate"])
+def test_the_border_of_the_file_is_padded_with_in_training_and_in_serving(
+    found: Examples, border: str, pads_first: bool
+) -> None:
+    """By NumPy, of the rows that are the picture. The drawn pictures are 20 x 24: two rows above and below."""
+    pad, longest = [{"type": "pad_if_needed", "border": border}], [{"type": "longest_max_size"}]
+    chosen = config(
+        dataset__image_size=24,
+        dataset__pre_transforms=longest + (pad if pads_first else []),
+        dataset__post_transforms=[] if pads_first else pad,
+        dataset__train_augmentations=[{"type": "horizontal_flip", "p": 1.0}],
+    )
+    mode = "edge" if border == "replicate" else border
+    original = cv2.imread(str(found.train[0].path), cv2.IMREAD_COLOR_RGB)
+    padded = np.pad(original, [(2, 2), (0, 0), (0, 0)], mode=mode)  # type: ignore[call-overload]
+    assert np.array_equal(Pictures(chosen, found.train, training=True).picture(0, 0)[0], padded[:, ::-1])
+    assert np.array_equal(Pictures(chosen, found.train, training=False).picture(0, 0)[0], padded)
+    assert np.array_equal(model_spec.read_picture(found.train[0].path, chosen.preprocessing), padded)
 
 
 def test_batches_do_not_depend_on_workers_or_the_cache(found: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +186,24 @@ def test_a_page_is_turned_by_its_class_and_all_classes_are_drawn(tmp_path: Path)
             assert np.array_equal(picture, np.rot90(upright, label))
             seen.add(label)
     assert seen == {0, 1, 2, 3}
+
+
+def test_balanced_sampling_draws_each_class_as_often_and_all_processes_the_same(tmp_path: Path) -> None:
+    paths = draw(tmp_path, 12)
+    train = [
+        Example(path, label, key=path.name) for label, path in zip([0] * 30 + [1] * 4 + [2] * 2, paths, strict=True)
+    ]
+    shares = balanced_shares(train)
+    assert shares is not None
+    drawn: Counter[int] = Counter()
+    for epoch in range(200):
+        whole = BatchSampler(36, 6, 3, shares=shares)
+        parts = [BatchSampler(36, 6, 3, part=Part(rank, 2), shares=shares) for rank in range(2)]
+        for sampler in (whole, *parts):
+            sampler.set_epoch(epoch)
+        together = [[*first, *second] for first, second in zip(*parts, strict=True)]
+        assert together == list(whole)
+        drawn.update(train[index].label for batch in whole for _, index in batch)
+    assert all(count == pytest.approx(2400, rel=0.06) for count in drawn.values()) and len(drawn) == 3
+    turned = [replace(example, label=0, turns=None) for example in train]
+    assert balanced_shares(turned) is None

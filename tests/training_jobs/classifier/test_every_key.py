@@ -34,6 +34,11 @@ CASES: dict[str, Case] = {
     "seed": Case(1),
     "criterion.label_smoothing": Case(0.1),
     "criterion.class_weights": Case([1.0, 2.0, 3.0]),
+    "criterion.type": Case("focal"),
+    "criterion.focal_gamma": Case(0.5, {"criterion__type": "focal"}),
+    "dataset.data_loaders.sampling": Case("balanced"),
+    "model.arguments": Case({"output_stride": 8}),
+    "optimizer.layer_decay": Case(0.7),
     "dataset.image_size": Case(24),
     "dataset.data_loaders.train_batch_size": Case(6),
     "dataset.pre_transforms": Case([{"type": "resize"}]),
@@ -76,13 +81,13 @@ CASES: dict[str, Case] = {
     "training.mixing.strategy": Case("mixup"),
     "training.mixing.p": Case(0.3, {"training__mixing__strategy": "mixup"}),
     "training.mixing.alpha": Case(5.0, {"training__mixing__strategy": "cutmix"}),
+    "inference.flip_tta": Case("horizontal"),
 }
 ELSEWHERE = {  # keys with a test of their own below, or in the file that is named
     "experiment_name": "test_job.py",
     "directories.images": "test_job.py",
     "directories.models": "test_job.py",
     "directories.backgrounds": "test_backgrounds_are_read_from_their_folder",
-    "criterion.type": "it has one value",
     "dataset.label_source": "test_job.py",
     "dataset.insert_background_p": "test_backgrounds_are_read_from_their_folder",
     "dataset.background_max_ratio": "test_backgrounds_are_read_from_their_folder",
@@ -103,6 +108,7 @@ ELSEWHERE = {  # keys with a test of their own below, or in the file that is nam
     "training.best_by": "test_the_best_epoch_is_chosen_by_the_named_score",
     "training.out_of_memory": "test_training.py",
     "training.patience": "test_early_stopping.py",
+    "inference.temperature_scaling": "test_inference.py",
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
 
 from jobkit.classifier import Classifier
 from tests.training_jobs.classifier.support import config
@@ -80,3 +81,35 @@ def test_alpha_sets_how_strongly_pictures_mix() -> None:
         return float(np.mean([mixed("mixup", 1.0, seed, alpha)[1].max(1).values.mean() for seed in range(40)]))
 
     assert strength(0.05) > strength(20.0) + 0.2
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_focal_loss_of_two_classes_is_torchvisions(gamma: float) -> None:
+    """Of logits 0 and z a softmax gives what a sigmoid gives of z."""
+    logits, labels = LOGITS[:, 0], (LABELS > 0).long()
+    module = ClassifierModule(
+        config(criterion__type="focal", criterion__focal_gamma=gamma), Classifier("test_resnet", 2), None
+    )
+    ours = module.loss(torch.stack([torch.zeros(8), logits], 1), functional.one_hot(labels, 2).float())
+    expected = sigmoid_focal_loss(logits, labels.float(), alpha=-1, gamma=gamma, reduction="mean")
+    assert torch.allclose(ours, expected)
+
+
+def test_the_focal_loss_of_many_classes_is_its_formula() -> None:
+    p = LOGITS.softmax(1)[torch.arange(8), LABELS]
+    targets, expected = functional.one_hot(LABELS, 3).float(), -((1 - p) ** 3) * p.log()
+    assert torch.allclose(loss(targets, criterion__type="focal", criterion__focal_gamma=3.0), expected.mean())
+    weighted = (expected * WEIGHTS[LABELS]).sum() / WEIGHTS[LABELS].sum()
+    assert torch.allclose(loss(targets, WEIGHTS, criterion__type="focal", criterion__focal_gamma=3.0), weighted)
+    plain = loss(targets, criterion__type="focal", criterion__focal_gamma=0.0)
+    assert torch.allclose(plain, functional.cross_entropy(LOGITS, LABELS))
+
+
+def test_the_focal_loss_of_a_sure_answer_has_a_gradient() -> None:
+    """(1 - p)^gamma has none at p = 1 where gamma is below 1."""
+    module = ClassifierModule(
+        config(criterion__type="focal", criterion__focal_gamma=0.5), Classifier("test_resnet", 3), None
+    )
+    logits = torch.tensor([[100.0, 0.0, 0.0]], requires_grad=True)
+    module.loss(logits, torch.tensor([[1.0, 0.0, 0.0]])).backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
 from jobkit.classifier import Classifier
 from tests.training_jobs.classifier.support import config
@@ -33,6 +35,26 @@ def test_two_learning_rates_survive_the_schedule() -> None:
     assert highest == pytest.approx([1e-4, 1e-4, 1e-2, 1e-2], rel=0.05)
     backbone = sum(p.numel() for group in optimizer.param_groups[:2] for p in group["params"])
     assert backbone == sum(p.numel() for p in Classifier("test_resnet", 3).backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "mobilenetv3_small_050"])
+def test_layers_have_the_rates_that_timm_gives_those_of_the_whole_model(name: str) -> None:
+    """With its classification layer, which ours is built without."""
+    whole = timm.create_model(name, num_classes=3)
+    scales = {
+        id(p): group["lr_scale"] for group in param_groups_layer_decay(whole, layer_decay=0.6) for p in group["params"]
+    }
+    expected = {name: scales[id(parameter)] for name, parameter in whole.named_parameters()}
+    model = Classifier(name, 3)
+    optimizer = build_optimizer(config(**TWO, optimizer__layer_decay=0.6).optimizer, model)
+    found = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    for name_, parameter in model.backbone.named_parameters():
+        assert found[id(parameter)] == pytest.approx(1e-4 * expected[name_]), name_
+    assert {found[id(parameter)] for parameter in model.fc.parameters()} == {1e-2}
+    assert len(found) == len(list(model.parameters()))
+    shown = {group["part"]: group["lr"] for group in optimizer.param_groups}  # as the training's log has them
+    assert shown["backbone"] == pytest.approx(1e-4 * max(expected[n] for n, _ in model.backbone.named_parameters()))
+    assert min(expected.values()) < 0.6**2
 
 
 def test_betas_survive_the_schedule() -> None:

@@ -230,20 +230,41 @@ def test_an_experiment_in_the_bottle_can_be_tuned_further(tmp_path: Path) -> Non
     assert torch.equal(again.state_dict()["fc.weight"], content["state_dict"]["model.fc.weight"])
 
 
-def test_published_weights_that_cannot_be_had_are_a_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigurationError, match=r"model\.pretrained: timm's weights of test_resnet"):
-        build(config(model__pretrained=True), 3, FolderBottle(tmp_path))
-
-
 def test_an_unknown_architecture_is_refused_with_near_names() -> None:
     with pytest.raises(ConfigurationError, match="resnet"):
         build(config(model__backbone_name="resnet_17_and_a_half"), 3, FolderBottle(Path()))
+
+
+def test_arguments_reach_the_architecture_and_those_that_it_does_not_take_are_named() -> None:
+    nowhere = FolderBottle(Path("nowhere"))
+    wide = build(
+        config(model__backbone_name="test_vit", model__arguments={"img_size": 64, "embed_dim": 32}), 3, nowhere
+    )
+    assert wide.fc.in_features == 32 and wide(torch.rand(1, 3, 64, 64)).shape == (1, 3)
+    with pytest.raises(
+        ConfigurationError, match=r"^model\.arguments\.img_size: test_resnet does not take it; .*output_stride"
+    ):
+        build(config(model__arguments={"img_size": 64}), 3, nowhere)
+    with pytest.raises(
+        ConfigurationError, match=r"model\.arguments\.output_stride: test_resnet cannot be built with that"
+    ):
+        build(config(model__arguments={"output_stride": 7}), 3, nowhere)
+    with pytest.raises(ValueError, match=r"it cannot stand here: model\.in_channels gives it"):
+        config(model__arguments={"in_chans": 1})
+
+
+def test_a_model_with_arguments_is_built_again_by_its_description(tmp_path: Path) -> None:
+    chosen = config(model__arguments={"output_stride": 8})
+    _, content, bottle = fit(tmp_path, chosen, examples(tmp_path / "pictures"))
+    spec = ModelSpec(
+        group="g", architecture="test_resnet", arguments=chosen.model.arguments, labels=LABELS,
+        preprocessing=chosen.preprocessing,
+    )  # fmt: skip
+    again = load_classifier(bottle.local(PATHS.best_checkpoint), ModelSpec.model_validate_json(spec.model_dump_json()))
+    best = torch.load(bottle.path(PATHS.best_checkpoint), weights_only=True)["state_dict"]
+    pictures, plain = torch.rand(2, 3, 64, 64), Classifier("test_resnet", 3).eval()
+    plain.load_state_dict(best)
+    assert content["epoch"] == 1 and not torch.allclose(again(pictures), plain(pictures), atol=1e-5)
 
 
 def test_the_average_is_what_is_kept_and_its_names_are_clean(tmp_path: Path) -> None:

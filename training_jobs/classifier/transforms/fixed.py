@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from nightshift_common.options.weights import Border
 from training_jobs.classifier.section import Section
 
 
@@ -26,7 +27,12 @@ class PadIfNeeded(Section):
     type: Literal["pad_if_needed"]
     min_height: int | None = Field(None, gt=0, description="pixels; default: dataset.image_size")
     min_width: int | None = Field(None, gt=0, description="pixels; default: dataset.image_size")
-    fill_value: int = Field(0, ge=0, le=255, description="gray value of the padding")
+    border: Border = Field(
+        "constant",
+        description="what the padding shows: constant: fill_value; wrap: the opposite side of the picture; reflect: "
+        "the picture mirrored at its edge, whose pixels are not repeated; replicate: the edge's pixels",
+    )
+    fill_value: int = Field(0, ge=0, le=255, description="gray value of a constant border")
 
 
 class Resize(Section):
