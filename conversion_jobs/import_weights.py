@@ -65,11 +65,11 @@ class Result(job.Result):
 
     experiment: str
     snapshot_id: str | None
+    notes: list[str] = Field([], description="what was done to the model that its owner should know")
     accuracy: float | None = Field(
         None, description="share of the pictures that get the class of the folder that they lie in, where folders are"
     )
     warnings: list[str] = Field([], description="what speaks against the labels or the preprocessing that were given")
-    notes: list[str] = Field([], description="what was done to the model that its owner should know")
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,8 @@ def preprocessing(arguments: Arguments, sizes: tuple[int, ...]) -> Preprocessing
     mean, std = per_channel(arguments.mean, channels), per_channel(arguments.std, channels)
     if not len(mean) == len(std) == channels:
         raise ConfigurationError(f"--mean and --std have {len(mean)} and {len(std)} values for {channels} channels")
-    values = {"height": height, "width": width, "channels": channels}
-    values |= {name: getattr(arguments, name) for name in ("resize", "border")}
-    return Preprocessing.model_validate({**values, "mean": mean, "std": std})
+    values = {"height": height, "width": width, "channels": channels, "mean": mean, "std": std}
+    return Preprocessing.model_validate({**values, "resize": arguments.resize, "border": arguments.border})
 
 
 def write_experiment(bottle: Bottle, experiment: Experiment, files: Files, arguments: Arguments) -> list[str]:

@@ -96,8 +96,6 @@ class _Interface(BaseModel):
 
     group: str
     architecture: str = Field(description="timm model name, or the family")
-    arguments: dict[str, Any] = Field({}, description="of the architecture, beside timm's defaults")
-    initial_weights: WeightsOrigin | None = Field(None, description="what its training started from; none: random")
     labels: list[str] = Field(description="class name of each value of the first output; none for an embedding")
     output: Output = Field("logits", description="what the first output is, and its name where `outputs` is empty")
     input_name: str = INPUT
@@ -108,6 +106,8 @@ class _Interface(BaseModel):
 class ModelSpec(_Interface):
     """The interface of a model of pictures: `input` float32 [N, C, H, W] in, `<output>` float32 [N, ...] out."""
 
+    arguments: dict[str, Any] = Field({}, description="of the architecture, beside timm's defaults")
+    initial_weights: WeightsOrigin | None = Field(None, description="what its training started from; none: random")
     preprocessing: Preprocessing
     flip_tta: FlipTta = Field(
         "off", description="the output is the mean over the picture and these mirror images of it; inside the graph"

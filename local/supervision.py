@@ -122,8 +122,8 @@ class Supervisor:
         text = CONFIGURATION.format(**escaped)
         for part in parts:
             text += PROGRAM.format(
-                **escaped, name=part.name, command=PART_COMMAND.format(**escaped, name=part.name), retries=BACK_OFF, patience=part.patience,
-                signal=signal.Signals(part.stop_signal).name.removeprefix("SIG"),
+                **escaped, name=part.name, command=PART_COMMAND.format(**escaped, name=part.name), retries=BACK_OFF,
+                patience=part.patience, signal=signal.Signals(part.stop_signal).name.removeprefix("SIG"),
             )  # fmt: skip
         return text
 

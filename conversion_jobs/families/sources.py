@@ -88,7 +88,7 @@ def classifier_of(architecture: str, shape: tuple[int, ...], state: dict[str, Te
     """
     from jobkit.classifier import Classifier, load_weights, uninitialized
 
-    if is_backbone_and_layer(state):
+    if _is_backbone_and_fc(state):
         classes = len(state["fc.weight"])
         return load_weights(
             uninitialized(lambda: Classifier(architecture, classes, shape[0])), state, weights, assign=True
@@ -97,8 +97,8 @@ def classifier_of(architecture: str, shape: tuple[int, ...], state: dict[str, Te
     return load_weights(_timm_model(architecture, shape, num_classes=classes), state, weights, assign=True)
 
 
-def is_backbone_and_layer(state: dict[str, Tensor]) -> bool:
-    """Whether weights are those of `{backbone, fc}`, and not of a whole timm model."""
+def _is_backbone_and_fc(state: dict[str, Tensor]) -> bool:
+    """Whether weights are of `{backbone, fc}`, as trainings here and the older trainer save them."""
     return "fc.weight" in state and any(name.startswith("backbone.") for name in state)
 
 
@@ -163,7 +163,7 @@ def load_experiment(source: SourceFile, spec: Spec) -> nn.Module:
     state = read_state_dict(source.path)
     if spec.output == "embedding":
         return _encoder(spec.architecture, input_shape(spec), state, source.path)
-    if isinstance(spec, ModelSpec) and is_backbone_and_layer(state):
+    if isinstance(spec, ModelSpec) and _is_backbone_and_fc(state):
         return served(load_classifier(source.path, spec), spec)
     return classifier_of(spec.architecture, input_shape(spec), state, source.path)
 
