@@ -15,3 +15,4 @@ RUN sed -n '/^opencv-python-headless==/,/# via/p' /tmp/triton-without-dependenci
  && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --no-deps --require-hashes --requirement /tmp/opencv.txt \
  && python3 -c "import cv2, numpy" \
  && rm /tmp/opencv.txt /tmp/triton-without-dependencies.txt
+WORKDIR /opt/tritonserver
