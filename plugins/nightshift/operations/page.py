@@ -30,11 +30,11 @@ from airflow.models.xcom import XComModel
 from airflow.sdk.exceptions import AirflowException
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, Form, Header, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader
 from jwt import InvalidTokenError
 from sqlalchemy import func, select
-from starlette.concurrency import run_in_threadpool
 
 from nightshift import connections
 from nightshift.errors import JobConfigurationError
