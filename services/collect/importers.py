@@ -66,7 +66,8 @@ def add_items(store: Store, group: str, items: Iterable[Item], mode: Mode = "VAL
     """
     if not is_name(group):
         raise ImportRefused(f"{group!r} is no name for a group: {NAME_RULE}")
-    picsets, pictures, digests = {}, [], {}
+    picsets, pictures = {}, []
+    digests: dict[str, str] = {}
     for item in items:
         guid = picset_guid(group, item.category, item.picset)
         picsets[guid] = Picset(guid, group, item.category, mode)

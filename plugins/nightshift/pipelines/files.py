@@ -44,7 +44,7 @@ def load_pipeline(path: Path) -> Pipeline:
 
 def _others_that_publish(path: Path, model_name: str) -> list[Path]:
     """Return the pipeline files beside `path` with the same model; what cannot be read has an error of its own."""
-    found = []
+    found: list[Path] = []
     for other in sorted(path.parent.glob("*.yaml")):
         if other != path and is_pipeline_name(other.stem):
             with suppress(ConfigFileError):
