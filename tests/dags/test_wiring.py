@@ -114,7 +114,7 @@ def test_a_family_that_the_form_lacks_and_a_bound_that_it_has_otherwise_are_seen
 ) -> None:
     dag = copy.deepcopy(all_dags["convert_model"])
     dag.params.get_param("family").schema["enum"] = list(FAMILIES)[:-1]
-    dag.params.get_param("opset").schema["allOf"] = [{"minimum": 13, "maximum": 99}]
+    dag.params.get_param("opset").schema["allOf"] = [{"minimum": 12, "maximum": 99}]
     wrong = wrong_form(dag, jobs)
     assert len(wrong) == 2 and any("family has enum" in line for line in wrong)
 
