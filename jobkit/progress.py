@@ -44,7 +44,8 @@ class Progress:
         now = time.monotonic()
         if now - self.last_line >= self.interval or self.done >= self.total:
             self.last_line = now
-            self._write(now - self.started, {n: value() if callable(value) else value for n, value in fields.items()})
+            shown = {name: value() if callable(value) else value for name, value in fields.items()}
+            self._write(now - self.started, shown)
 
     def _write(self, elapsed: float, fields: dict[str, object]) -> None:
         worked = self.done - self.initial

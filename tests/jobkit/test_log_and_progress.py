@@ -79,11 +79,16 @@ def test_progress_is_rare_and_what_it_shows_is_asked_for_only_then(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, asked = 0.0, []
+
+    def loss() -> str:
+        asked.append(now)
+        return f"{1 / now:.2f}"
+
     monkeypatch.setattr("jobkit.progress.time.monotonic", lambda: now)
     progress = Progress("train", 1000, "batches")
     for second in range(1, 100):
         now = float(second)
-        progress.advance(loss=lambda: asked.append(now) or f"{1 / now:.2f}")
+        progress.advance(loss=loss)
     assert asked == [30.0, 60.0, 90.0]
     assert [line["progress_loss"] for line in lines(stream)] == ["0.03", "0.02", "0.01"]
 
