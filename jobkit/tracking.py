@@ -14,12 +14,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jobkit import settings
 from jobkit.errors import ConfigurationError, TransientError
+from jobkit.paths import SnapshotPaths
 from jobkit.provenance import commit, environment_of_process, lock_sha256
 from nightshift_common.task_instance import VARIABLE, TaskInstanceKey
 
@@ -34,6 +36,8 @@ DAG_RUN_TAG = "nightshift.dag_run"
 TASK_TAG = "nightshift.task"
 COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name, which its UI shows
 LOCK_TAG = "nightshift.lock_sha256"
+TRAINS_TAG = "nightshift.trains"  # of the run of a training: the experiment that it made
+NOTE_TAG = "mlflow.note.content"  # MLflow's own name: the description that its UI shows, Markdown
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training, not chats
 SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
 SETTLE_CALLS = 4  # on a busy machine: so many times what our own calls took
@@ -110,7 +114,7 @@ class Run:
             run = cls._by_hand(api) if task_instance is None else cls._child(api, task_instance)
             api.update_run(run.run_id, status="RUNNING")
             api.log_batch(run.run_id, tags=[RunTag(name, value) for name, value in origin.items() if value])
-        logger.info("MLflow run: %s", run.url, extra={"event": "tracking", "run_id": run.run_id, "url": run.url})
+        run.say_where()
         return run
 
     @classmethod
@@ -137,6 +141,16 @@ class Run:
         experiment = _experiment(api, "by_hand")
         resumed = os.environ.get("MLFLOW_RUN_ID")
         return cls(api, resumed or api.create_run(experiment).info.run_id, experiment, None)
+
+    def say_where(self) -> None:
+        """Write the line by which Airflow links the task to this run."""
+        logger.info("MLflow run: %s", self.url, extra={"event": "tracking", "run_id": self.run_id, "url": self.url})
+
+    def started_at(self) -> datetime:
+        """Return when the run was made, UTC."""
+        with server_errors("reading the run"):
+            made = self.client.get_run(self.run_id).info.start_time  # milliseconds
+        return datetime.fromtimestamp(made / 1000, UTC)
 
     def parent_run(self) -> Run | None:
         """Return the run that stands for the DAG run; None for a job that was started by hand."""
@@ -173,6 +187,30 @@ class Run:
         used = Dataset(name=name, digest=snapshot_id, source_type="bottle", source=json.dumps({"uri": source}))
         with server_errors("logging the dataset"):
             self.client.log_inputs(self.run_id, [DatasetInput(used, [InputTag("mlflow.data.context", context)])])
+
+    def training_of(
+        self, experiment: str, group: str, snapshot_id: str | None, bottle: str, params: Mapping[str, Any]
+    ) -> None:
+        """Say that this run trains `experiment`, on what, and with what.
+
+        The few `params` by which a person tells trainings apart go to the DAG run's run too, where two nights are
+        compared; this run's own parameters are logged apart from them. Without a snapshot there is no dataset to name.
+        """
+        self.tags({TRAINS_TAG: experiment, "experiment": experiment, "snapshot_id": snapshot_id or ""})
+        night = self.parent_run()
+        if night is not None:
+            night.params({"group": group, "snapshot_id": snapshot_id or "", "experiment": experiment, **params})
+        if snapshot_id:
+            source = f"{bottle}/{SnapshotPaths(group, snapshot_id).folder}"
+            for run in filter(None, (self, night)):
+                run.dataset(group, snapshot_id, source, "training")
+
+    def describe(self, text: str, name: str | None = None) -> None:
+        """Give the run its description, Markdown, and where one is given its name in lists."""
+        self.tags({NOTE_TAG: text})
+        if name is not None:
+            with server_errors("naming the run"):
+                self.client.update_run(self.run_id, name=name)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step. A server that is away for a while does not stop the job: they are sent later."""
@@ -233,6 +271,19 @@ class Run:
             if succeeded:
                 raise
             logger.warning("MLflow could not be told that the run failed")
+
+
+def training_run(api: MlflowClient, experiment: str) -> RunInfo | None:
+    """Return the run that trained an experiment, the latest where there are several; None for one that came otherwise.
+
+    Raises:
+        TransientError: MLflow does not answer.
+    """
+    with server_errors(f"looking for the training of {experiment}"):
+        places = [found.experiment_id for found in api.search_experiments()]
+        query = f"tags.`{TRAINS_TAG}` = '{experiment}'"  # a folder's name has no quotes
+        found = api.search_runs(places, query, order_by=["attributes.start_time DESC"], max_results=1)
+    return found[0].info if found else None
 
 
 def _experiment(api: MlflowClient, name: str) -> str:

@@ -93,7 +93,10 @@ def _tracking(
         logger.warning("%s is not set: the metrics are in %s only", settings.MLFLOW_URI, experiment.history)
         return None
     context.tracking.params(options.model_dump(mode="json"))
-    context.tracking.tags({"snapshot_id": arguments.snapshot_id, "experiment": experiment.folder})
+    told_apart_by = options.model_dump(include={"architecture", "epochs", "batch"})
+    context.tracking.training_of(
+        experiment.folder, arguments.group, arguments.snapshot_id, str(context.bottle), told_apart_by
+    )
     return context.tracking
 
 

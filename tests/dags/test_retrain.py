@@ -12,6 +12,16 @@ from airflow.sdk.exceptions import AirflowFailException
 from nightshift.kinds.classification import ClassificationPipeline
 
 
+class Left:
+    """A task instance that keeps what is left in it."""
+
+    note = ""
+
+    def xcom_push(self, key: str, value: str) -> None:
+        assert key == "run_note"
+        self.note = value
+
+
 def test_under_its_own_name_the_file_defines_no_dag(retrain: Any) -> None:
     from airflow.sdk import DAG
 
@@ -20,12 +30,22 @@ def test_under_its_own_name_the_file_defines_no_dag(retrain: Any) -> None:
 
 @pytest.mark.parametrize("outcome", ["promoted", "rejected", "nothing_new", "not_published", "pinned"])
 def test_a_run_that_came_to_something_succeeds(retrain: Any, outcome: str) -> None:
-    retrain.fail_with_the_run({}, {"outcome": outcome, "reason": "as it is"})
+    run = Left()
+    result = {
+        "outcome": outcome,
+        "reason": "as it is",
+        "headline": "macro_f1 0.2 against 0.9",
+        "mlflow_url": "http://m",
+    }
+    retrain.conclude({"ti": run}, result)
+    assert run.note == "macro_f1 0.2 against 0.9\n\nas it is\n\n[MLflow run](http://m)"
 
 
 def test_the_last_task_fails_where_an_earlier_one_did_and_says_which(retrain: Any) -> None:
+    run, result = Left(), {"outcome": "failed", "reason": "failed: train", "headline": "failed: train"}
     with pytest.raises(AirflowFailException, match="failed: train"):
-        retrain.fail_with_the_run({}, {"outcome": "failed", "reason": "failed: train"})
+        retrain.conclude({"ti": run}, result)
+    assert run.note == "failed: train"
 
 
 def test_a_training_takes_a_slot_and_a_gpu_for_each_that_its_pipeline_asks_for(retrain: Any) -> None:
@@ -43,7 +63,7 @@ def test_the_report_closes_the_run(dags: dict[str, Any], retrain: Any) -> None:
     for dag in (dag for name, dag in dags.items() if name.startswith("retrain_")):
         report = dag.get_task("report")
         assert report.is_teardown and report.on_failure_fail_dagrun
-        assert report._post_execute_hook.__name__ == retrain.fail_with_the_run.__name__
+        assert report._post_execute_hook.__name__ == retrain.conclude.__name__
 
 
 def test_pulling_and_the_record_of_a_run_have_one_fingerprint(of_kinds: dict[str, Any]) -> None:
