@@ -36,7 +36,7 @@ DAG_RUN_TAG = "nightshift.dag_run"
 TASK_TAG = "nightshift.task"
 COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name, which its UI shows
 LOCK_TAG = "nightshift.lock_sha256"
-TRAINS_TAG = "nightshift.trains"  # of the run of a training: the experiment that it made
+TRAINS_TAG = "nightshift.trains"  # of the run of a training: the experiment that it makes, with its bottle
 NOTE_TAG = "mlflow.note.content"  # MLflow's own name: the description that its UI shows, Markdown
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training, not chats
 SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
@@ -156,6 +156,10 @@ class Run:
         """Return the run that stands for the DAG run; None for a job that was started by hand."""
         return Run(self.client, self.parent_id, self.experiment_id, None) if self.parent_id else None
 
+    def another(self, run_id: str, experiment_id: str) -> Run:
+        """Return another run on the same server."""
+        return Run(self.client, run_id, experiment_id, None)
+
     def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
         """Log parameters, nested mappings as dotted names.
 
@@ -196,7 +200,13 @@ class Run:
         The few `params` by which a person tells trainings apart go to the DAG run's run too, where two nights are
         compared; this run's own parameters are logged apart from them. Without a snapshot there is no dataset to name.
         """
-        self.tags({TRAINS_TAG: experiment, "experiment": experiment, "snapshot_id": snapshot_id or ""})
+        self.tags(
+            {
+                TRAINS_TAG: _findable(f"{bottle}/{experiment}"),
+                "experiment": experiment,
+                "snapshot_id": snapshot_id or "",
+            }
+        )
         night = self.parent_run()
         if night is not None:
             night.params({"group": group, "snapshot_id": snapshot_id or "", "experiment": experiment, **params})
@@ -273,15 +283,15 @@ class Run:
             logger.warning("MLflow could not be told that the run failed")
 
 
-def training_run(api: MlflowClient, experiment: str) -> RunInfo | None:
-    """Return the run that trained an experiment, the latest where there are several; None for one that came otherwise.
+def training_run(api: MlflowClient, bottle: str, experiment: str) -> RunInfo | None:
+    """Return the run that trained an experiment of a bottle, the latest of several; None for one that came otherwise.
 
     Raises:
         TransientError: MLflow does not answer.
     """
     with server_errors(f"looking for the training of {experiment}"):
         places = [found.experiment_id for found in api.search_experiments()]
-        query = f"tags.`{TRAINS_TAG}` = '{experiment}'"  # a folder's name has no quotes
+        query = f"tags.`{TRAINS_TAG}` = '{_findable(f'{bottle}/{experiment}')}'"
         found = api.search_runs(places, query, order_by=["attributes.start_time DESC"], max_results=1)
     return found[0].info if found else None
 
@@ -307,8 +317,7 @@ def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping
     MLflow has no way to make a run only if there is none. Jobs that make that of their DAG run at the same time wait
     until each other's can be seen, then all take the oldest; those who made another delete theirs.
     """
-    # a filter has no way to write a value with quotes, so tags that are looked for have none
-    stored = {key: re.sub(r"['\"\\\\]", "_", value) for key, value in tags.items() if value}
+    stored = {key: _findable(value) for key, value in tags.items() if value}
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in stored.items())
     wanted_task = stored.get(TASK_TAG, "")
 
@@ -328,6 +337,11 @@ def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping
     if created and first.run_id != created.run_id:
         api.delete_run(created.run_id)
     return str(first.run_id)
+
+
+def _findable(value: str) -> str:
+    """Return a tag's value as it can be looked for: a filter has no way to write quotes."""
+    return re.sub(r"['\"\\\\]", "_", value)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
