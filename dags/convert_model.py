@@ -21,12 +21,13 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param, TriggerRule, chain
 
 from nightshift.forms import form_field
-from nightshift.steps import Step, task
+from nightshift.steps import Step, listed_name, task
 from nightshift.task_templates import output_if_any, output_of
 from nightshift_common.gpus import GPUS
 from nightshift_common.options.conversion import SERVING_TENSORRT, ExportOptions, ModelOptions, PlanOptions
 from nightshift_common.options.weights import RUNTIMES, ImportOptions, InputSizeOptions
 
+DESCRIPTION = "Convert weights that are at hand to ONNX and TensorRT, verify, publish and deploy them"
 GPU = GPUS["T4"]  # for which plans are built here
 IMPORTED = {name: form_field(ImportOptions, name) for name in ImportOptions.model_fields if name != "img_size"}
 FORM = {
@@ -52,7 +53,8 @@ RUNTIME = f"{{{{ {RUNTIMES!r}.get(params.family, 'jobs') }}}}"
 
 with DAG(
     dag_id="convert_model",
-    description="Convert weights that are at hand to ONNX and TensorRT, verify, publish and deploy them",
+    dag_display_name=listed_name("convert_model", DESCRIPTION),
+    description=DESCRIPTION,
     doc_md=__doc__,
     schedule=None,
     catchup=False,

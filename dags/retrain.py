@@ -37,7 +37,7 @@ from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Pipeline
 from nightshift.pipelines.bundle import pipeline_file
 from nightshift.pipelines.files import load_pipeline
 from nightshift.run_note import leave_note, run_note
-from nightshift.steps import Step, task
+from nightshift.steps import Step, listed_name, task
 from nightshift.task_templates import TASK_STATES, output_if_any, output_of, sentences_of, stopped_by
 from nightshift_common.options.conversion import MAX_PLAN_SAMPLES, Target
 
@@ -221,8 +221,10 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
         "evaluate": pipeline.evaluate_step(),
         "gate": judging(pipeline),
     }
+    dag_id = f"retrain_{name}"
     with DAG(
-        dag_id=f"retrain_{name}",
+        dag_id=dag_id,
+        dag_display_name=listed_name(dag_id, pipeline.description),
         description=pipeline.description,
         doc_md=__doc__,
         # Without a start date and with no run in the past: a new pipeline waits for its next night.

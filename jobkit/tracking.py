@@ -222,6 +222,28 @@ class Run:
             with server_errors("naming the run"):
                 self.client.update_run(self.run_id, name=name)
 
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Log what the block takes of CPU, memory, disk, network and GPUs every ten seconds, as `system/...`.
+
+        MLflow measures and sends these in a thread of its own; where it cannot, the work goes on without them.
+        """
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            monitor = SystemMetricsMonitor(
+                self.run_id, resume_logging=True, tracking_uri=settings.require(settings.MLFLOW_URI)
+            )
+        except Exception as error:  # noqa: BLE001 - a training is worth more than these numbers
+            logger.warning("no system metrics: %s", error)
+            yield
+            return
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step. A server that is away for a while does not stop the job: they are sent later."""
         from mlflow.entities import Metric

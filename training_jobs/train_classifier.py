@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
             logger.warning("%s is not set: the metrics are in csv_logs only", settings.MLFLOW_URI)
         from training_jobs.classifier.training import train
 
-        content = train(config, found, bottle, experiment, tracking, arguments.gpus)
+        with tracking.system_metrics() if tracking else nullcontext():
+            content = train(config, found, bottle, experiment, tracking, arguments.gpus)
     return Result(
         experiment=experiment.folder,
         checkpoint=experiment.best_checkpoint,

@@ -59,6 +59,20 @@ def test_a_training_takes_a_slot_and_a_gpu_for_each_that_its_pipeline_asks_for(r
         assert (task.gpus, task.pool_slots, task.options.get("gpus")) == ((2, 2, 2) if training else (1, 1, None))
 
 
+def test_the_list_of_dags_shows_what_each_is_for(dags: dict[str, Any]) -> None:
+    for dag_id, dag in dags.items():
+        assert dag.dag_id == dag_id
+        assert dag.dag_display_name == f"{dag_id}: {dag.description}"
+        assert dag.description
+
+
+def test_a_long_description_is_cut_where_dags_are_listed(retrain: Any) -> None:
+    content = {"description": "word " * 60, "owner": "me", "data": {"group": "a"}, "publish": {"model_name": "a"}}
+    content |= {"train": {"config": "configs/classifier/digits.yaml"}}
+    dag = retrain.retrain_dag("long", ClassificationPipeline.model_validate(content))
+    assert dag.dag_display_name.startswith("retrain_long: word word") and len(dag.dag_display_name) <= 120
+
+
 def test_the_report_closes_the_run(dags: dict[str, Any], retrain: Any) -> None:
     for dag in (dag for name, dag in dags.items() if name.startswith("retrain_")):
         report = dag.get_task("report")
