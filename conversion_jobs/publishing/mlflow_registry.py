@@ -74,7 +74,9 @@ def mlmodel(meta: Mapping[str, Any]) -> str:
     from mlflow.types.schema import Schema, TensorSpec
 
     def schema(entries: list[dict[str, Any]]) -> str:
-        tensors = [TensorSpec(np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["name"]) for entry in entries]
+        tensors: list[Any] = [
+            TensorSpec(np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["name"]) for entry in entries
+        ]
         return str(Schema(tensors).to_json())
 
     signature = {"inputs": schema(meta["inputs"]), "outputs": schema(meta["outputs"]), "params": None}

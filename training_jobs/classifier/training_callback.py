@@ -114,7 +114,6 @@ class TrainingCallback(Callback):
         if torch.cuda.is_available():
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.rows.append({"epoch": trainer.current_epoch, **scores, **rates, **speed})
-        self._say_epoch()
         if self.config.training.save_metrics:
             self._write_table()
             if self.tracking is not None:
@@ -123,11 +122,12 @@ class TrainingCallback(Callback):
             self.bottle.write(f"{self.experiment.folder}/train_batches/{number}.jpg", sheet(pictures.numpy()))
         pl_module.shown.clear()
         self._save(trainer, pl_module)
+        self._say_epoch()
         self._stop_early(trainer)
         self._start_epoch()
 
     def _say_epoch(self) -> None:
-        """Write the epoch's line to the log."""
+        """Write the epoch's line to the log: a kill after it costs nothing of the epoch."""
         name, _ = BEST[self.config.training.best_by]
         row, best = self.rows[-1], self.best
         if self.epoch_log is not None:
