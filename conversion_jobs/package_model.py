@@ -204,6 +204,7 @@ def verified_plan(bottle: Bottle, record_key: str, onnx_sha256: str, max_batch_s
 
 def meta(name: str, spec: Spec, graph: GraphInterface, experiment: Experiment, digest: str) -> dict[str, Any]:
     """Return what `meta.json` says; it holds no time and no version (model storage adds `model_version`)."""
+    started = spec.initial_weights if isinstance(spec, ModelSpec) else None
     return {
         "model_name": name,
         "group": spec.group,
@@ -212,6 +213,7 @@ def meta(name: str, spec: Spec, graph: GraphInterface, experiment: Experiment, d
         "num2label": {str(index): label for index, label in enumerate(spec.labels)},
         "output": spec.output,
         **described_input(spec),
+        **({"initial_weights": started.model_dump()} if started else {}),
         "inputs": [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.inputs],
         "outputs": [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.outputs],
         "opset": graph.opset,

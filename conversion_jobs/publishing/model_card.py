@@ -65,6 +65,7 @@ def model_card(model: str, version: str, target: str, meta: Mapping[str, Any], v
     lines = [
         f"# {model} {version}",
         f"{meta['architecture']}, for {target}, from `{meta['experiment']}`, trained on {snapshot}.",
+        *_initial_weights(meta),
         *_verdict(verdict),
         *(_numbers(verdict.evaluated) if verdict.evaluated else []),
         *_interface(meta),
@@ -72,6 +73,15 @@ def model_card(model: str, version: str, target: str, meta: Mapping[str, Any], v
         *(_confusion(verdict.evaluated) if verdict.evaluated else []),  # last: what is cut where room is scarce
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _initial_weights(meta: Mapping[str, Any]) -> list[str]:
+    if (found := meta.get("initial_weights")) is None:
+        return []
+    return [
+        f"Its training started from `{found['name']}` ({found['source']}), license: **{found['license']}**, "
+        f"SHA-256 `{found['sha256']}`."
+    ]
 
 
 def _verdict(verdict: Verdict) -> list[str]:

@@ -7,6 +7,7 @@ and checkpoint are made here. The shell writes out each command line; the jobs r
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -93,6 +94,8 @@ def test_the_readme_alone_fine_tunes_and_serves_a_model(
     bottle = FolderBottle(tmp_path / ".nightshift" / "bottle")
     spec = ModelSpec.model_validate_json(bottle.read(f"{trained.experiment}/model.json"))
     assert spec.initial_weights == fetched.weights and spec.labels == ["cats", "dogs"]
+    meta = json.loads(bottle.read("inference_models/own_photographs/inference_model/meta.json"))
+    assert meta["initial_weights"] == fetched.weights.model_dump()
     answer, picture = results["conversion_jobs.predict"], prepare(Path("photographs/cats/1.jpg"), spec.preprocessing)
     with torch.inference_mode():
         logits = load_classifier(bottle.local(trained.checkpoint), spec)(torch.from_numpy(picture)[None])
