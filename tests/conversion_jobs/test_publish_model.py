@@ -157,7 +157,8 @@ def test_a_card_of_many_classes_lists_their_most_frequent_confusions_and_fits() 
         "snapshot_id": None, "group": "g", "architecture": "a", "experiment": "models/g/v__1", "labels": labels,
         "inputs": [tensor], "outputs": [tensor],
     }  # fmt: skip
-    card = model_card("m", "0.0.1", "onnx", meta, Verdict(evaluated=found, decision=None, reasons=None))
+    verdict = Verdict(evaluated=found, decision=None, reasons=None)
+    card = model_card("m", "0.0.1", "onnx", meta, verdict)
     assert card.endswith("| class 7 | another class | 6 |\n| class 3 | class 5 | 4 |\n")
     assert "and 350 more." in card and len(card) < 2500
     assert "license" not in card
@@ -167,7 +168,7 @@ def test_a_card_of_many_classes_lists_their_most_frequent_confusions_and_fits() 
         "license": "apache-2.0",
         "sha256": "a" * 64,
     }
-    tuned = model_card("m", "0.0.1", "onnx", meta | {"initial_weights": origin}, Verdict(None, None, None))
+    tuned = model_card("m", "0.0.1", "onnx", meta | {"initial_weights": origin}, verdict)
     assert "started from `resnet18.a1_in1k` (timm/resnet18.a1_in1k), license: **apache-2.0**, SHA-256 `aaaa" in tuned
 
 
