@@ -1,4 +1,4 @@
-"""`kind: classification`: one label a picture, from collect or PostgreSQL to a timm classifier."""
+"""`kind: classification`: one label a picture, or several, from collect or PostgreSQL to a timm classifier."""
 
 from __future__ import annotations
 
@@ -59,6 +59,14 @@ class ClassificationPipeline(Pipeline):
     train: ClassifierTraining
     gate: ClassifierGate = ClassifierGate()
     verify: ClassifierTolerances = ClassifierTolerances()
+
+    @model_validator(mode="after")
+    def _options_for_as_many_labels(self) -> ClassificationPipeline:
+        if self.gate.metric == "map" and not self.data.multi_label:
+            raise ValueError("gate.metric map is of pictures with several labels, and data.multi_label is not set")
+        if self.train.temperature_scaling and self.data.multi_label:
+            raise ValueError("train.temperature_scaling is of pictures with one label, and data.multi_label is set")
+        return self
 
     def pull_step(self) -> Step:
         """Pull from collect or PostgreSQL."""
