@@ -79,8 +79,8 @@ class Result(job.Result):
     picture: str
     truth: str | None = Field(description="the picture's classes in the snapshot; None for a file")
     labels: list[str] | None = Field(
-        description="those of `classes` with a probability of at least 0.5: where a picture may have several labels, what "
-        "it shows; None for a detector"
+        description="those of `classes` with a probability of at least 0.5: what the picture shows, where it may have "
+        "several labels; None for a detector"
     )
     label: str | None = Field(description="the likeliest class; of a detector that of the surest object, if any")
     probability: float | None

@@ -247,9 +247,9 @@ def _refuse_other_loss(config: Config, found: Examples) -> None:
             f"snapshot {found.snapshot_id} of group {found.group} is multi-label, and criterion.type is "
             f"{config.criterion.type}; valid: binary_cross_entropy (or pull without multi_label)"
         )
-    where = f"snapshot {found.snapshot_id} of group {found.group}" if found.snapshot_id else "each picture"
+    where = f"snapshot {found.snapshot_id} of group {found.group}" if found.snapshot_id else "a folder"
     raise ConfigurationError(
-        f"criterion.type is binary_cross_entropy, and {where} has one label a picture; valid: cross_entropy, focal "
+        f"criterion.type is binary_cross_entropy, and pictures of {where} have one label each; valid: cross_entropy, focal "
         "(or pull with multi_label)"
     )
 

@@ -75,7 +75,8 @@ class ClassificationPipeline(Pipeline):
             module="training_jobs.pull_dataset",
             options=self.data.model_dump(),
             connections=("bottle", "database", "mlflow", *source),
-            not_in_fingerprint=frozenset({"near_copies", "max_dropped_share"}),  # what they change is the snapshot
+            # What they change is the snapshot.
+            not_in_fingerprint=frozenset({"near_copies", "max_dropped_share", "multi_label"}),
         )
 
     def train_step(self) -> Step:
