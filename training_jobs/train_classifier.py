@@ -249,8 +249,8 @@ def _refuse_other_loss(config: Config, found: Examples) -> None:
         )
     where = f"snapshot {found.snapshot_id} of group {found.group}" if found.snapshot_id else "a folder"
     raise ConfigurationError(
-        f"criterion.type is binary_cross_entropy, and pictures of {where} have one label each; valid: cross_entropy, focal "
-        "(or pull with multi_label)"
+        f"criterion.type is binary_cross_entropy, and pictures of {where} have one label each; valid: cross_entropy, "
+        "focal (or pull with multi_label)"
     )
 
 

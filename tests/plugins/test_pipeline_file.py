@@ -193,22 +193,13 @@ def test_a_night_averages_over_mirror_images_and_calibrates_where_its_file_says_
 
 
 def test_metrics_and_options_fit_how_many_labels_a_picture_has(pipelines: Path) -> None:
-    several = with_line("group: footwear
-", "group: footwear
-  multi_label: true
-")
-    step = load(pipelines, several + "gate: {metric: map}
-").pull_step()
+    several = with_line("group: footwear\n", "group: footwear\n  multi_label: true\n")
+    step = load(pipelines, several + "gate: {metric: map}\n").pull_step()
     assert "--multi_label" in command_options(step.options)
     assert fingerprint(load(pipelines, several)) == fingerprint(load(pipelines, GOOD)), "another snapshot says it"
-    (error,) = errors(pipelines, GOOD + "gate: {metric: map}
-")
+    (error,) = errors(pipelines, GOOD + "gate: {metric: map}\n")
     assert "gate.metric map is of pictures with several labels" in error
-    calibrated = several.replace("footwear.yaml
-", "footwear.yaml
-  temperature_scaling: true
-")
-    (error,) = errors(pipelines, calibrated)
+    (error,) = errors(pipelines, several.replace("footwear.yaml\n", "footwear.yaml\n  temperature_scaling: true\n"))
     assert "temperature_scaling is of pictures with one label" in error
 
 
