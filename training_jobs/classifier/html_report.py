@@ -181,9 +181,9 @@ def _several_mistakes(
     wrong = np.flatnonzero(((probabilities >= SHOWN) != truth).any(1))
     captions = {}
     for index in wrong[np.argsort(-off[wrong].max(1))][:WORST]:
-        said = [f"{'no ' if truth[index, k] else ''}{labels[k]} ({probabilities[index, k]:.0%})"
+        said = [f"{'no ' if truth[index, k] else ''}{labels[int(k)]} ({probabilities[index, k]:.0%})"
                 for k in np.flatnonzero((probabilities[index] >= SHOWN) != truth[index])]  # fmt: skip
-        shows = ", ".join(labels[k] for k in np.flatnonzero(truth[index])) or "none"
+        shows = ", ".join(labels[int(k)] for k in np.flatnonzero(truth[index])) or "none"
         captions[int(index)] = f"{shows}; answered: {', '.join(said)}"
     return _figures(captions, pictures)
 
