@@ -12,7 +12,8 @@ from zipfile import ZipFile
 
 from pydantic import Field
 
-from conversion_jobs.publishing.mlflow_registry import register
+from conversion_jobs.publishing.mlflow_registry import RegisteredVersion, mlmodel, register
+from conversion_jobs.publishing.model_card import Verdict, model_card, read_evaluated
 from conversion_jobs.publishing.release_provenance import Release, statement
 from conversion_jobs.publishing.signature import Signer, sign_archive, signer_of_settings
 from conversion_jobs.tensorrt.version import TEST_DOUBLE
@@ -22,7 +23,7 @@ from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
 from jobkit.model_storage import ARCHIVE, ModelStorage, Published
 from jobkit.paths import checked_name
-from jobkit.tracking import server_errors
+from jobkit.tracking import server_errors, training_run
 from jobkit.unpack import open_archive
 from nightshift_common.archive import CHUNK
 from nightshift_common.options.conversion import ModelOptions, Target
@@ -139,10 +140,11 @@ def track(
     arguments: Arguments,
     sha256: str,
 ) -> None:
-    """Register the version in MLflow, with what it was made from and where its archive is.
+    """Register the version in MLflow, as one of the run that trained it, with its card and where its archive is.
 
     MLflow takes no address of another server as the source of a version, and weights need not be kept twice: the
-    source is the folder `package` of the run's artifacts, with the package's `meta.json`.
+    source is a folder of the run's artifacts with the package's `meta.json`, its signature and its card. What came
+    without a training of ours (imported weights) is a version of this job's run.
     """
     made_from = {
         "snapshot_id": arguments.snapshot_id or "",
@@ -151,12 +153,21 @@ def track(
         "sha256": sha256,
         "archive": storage.address(model, published.version),
     }
-    tracking = context.tracking
-    with ZipFile(context.bottle.local(arguments.archive)) as archive, tempfile.TemporaryDirectory() as folder:
-        tracking.artifact(Path(archive.extract("meta.json", folder)), "package")
+    tracking, folder = context.tracking, f"versions/{published.version}"
+    found = training_run(tracking.client, str(context.bottle), experiment.folder)
+    home = tracking.another(found.run_id, found.experiment_id) if found else tracking
+    with ZipFile(context.bottle.local(arguments.archive)) as archive:
+        meta = archive.read("meta.json").decode()
+    described = json.loads(meta)
+    evaluated = read_evaluated(context.bottle, arguments.evaluation) if arguments.evaluation else None
+    verdict = Verdict(evaluated=evaluated, decision=arguments.decision, reasons=arguments.reasons)
+    card = model_card(model, published.version, arguments.target, described, verdict)
+    for name, text in (("meta.json", meta), ("MLmodel", mlmodel(described)), ("model_card.md", card)):
+        home.text(text, f"{folder}/{name}")
     with server_errors("finding the run's artifacts"):
-        source = f"{tracking.client.get_run(tracking.run_id).info.artifact_uri}/package"
-    number = register(tracking.client, model, published.version, source, tracking.run_id, made_from)
+        source = f"{tracking.client.get_run(home.run_id).info.artifact_uri}/{folder}"
+    said = RegisteredVersion(model, published.version, source, home.run_id, card, made_from)
+    number = register(tracking.client, said)
     tracking.tags({"model": model, "version": published.version, "registry_version": number, **made_from})
 
 

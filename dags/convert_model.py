@@ -21,7 +21,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param, TriggerRule, chain
 
 from nightshift.forms import form_field
-from nightshift.steps import Step, task
+from nightshift.steps import Step, listed_name, task
 from nightshift.task_templates import output_if_any, output_of
 from nightshift_common.gpus import GPUS
 from nightshift_common.options.conversion import (
@@ -34,6 +34,7 @@ from nightshift_common.options.conversion import (
 from nightshift_common.options.weights import RUNTIMES, ImportOptions, InputSizeOptions
 
 PROFILE = ("opt_batch", "more_profiles", "size_profile")
+DESCRIPTION = "Convert weights that are at hand to ONNX and TensorRT, verify, publish and deploy them"
 GPU = GPUS["T4"]  # for which plans are built here
 IMPORTED = {name: form_field(ImportOptions, name) for name in ImportOptions.model_fields if name != "img_size"}
 FORM = {
@@ -61,7 +62,8 @@ RUNTIME = f"{{{{ {RUNTIMES!r}.get(params.family, 'jobs') }}}}"
 
 with DAG(
     dag_id="convert_model",
-    description="Convert weights that are at hand to ONNX and TensorRT, verify, publish and deploy them",
+    dag_display_name=listed_name("convert_model", DESCRIPTION),
+    description=DESCRIPTION,
     doc_md=__doc__,
     schedule=None,
     catchup=False,

@@ -36,7 +36,8 @@ from nightshift.job_operator import JobOperator
 from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Pipeline
 from nightshift.pipelines.bundle import pipeline_file
 from nightshift.pipelines.files import load_pipeline
-from nightshift.steps import Step, task
+from nightshift.run_note import leave_note, run_note
+from nightshift.steps import Step, listed_name, task
 from nightshift.task_templates import TASK_STATES, output_if_any, output_of, sentences_of, stopped_by
 from nightshift_common.options.conversion import MAX_PLAN_SAMPLES, Target
 
@@ -70,8 +71,9 @@ def trigger_form(pipeline: Pipeline) -> dict[str, Param]:
     }  # fmt: skip
 
 
-def fail_with_the_run(_context: Any, result: Any) -> None:
-    """Let the last task fail where an earlier one did: Airflow takes a run's state from its last task."""
+def conclude(context: Any, result: Any) -> None:
+    """Leave the run's note, and let the last task fail where an earlier one did: it decides the run's state."""
+    leave_note(context["ti"], run_note(result))
     if result["outcome"] == "failed":
         raise RunFailed(result["reason"])
 
@@ -169,7 +171,7 @@ def deployment(pipeline: Pipeline) -> Step:
     )  # fmt: skip
 
 
-def closing(name: str) -> Step:
+def closing(name: str, pipeline: Pipeline) -> Step:
     """Return the record of what the run came to."""
     return Step(
         module="training_jobs.report",
@@ -181,6 +183,7 @@ def closing(name: str) -> Step:
             "reason": "{{ stopped_by(ti, dag).get('reason', '') }}",
             "version": output_if_any("deploy_model", "version"),
             "report": output_if_any("evaluate", "report"),
+            "metric": pipeline.gate.metric,
             "states": TASK_STATES,
             "started_at": "{{ dag_run.start_date.isoformat() }}",
         },
@@ -223,8 +226,10 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
         "evaluate": pipeline.evaluate_step(),
         "gate": judging(pipeline),
     }
+    dag_id = f"retrain_{name}"
     with DAG(
-        dag_id=f"retrain_{name}",
+        dag_id=dag_id,
+        dag_display_name=listed_name(dag_id, pipeline.description),
         description=pipeline.description,
         doc_md=__doc__,
         # Without a start date and with no run in the past: a new pipeline waits for its next night.
@@ -245,7 +250,7 @@ def retrain_dag(name: str, pipeline: Pipeline) -> DAG:
         },
     ) as dag:
         tasks = in_parts(name, pipeline, steps)
-        reported = task("report", closing(name), post_execute=fail_with_the_run)
+        reported = task("report", closing(name, pipeline), post_execute=conclude)
         chain(*tasks, reported)
         # A teardown runs whatever happened before it, also in a run that a person has marked as failed.
         reported.as_teardown(on_failure_fail_dagrun=True)

@@ -14,12 +14,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jobkit import settings
 from jobkit.errors import ConfigurationError, TransientError
+from jobkit.paths import SnapshotPaths
 from jobkit.provenance import commit, environment_of_process, lock_sha256
 from nightshift_common.task_instance import VARIABLE, TaskInstanceKey
 
@@ -34,6 +36,8 @@ DAG_RUN_TAG = "nightshift.dag_run"
 TASK_TAG = "nightshift.task"
 COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name, which its UI shows
 LOCK_TAG = "nightshift.lock_sha256"
+TRAINS_TAG = "nightshift.trains"  # of the run of a training: the experiment that it makes, with its bottle
+NOTE_TAG = "mlflow.note.content"  # MLflow's own name: the description that its UI shows, Markdown
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training, not chats
 SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
 SETTLE_CALLS = 4  # on a busy machine: so many times what our own calls took
@@ -110,7 +114,7 @@ class Run:
             run = cls._by_hand(api) if task_instance is None else cls._child(api, task_instance)
             api.update_run(run.run_id, status="RUNNING")
             api.log_batch(run.run_id, tags=[RunTag(name, value) for name, value in origin.items() if value])
-        logger.info("MLflow run: %s", run.url, extra={"event": "tracking", "run_id": run.run_id, "url": run.url})
+        run.say_where()
         return run
 
     @classmethod
@@ -138,6 +142,16 @@ class Run:
         resumed = os.environ.get("MLFLOW_RUN_ID")
         return cls(api, resumed or api.create_run(experiment).info.run_id, experiment, None)
 
+    def say_where(self) -> None:
+        """Write the line by which Airflow links the task to this run."""
+        logger.info("MLflow run: %s", self.url, extra={"event": "tracking", "run_id": self.run_id, "url": self.url})
+
+    def started_at(self) -> datetime:
+        """Return when the run was made, UTC."""
+        with server_errors("reading the run"):
+            made = self.client.get_run(self.run_id).info.start_time  # milliseconds
+        return datetime.fromtimestamp(made / 1000, UTC)
+
     def parent_run(self) -> Run | None:
         """Return the run that stands for the DAG run; None for a job that was started by hand."""
         return Run(self.client, self.parent_id, self.experiment_id, None) if self.parent_id else None
@@ -152,6 +166,10 @@ class Run:
         """End the run as one whose process was killed."""
         with server_errors("ending the run of a killed job"):
             self.client.set_terminated(self.run_id, "KILLED")
+
+    def another(self, run_id: str, experiment_id: str) -> Run:
+        """Return another run on the same server."""
+        return Run(self.client, run_id, experiment_id, None)
 
     def params(self, values: Mapping[str, Any], prefix: str = "") -> None:
         """Log parameters, nested mappings as dotted names.
@@ -184,6 +202,57 @@ class Run:
         used = Dataset(name=name, digest=snapshot_id, source_type="bottle", source=json.dumps({"uri": source}))
         with server_errors("logging the dataset"):
             self.client.log_inputs(self.run_id, [DatasetInput(used, [InputTag("mlflow.data.context", context)])])
+
+    def training_of(
+        self, experiment: str, group: str, snapshot_id: str | None, bottle: str, params: Mapping[str, Any]
+    ) -> None:
+        """Say that this run trains `experiment`, on what, and with what.
+
+        The few `params` by which a person tells trainings apart go to the DAG run's run too, where two nights are
+        compared; this run's own parameters are logged apart from them. Without a snapshot there is no dataset to name.
+        """
+        self.tags(
+            {
+                TRAINS_TAG: _findable(f"{bottle}/{experiment}"),
+                "experiment": experiment,
+                "snapshot_id": snapshot_id or "",
+            }
+        )
+        night = self.parent_run()
+        if night is not None:
+            night.params({"group": group, "snapshot_id": snapshot_id or "", "experiment": experiment, **params})
+        if snapshot_id:
+            source = f"{bottle}/{SnapshotPaths(group, snapshot_id).folder}"
+            for run in filter(None, (self, night)):
+                run.dataset(group, snapshot_id, source, "training")
+
+    def describe(self, text: str, name: str | None = None) -> None:
+        """Give the run its description, Markdown, and where one is given its name in lists."""
+        self.tags({NOTE_TAG: text})
+        if name is not None:
+            with server_errors("naming the run"):
+                self.client.update_run(self.run_id, name=name)
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Log what the block takes of CPU, memory, disk, network and GPUs every ten seconds, as `system/...`.
+
+        MLflow measures and sends these in a thread of its own; where it cannot, the work goes on without them.
+        """
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            make: Any = SystemMetricsMonitor  # without types
+            monitor = make(self.run_id, resume_logging=True, tracking_uri=settings.require(settings.MLFLOW_URI))
+        except Exception as error:  # noqa: BLE001 - a training is worth more than these numbers
+            logger.warning("no system metrics: %s", error)
+            yield
+            return
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step. A server that is away for a while does not stop the job: they are sent later."""
@@ -246,6 +315,19 @@ class Run:
             logger.warning("MLflow could not be told that the run failed")
 
 
+def training_run(api: MlflowClient, bottle: str, experiment: str) -> RunInfo | None:
+    """Return the run that trained an experiment of a bottle, the latest of several; None for one that came otherwise.
+
+    Raises:
+        TransientError: MLflow does not answer.
+    """
+    with server_errors(f"looking for the training of {experiment}"):
+        places = [found.experiment_id for found in api.search_experiments()]
+        query = f"tags.`{TRAINS_TAG}` = '{_findable(f'{bottle}/{experiment}')}'"
+        found = api.search_runs(places, query, order_by=["attributes.start_time DESC"], max_results=1)
+    return found[0].info if found else None
+
+
 def _experiment(api: MlflowClient, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -267,8 +349,7 @@ def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping
     MLflow has no way to make a run only if there is none. Jobs that make that of their DAG run at the same time wait
     until each other's can be seen, then all take the oldest; those who made another delete theirs.
     """
-    # a filter has no way to write a value with quotes, so tags that are looked for have none
-    stored = {key: re.sub(r"['\"\\\\]", "_", value) for key, value in tags.items() if value}
+    stored = {key: _findable(value) for key, value in tags.items() if value}
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in stored.items())
     wanted_task = stored.get(TASK_TAG, "")
 
@@ -288,6 +369,11 @@ def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping
     if created and first.run_id != created.run_id:
         api.delete_run(created.run_id)
     return str(first.run_id)
+
+
+def _findable(value: str) -> str:
+    """Return a tag's value as it can be looked for: a filter has no way to write quotes."""
+    return re.sub(r"['\"\\\\]", "_", value)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

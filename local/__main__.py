@@ -181,7 +181,7 @@ def _show_answer(answer: dict[str, Any]) -> None:
 def _show_addresses(settings: Settings) -> None:
     rows = {
         "Airflow": f"{settings.url('airflow')}  (login {ADMIN}, password {settings.secrets['airflow_admin']})",
-        "MLflow": settings.url("mlflow"),
+        "MLflow": f"{settings.url('mlflow')}/#/experiments",
         "model storage": f"{settings.url('model_storage')}/docs",
         "collect": f"{settings.url('collect')}/docs",
         "Triton": f"{HOST}:{triton_server(settings).http_port} (HTTP), {HOST}:{settings.port('triton_grpc')} (gRPC)",

@@ -125,7 +125,7 @@ def _last_progress(settings: Settings, dag_id: str, task_id: str) -> str:
     if not logs:
         return ""
     for line in reversed(logs[-1].read_text(errors="replace").splitlines()[-50:]):
-        if '"progress"' in line:
+        if '"progress"' in line or '"epoch"' in line:
             try:
                 return str(json.loads(line)["message"])
             except (ValueError, KeyError):

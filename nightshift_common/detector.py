@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,8 +47,8 @@ class TrainingObserver(Protocol):
     def started(self, epoch: int, batches: int) -> None:
         """Training begins at `epoch`, from 0; `batches` make an epoch."""
 
-    def stepped(self) -> None:
-        """A batch is done."""
+    def stepped(self, loss: Callable[[], float]) -> None:
+        """A batch is done; `loss` answers the epoch's mean so far, the sum of its parts."""
 
     def ended(self, epoch: EpochEnd) -> None:
         """An epoch is done."""

@@ -28,6 +28,7 @@ class Arguments(job.Arguments):
     reason: str | None = Field(None, description="the reason that came with the outcome")
     version: str | None = Field(None, description="the version that was deployed")
     report: str | None = Field(None, description="the evaluation: key in the bottle")
+    metric: str | None = Field(None, description="what the gate decides by: a metric of the evaluation")
     states: dict[str, str | None] = Field(
         {}, description="JSON object: the state of each task, as Airflow names it; null: not started"
     )
@@ -39,6 +40,8 @@ class Result(job.Result):
 
     outcome: str
     reason: str
+    headline: str = Field(description="both in a line, with the numbers: rejected: macro_f1 0.1954 against 0.9967")
+    mlflow_url: str | None = Field(description="the page of the run in MLflow; none where nothing was tracked")
 
 
 def outcome_of(arguments: Arguments) -> tuple[str, str]:
@@ -67,12 +70,30 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         started_at=arguments.started_at, finished_at=datetime.now(UTC),
     )  # fmt: skip
     database.record_run(row)
-    logger.info("%s: %s", outcome, reason)
-    if outcome != "nothing_new":  # then nothing was tracked, and an empty MLflow run a night helps no one
-        parent = Run.parent(context.task_instance)
-        database.record_run(row.model_copy(update={"mlflow_run_id": parent.run_id}))
-        _close(parent, arguments, row, _evaluation(context, arguments.report))
-    return Result(outcome=outcome, reason=reason)
+    if outcome == "nothing_new":  # then nothing was tracked, and an empty MLflow run a night helps no one
+        logger.info("%s: %s", outcome, reason)
+        return Result(outcome=outcome, reason=reason, headline=reason, mlflow_url=None)
+    evaluation = _evaluation(context, arguments.report)
+    line = headline(row, evaluation, arguments.metric)
+    logger.info(line)
+    parent = Run.parent(context.task_instance)
+    parent.say_where()
+    database.record_run(row.model_copy(update={"mlflow_run_id": parent.run_id}))
+    _close(parent, arguments, row, line, evaluation)
+    return Result(outcome=outcome, reason=reason, headline=line, mlflow_url=parent.url)
+
+
+def headline(row: database.PipelineRun, evaluation: Evaluation | None, metric: str | None) -> str:
+    """Return what a run came to in a line, with the candidate's and the champion's number where there are any."""
+    said = [f"version {row.model_version}"] if row.model_version else []
+    if row.outcome == "failed":
+        said = [(row.reason or "").removeprefix("failed: ")]
+    elif evaluation is not None and metric in evaluation.candidate.metrics:
+        champion = evaluation.champion
+        against = f" against {champion.metrics[metric]:.4f}" if champion and metric in champion.metrics else ""
+        said.append(f"{metric} {evaluation.candidate.metrics[metric]:.4f}{against}")
+    name = row.outcome.replace("_", " ")
+    return f"{name}: {', '.join(said)}" if said else f"{name}: {row.reason}"
 
 
 def _evaluation(context: job.Context, key: str | None) -> Evaluation | None:
@@ -84,25 +105,34 @@ def _evaluation(context: job.Context, key: str | None) -> Evaluation | None:
         return None
 
 
-def _close(parent: Run, arguments: Arguments, row: database.PipelineRun, evaluation: Evaluation | None) -> None:
-    """Give the DAG run's MLflow run its tags, numbers and summary, and end it."""
+def _close(
+    parent: Run, arguments: Arguments, row: database.PipelineRun, line: str, evaluation: Evaluation | None
+) -> None:
+    """Give the DAG run's MLflow run its name, description, tags, parameters and numbers, and end it."""
     tags = {
         "outcome": row.outcome, "reason": row.reason, "pipeline": row.pipeline, "snapshot_id": row.snapshot_id,
         "fingerprint": row.fingerprint, "version": row.model_version,
     }  # fmt: skip
     parent.tags({f"nightshift.{name}": value for name, value in tags.items() if value})
+    parent.params({"pipeline": row.pipeline, **({"gate_metric": arguments.metric} if arguments.metric else {})})
     if evaluation is not None:
-        parent.metrics({f"golden/{name}": value for name, value in evaluation.candidate.metrics.items()})
+        rivals = {"golden": evaluation.candidate, "champion": evaluation.champion}
+        values = {f"{role}/{n}": v for role, scores in rivals.items() if scores for n, v in scores.metrics.items()}
+        gains = evaluation.comparison.gains if evaluation.comparison else {}
+        parent.metrics(values | {f"gain/{name}": gain.value for name, gain in gains.items()})
     summary = {**tags, "dag_run": row.dag_run_id, "states": arguments.states}
+    text = markdown(row, line, arguments.states, evaluation)
     parent.dictionary(summary, "summary.json")
-    parent.text(markdown(row, arguments.states, evaluation), "summary.md")
+    parent.text(text, "summary.md")
+    started = row.started_at or parent.started_at()
+    parent.describe(text, f"{row.pipeline} {started.astimezone(UTC):%Y-%m-%d %H:%M} {row.outcome.replace('_', ' ')}")
     parent.end_children()
     parent.end(succeeded=row.outcome != "failed")
 
 
-def markdown(row: database.PipelineRun, states: dict[str, str | None], evaluation: Evaluation | None) -> str:
-    """Return the summary of a run for a person."""
-    lines = [f"# {row.pipeline}: {row.outcome}", "", row.reason or "", ""]
+def markdown(row: database.PipelineRun, line: str, states: dict[str, str | None], evaluation: Evaluation | None) -> str:
+    """Return the summary of a run for a person; `line` is its headline."""
+    lines = [f"# {row.pipeline} {line}", "", row.reason or "", ""]
     lines += [f"- run: `{row.dag_run_id}`", f"- snapshot: `{row.snapshot_id or 'none'}`"]
     lines += [f"- version: {row.model_version}"] if row.model_version else []
     if evaluation is not None:

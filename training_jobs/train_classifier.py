@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,12 +195,19 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         if context.is_tracked:
             tracking = context.tracking
             tracking.params(config.model_dump(mode="json"))
-            tracking.tags({"snapshot_id": snapshot_id, "experiment": experiment.folder, "gpus": arguments.gpus})
+            tracking.tags({"gpus": arguments.gpus})
+            told_apart_by = {
+                "architecture": config.model.backbone_name,
+                "epochs": config.training.epochs,
+                "batch": config.dataset.data_loaders.train_batch_size,
+            }
+            tracking.training_of(experiment.folder, group, snapshot_id, str(bottle), told_apart_by)
         else:
             logger.warning("%s is not set: the metrics are in csv_logs only", settings.MLFLOW_URI)
         from training_jobs.classifier.training import train
 
-        content = train(config, found, bottle, experiment, tracking, arguments.gpus)
+        with tracking.system_metrics() if tracking else nullcontext():
+            content = train(config, found, bottle, experiment, tracking, arguments.gpus)
     return Result(
         experiment=experiment.folder,
         checkpoint=experiment.best_checkpoint,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,9 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         logger.info("%s is finished already: nothing is trained again", experiment.folder)
     else:
         snapshot = read_snapshot(bottle, arguments.group, arguments.snapshot_id)
-        content = _train(options, snapshot, bottle, experiment, _tracking(options, arguments, experiment, context))
+        tracking = _tracking(options, arguments, experiment, context)
+        with tracking.system_metrics() if tracking else nullcontext():
+            content = _train(options, snapshot, bottle, experiment, tracking)
     return Result(
         experiment=experiment.folder,
         checkpoint=experiment.best_weights,
@@ -93,7 +96,10 @@ def _tracking(
         logger.warning("%s is not set: the metrics are in %s only", settings.MLFLOW_URI, experiment.history)
         return None
     context.tracking.params(options.model_dump(mode="json"))
-    context.tracking.tags({"snapshot_id": arguments.snapshot_id, "experiment": experiment.folder})
+    told_apart_by = options.model_dump(include={"architecture", "epochs", "batch"})
+    context.tracking.training_of(
+        experiment.folder, arguments.group, arguments.snapshot_id, str(context.bottle), told_apart_by
+    )
     return context.tracking
 
 

@@ -5,7 +5,12 @@ Its aliases (champion, previous, canary, candidate) are set by the model storage
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
 
 from jobkit.tracking import server_errors
 
@@ -13,30 +18,69 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 VERSION_TAG = "semantic_version"  # by it the model storage finds what its aliases point to
+DESCRIPTION_LIMIT = 5000  # characters that MLflow keeps
 
 
-def register(client: MlflowClient, model: str, version: str, source: str, run_id: str, tags: dict[str, str]) -> str:
-    """Return MLflow's number of the version, registered now unless it was before; `tags` are set in both cases.
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """What is said of a published version."""
+
+    model: str
+    version: str
+    source: str
+    """folder of artifacts with `MLmodel`, from which MLflow's UI shows the schema"""
+    run_id: str
+    """the training, which the UI links to"""
+    card: str
+    """Markdown; as much of it as there is room for becomes the description"""
+    tags: Mapping[str, str]
+
+
+def register(client: MlflowClient, said: RegisteredVersion) -> str:
+    """Return MLflow's number of the version, registered now unless it was before; tags and card are set in both cases.
 
     Raises:
         TransientError: MLflow does not answer.
     """
     from mlflow.exceptions import MlflowException
 
-    with server_errors(f"registering {model} {version}"):
+    description = said.card
+    if len(description) > DESCRIPTION_LIMIT:
+        description = description[: DESCRIPTION_LIMIT - 1] + "…"
+    with server_errors(f"registering {said.model} {said.version}"):
         try:
-            client.create_registered_model(model)
+            client.create_registered_model(said.model)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        known = _find(client, model, version)
+        known = _find(client, said.model, said.version)
         if known is None:
-            every = {VERSION_TAG: version, **tags}
-            known = client.create_model_version(model, source, run_id=run_id, tags=every)
+            every = {VERSION_TAG: said.version, **said.tags}
+            known = client.create_model_version(
+                said.model, said.source, run_id=said.run_id, tags=every, description=description
+            )
         else:
-            for key, value in tags.items():
-                client.set_model_version_tag(model, known.version, key, value)
+            client.update_model_version(said.model, known.version, description=description)
+            for key, value in said.tags.items():
+                client.set_model_version_tag(said.model, known.version, key, value)
         return str(known.version)
+
+
+def mlmodel(meta: Mapping[str, Any]) -> str:
+    """Return the file `MLmodel` of a package with `meta.json`: MLflow's own format, here of the signature only.
+
+    The weights are in the model storage, so that no flavor of MLflow's could load them.
+    """
+    from mlflow.types.schema import Schema, TensorSpec
+
+    def schema(entries: list[dict[str, Any]]) -> str:
+        tensors: list[Any] = [
+            TensorSpec(np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["name"]) for entry in entries
+        ]
+        return str(Schema(tensors).to_json())
+
+    signature = {"inputs": schema(meta["inputs"]), "outputs": schema(meta["outputs"]), "params": None}
+    return yaml.safe_dump({"flavors": {}, "signature": signature}, sort_keys=False)
 
 
 def _find(client: MlflowClient, model: str, version: str) -> Any:

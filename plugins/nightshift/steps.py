@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from textwrap import shorten
 from typing import Any
 
 from nightshift.job_operator import JobOperator
+
+LISTED = 120  # characters of a DAG's name in a list
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,11 @@ def task(task_id: str, step: Step, **arguments: Any) -> JobOperator:
         execution_timeout=step.timeout,
         **arguments,
     )
+
+
+def listed_name(dag_id: str, description: str) -> str:
+    """Return how a DAG is called where Airflow lists it: its list of DAGs has no column for the description.
+
+    The id comes first and whole, so that looking for it finds the DAG.
+    """
+    return f"{dag_id}: {shorten(description, max(20, LISTED - len(dag_id) - 2), placeholder='…')}"

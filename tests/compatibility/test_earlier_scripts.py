@@ -38,6 +38,23 @@ def test_the_head_goes_from_its_place_among_the_weights_to_its_place_in_the_repo
     assert same(head, project / "model_repository_running" / "binary_onnx" / "1" / "model.onnx", 8)
 
 
+def test_both_heads_are_converted_in_one_call(project: Path) -> None:
+    weights = project / "training" / "weights" / "CT-RATE"
+    binary, several = (
+        save(nn.Linear(8, 1), weights / "model_binary.pth"),
+        save(
+            nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.LeakyReLU(0.2), nn.Linear(4, 18)),
+            weights / "model_multilabel.pth",
+        ),
+    )
+    head = project / "convertation" / "head"
+    said = shell(head, sys.executable, "torch2onnx.py", code=2)  # one of them needs a word, and the other is made
+    assert "give --hidden_activation" in said
+    assert same(binary, project / "model_repository_running" / "binary_onnx" / "1" / "model.onnx", 8)
+    shell(head, sys.executable, "torch2onnx.py", "--hidden-activation", "leaky_relu", "--negative-slope", "0.2")
+    assert same(several, project / "model_repository_running" / "multilabel_onnx" / "1" / "model.onnx", 8)
+
+
 def test_a_head_of_several_layers_is_asked_what_is_between_them(project: Path) -> None:
     layers = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 1))
     head = save(layers, project / "training" / "weights" / "CT-RATE" / "model_binary.pth")

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from conversion_jobs.publishing.model_card import Evaluated, Verdict, model_card
 from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 from jobkit.experiment import Experiment
 from jobkit.job import Context
+from jobkit.tracking import Run
 from nightshift_common.task_instance import TaskInstanceKey
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
 from tests.support.servers import ROOT, free_port
 from tests.support.signing_keys import Key
 from tests.support.trained import write_experiment
+
+EVALUATION = {
+    "pictures": 30, "labels": ["circle", "cross", "square"],
+    "candidate": {
+        "version": "new", "metrics": {"accuracy": 0.9}, "confusion": [[10, 0, 0, 0], [1, 8, 1, 0], [0, 0, 9, 1]]
+    },
+    "champion": {"version": "0.0.0", "metrics": {"accuracy": 0.8}},
+}  # fmt: skip
+READ_SIGNATURE = """
+import json, sys
+from mlflow.models import Model
+signature = Model.load(sys.argv[1]).signature
+sides = {"inputs": signature.inputs, "outputs": signature.outputs}
+print(json.dumps({side: [[t.name, str(t.type), list(t.shape)] for t in schema] for side, schema in sides.items()}))
+"""
 
 
 def another_model(trained: Trained, seed: int) -> None:
@@ -72,10 +92,14 @@ def test_the_version_is_registered_in_mlflow_once(
     verified: Trained, served: Serving, model: str, mlflow_url: str, tmp_path: Path
 ) -> None:
     task_instance = TaskInstanceKey(dag_id=f"retrain_{model}", run_id="manual__1", task_id="publish_model")
+    training = Run.start(dataclasses.replace(task_instance, task_id="train"))
+    training.training_of(verified.experiment, "digits", verified.snapshot_id, str(verified.bottle), {"epochs": 2})
+    verified.bottle.write("evaluations/e.json", json.dumps(EVALUATION))
+    said = {"evaluation": "evaluations/e.json", "decision": "promote", "reasons": "accuracy 0.9000 reaches the floor"}
     for _attempt in (1, 2):
         verified.context = Context(tmp_path / "job", task_instance)
         verified.context.bottle = verified.bottle
-        published = verified.publish(model)
+        published = verified.publish(model, **said)
         verified.deploy(published.version, model)
         verified.context.close(succeeded=True)
     client = MlflowClient(mlflow_url)
@@ -85,6 +109,63 @@ def test_the_version_is_registered_in_mlflow_once(
     assert version.tags["experiment"] == Experiment(verified.experiment).folder
     assert version.tags["archive"] == f"{served.url}/models/{model}/versions/0.0.1/archive"
     assert served.get(f"/history/{model}").json()[0]["run_id"] == "manual__1"
+    assert version.run_id == training.run_id
+    for line in (
+        f"# {model} 0.0.1",
+        f"snapshot `{verified.snapshot_id}` of group digits",
+        "The gate said **promote**: accuracy 0.9000 reaches the floor.",
+        "| accuracy | 0.9000 | 0.8000 |",
+        "| cross | 1 | 8 | 1 | 0 |",
+        f"--model_name {model} --picture picture.jpg",
+        "Classes, in order: circle, cross, square.",
+    ):
+        assert line in version.description
+    files = Path(client.download_artifacts(training.run_id, "versions/0.0.1", str(tmp_path)))
+    assert (files / "model_card.md").read_text() == version.description
+    assert version.source.endswith(f"/{training.run_id}/artifacts/versions/0.0.1")
+    signature = json.loads(_in_services(READ_SIGNATURE, files))
+    meta = json.loads((files / "meta.json").read_text())
+    assert signature == {
+        side: [[entry["name"], entry["dtype"], entry["shape"]] for entry in meta[side]]
+        for side in ("inputs", "outputs")
+    }
+    assert signature["inputs"][0][2] == [-1, 3, 32, 32]
+
+
+def test_a_version_that_was_not_trained_here_is_one_of_the_run_that_published_it(
+    verified: Trained, served: Serving, model: str, mlflow_url: str, tmp_path: Path
+) -> None:
+    other = f"{Experiment(verified.experiment).folder}_imported"
+    Run.start(None).training_of(other, "digits", None, str(verified.bottle), {})
+    verified.context = Context(tmp_path / "job", TaskInstanceKey(f"convert_{model}", "manual__1", "publish_model"))
+    verified.context.bottle = verified.bottle
+    verified.publish(model)
+    (version,) = MlflowClient(mlflow_url).search_model_versions(f"name='{model}'")
+    assert version.run_id == verified.context.tracking.run_id
+    assert "Verdict" not in version.description and "Confusion" not in version.description
+
+
+def test_a_card_of_many_classes_lists_their_most_frequent_confusions_and_fits() -> None:
+    labels = [f"class {number}" for number in range(400)]
+    confusion = np.zeros((400, 401), int)
+    np.fill_diagonal(confusion, 9)
+    confusion[3, 5], confusion[7, 400] = 4, 6
+    candidate = {"version": "new", "metrics": {"accuracy": 0.9}, "confusion": confusion.tolist()}
+    found = Evaluated.model_validate({"pictures": 9, "labels": labels, "candidate": candidate, "champion": None})
+    tensor = {"name": "input", "dtype": "float32", "shape": [-1, 3, 8, 8]}
+    meta = {
+        "snapshot_id": None, "group": "g", "architecture": "a", "experiment": "models/g/v__1", "labels": labels,
+        "inputs": [tensor], "outputs": [tensor],
+    }  # fmt: skip
+    card = model_card("m", "0.0.1", "onnx", meta, Verdict(evaluated=found, decision=None, reasons=None))
+    assert card.endswith("| class 7 | another class | 6 |\n| class 3 | class 5 | 4 |\n")
+    assert "and 350 more." in card and len(card) < 2500
+
+
+def _in_services(code: str, *arguments: Path) -> str:
+    """Run code where the whole of MLflow is, whose UI reads what a skinny one wrote; return what it printed."""
+    command = [ROOT / ".venv" / "services" / "bin" / "python", "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_version_is_signed_and_says_what_it_was_made_from_and_who_passed_it(

@@ -13,6 +13,16 @@ from pydantic import ValidationError
 from nightshift.kinds.classification import ClassificationPipeline
 
 
+class Left:
+    """A task instance that keeps what is left in it."""
+
+    note = ""
+
+    def xcom_push(self, key: str, value: str) -> None:
+        assert key == "run_note"
+        self.note = value
+
+
 def test_under_its_own_name_the_file_defines_no_dag(retrain: Any) -> None:
     from airflow.sdk import DAG
 
@@ -21,12 +31,22 @@ def test_under_its_own_name_the_file_defines_no_dag(retrain: Any) -> None:
 
 @pytest.mark.parametrize("outcome", ["promoted", "rejected", "nothing_new", "not_published", "pinned"])
 def test_a_run_that_came_to_something_succeeds(retrain: Any, outcome: str) -> None:
-    retrain.fail_with_the_run({}, {"outcome": outcome, "reason": "as it is"})
+    run = Left()
+    result = {
+        "outcome": outcome,
+        "reason": "as it is",
+        "headline": "macro_f1 0.2 against 0.9",
+        "mlflow_url": "http://m",
+    }
+    retrain.conclude({"ti": run}, result)
+    assert run.note == "macro_f1 0.2 against 0.9\n\nas it is\n\n[MLflow run](http://m)"
 
 
 def test_the_last_task_fails_where_an_earlier_one_did_and_says_which(retrain: Any) -> None:
+    run, result = Left(), {"outcome": "failed", "reason": "failed: train", "headline": "failed: train"}
     with pytest.raises(AirflowFailException, match="failed: train"):
-        retrain.fail_with_the_run({}, {"outcome": "failed", "reason": "failed: train"})
+        retrain.conclude({"ti": run}, result)
+    assert run.note == "failed: train"
 
 
 def test_a_training_takes_a_slot_and_a_gpu_for_each_that_its_pipeline_asks_for(retrain: Any) -> None:
@@ -40,11 +60,25 @@ def test_a_training_takes_a_slot_and_a_gpu_for_each_that_its_pipeline_asks_for(r
         assert (task.gpus, task.pool_slots, task.options.get("gpus")) == ((2, 2, 2) if training else (1, 1, None))
 
 
+def test_the_list_of_dags_shows_what_each_is_for(dags: dict[str, Any]) -> None:
+    for dag_id, dag in dags.items():
+        assert dag.dag_id == dag_id
+        assert dag.dag_display_name == f"{dag_id}: {dag.description}"
+        assert dag.description
+
+
+def test_a_long_description_is_cut_where_dags_are_listed(retrain: Any) -> None:
+    content = {"description": "word " * 60, "owner": "me", "data": {"group": "a"}, "publish": {"model_name": "a"}}
+    content |= {"train": {"config": "configs/classifier/digits.yaml"}}
+    dag = retrain.retrain_dag("long", ClassificationPipeline.model_validate(content))
+    assert dag.dag_display_name.startswith("retrain_long: word word") and len(dag.dag_display_name) <= 120
+
+
 def test_the_report_closes_the_run(dags: dict[str, Any], retrain: Any) -> None:
     for dag in (dag for name, dag in dags.items() if name.startswith("retrain_")):
         report = dag.get_task("report")
         assert report.is_teardown and report.on_failure_fail_dagrun
-        assert report._post_execute_hook.__name__ == retrain.fail_with_the_run.__name__
+        assert report._post_execute_hook.__name__ == retrain.conclude.__name__
 
 
 def test_pulling_and_the_record_of_a_run_have_one_fingerprint(of_kinds: dict[str, Any]) -> None:

@@ -284,7 +284,7 @@ class Quiet:
     def started(self, epoch: int, batches: int) -> None:
         """Nothing."""
 
-    def stepped(self) -> None:
+    def stepped(self, loss: Callable[[], float]) -> None:
         """Nothing."""
 
     def ended(self, epoch: EpochEnd) -> None:

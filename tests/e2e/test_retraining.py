@@ -44,8 +44,8 @@ def wait_for_end(api: AirflowApi, run_id: str, seconds: float = 240) -> str:
 
 
 def wait_for_first_epoch(settings: Settings, run_id: str) -> None:
-    second = re.compile(r"· epoch (?:[2-9]|\d\d)")  # the first one's checkpoint is written then
-    wait_for(lambda: second.search(job_logs(settings, run_id, "train")), "the second epoch")
+    first = re.compile(r"epoch 1 of \d+: loss ")  # written after the epoch's checkpoint
+    wait_for(lambda: first.search(job_logs(settings, run_id, "train")), "the first epoch")
 
 
 def mlflow_children(settings: Settings, run_id: str) -> list[dict[str, Any]]:
@@ -79,11 +79,28 @@ def test_mlflows_registry_names_the_champion(settings: Settings, first_night: Re
 def test_every_job_of_the_night_is_a_child_of_one_mlflow_run(settings: Settings, first_night: Retraining) -> None:
     runs = mlflow_children(settings, first_night.run_id)
     names = {run["info"]["run_name"]: run for run in runs}
-    parent = names.pop(first_night.run_id)
+    parent = names.pop(next(name for name in names if re.fullmatch(r"digits \d{4}-\d\d-\d\d \d\d:\d\d promoted", name)))
     assert {"train", "evaluate", "gate", "export_onnx", "verify_onnx"} <= set(names)
     tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in names.values()]
     assert {found["mlflow.parentRunId"] for found in tags} == {parent["info"]["run_id"]}
     assert {run["info"]["status"] for run in runs} == {"FINISHED"}
+
+
+def test_what_the_night_came_to_stands_in_airflow_and_in_mlflow(
+    settings: Settings, first_night: Retraining, api: AirflowApi
+) -> None:
+    headline = re.compile(r"promoted: version 0\.0\.1, macro_f1 (0\.\d{4})")
+    note = api.client.get(f"/dags/{DAG}/dagRuns/{first_night.run_id}").json()["note"]
+    found = headline.match(note)
+    measured = first_night.results["evaluate"]["candidate"]["metrics"]["macro_f1"]
+    assert found and float(found[1]) == pytest.approx(measured, abs=1e-4)
+    assert f"[MLflow run]({settings.url('mlflow')}/#/experiments/" in note
+    runs = {run["info"]["run_id"]: run["data"] for run in mlflow_children(settings, first_night.run_id)}
+    (parent,) = [run_id for run_id in runs if run_id in note]
+    tags = {tag["key"]: tag["value"] for tag in runs[parent]["tags"]}
+    assert headline.search(tags["mlflow.note.content"])
+    params = {param["key"]: param["value"] for param in runs[parent]["params"]}
+    assert params["pipeline"] == "digits" and {"architecture", "epochs", "batch", "snapshot_id"} <= set(params)
 
 
 def test_a_second_night_without_new_pictures_ends_as_nothing_new_and_trains_nothing(

@@ -52,6 +52,7 @@ ENVIRONMENTS = {
                 ("onnxscript", "onnx-graphsurgeon", "onnxslim", "lief", "polygraphy", "nvidia-ml-py"), MODELOPT
             ),
             "pyopenssl": SIGNING,
+            "psutil": "MLflow measures with it what a training takes of the machine",
         },
         {"ultralytics": "the environment detection has it"},
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobkit import log
-from jobkit.progress import Progress, duration, track
+from jobkit.progress import EpochLog, Progress, duration, track
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +73,46 @@ def test_progress_always_says_that_it_is_done(stream: io.StringIO) -> None:
     assert list(track(range(3), "count", 3)) == [0, 1, 2]
     assert [line["done"] for line in lines(stream)] == [3]
     assert "\r" not in stream.getvalue()
+
+
+def test_progress_is_rare_and_what_it_shows_is_asked_for_only_then(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asked = 0.0, []
+
+    def loss() -> str:
+        asked.append(now)
+        return f"{1 / now:.2f}"
+
+    monkeypatch.setattr("jobkit.progress.time.monotonic", lambda: now)
+    progress = Progress("train", 1000, "batches")
+    for second in range(1, 100):
+        now = float(second)
+        progress.advance(loss=loss)
+    assert asked == [30.0, 60.0, 90.0]
+    assert [line["progress_loss"] for line in lines(stream)] == ["0.03", "0.02", "0.01"]
+
+
+def test_an_epoch_is_a_line_with_its_loss_its_score_the_best_and_the_time_left(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("jobkit.progress.time.monotonic", lambda: now)
+    log = EpochLog(4, "validation accuracy", done=1)  # an earlier attempt did the first
+    for epoch, loss, value, best, best_epoch in ((2, 0.41, 0.915, 0.915, 2), (3, 0.4, 0.912, 0.915, 2)):
+        now += 17.0
+        log.ended(epoch, loss, value, best, best_epoch)
+    now += 17.0
+    log.ended(4, 0.2, 0.93, 0.93, 4)
+    assert [line["message"] for line in lines(stream)] == [
+        "epoch 2 of 4: loss 0.41, validation accuracy 0.9150 (the best so far), 34 s left",
+        "epoch 3 of 4: loss 0.4, validation accuracy 0.9120 (best 0.9150 at epoch 2), 17 s left",
+        "epoch 4 of 4: loss 0.2, validation accuracy 0.9300 (the best so far), took 51 s",
+    ]
+    fields = ("event", "epoch", "epochs", "loss", "score", "value", "best", "best_epoch", "eta_seconds")
+    assert [lines(stream)[1][name] for name in fields] == [
+        "epoch", 3, 4, 0.4, "validation accuracy", 0.912, 0.915, 2, 17.0
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

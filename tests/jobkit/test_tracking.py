@@ -23,6 +23,7 @@ from jobkit.tracking import Run, task_instance_of_environment
 from nightshift_common.task_instance import TaskInstanceKey
 from tests.support import servers
 from tests.support.proxy import Proxy, proxy
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -161,6 +162,37 @@ def test_thousands_of_values_arrive(api: MlflowClient, task_instance: TaskInstan
     run.metrics({f"class/{n}/f1": n / 2500 for n in range(2500)})
     run.end(succeeded=True)
     assert len(api.get_run(run.run_id).data.metrics) == 2500
+
+
+def test_what_a_training_takes_of_the_machine_is_logged_and_a_retry_goes_on_with_it(
+    api: MlflowClient, task_instance: TaskInstanceKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    memory, steps = "system/system_memory_usage_percentage", []
+    for attempt in (1, 2):
+        run = Run.start(dataclasses.replace(task_instance, **{"try_number": attempt}))
+
+        def more(known: int = len(steps), run_id: str = run.run_id) -> bool:
+            return len(api.get_metric_history(run_id, memory)) > known
+
+        with run.system_metrics():
+            wait_for(more, "system metrics", 60)
+        steps = [metric.step for metric in api.get_metric_history(run.run_id, memory)]
+        assert steps == list(range(len(steps)))
+    assert 0 < api.get_run(run.run_id).data.metrics[memory] <= 100
+    assert "system/cpu_utilization_percentage" in api.get_run(run.run_id).data.metrics
+
+
+def test_without_system_metrics_the_work_goes_on(
+    task_instance: TaskInstanceKey, mlflow_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for name in [name for name in sys.modules if name.startswith("mlflow.system_metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    run, done = Run.start(task_instance), []
+    with run.system_metrics():
+        done.append(True)
+    assert done and "no system metrics: " in caplog.text
 
 
 def test_artifacts_arrive_through_the_server(api: MlflowClient, task_instance: TaskInstanceKey, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """DAGs of jobs that end in all ways; the tests link this file into the folder of DAGs."""
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, Param, chain, task
 
+from nightshift.errors import RunFailed
 from nightshift.job_operator import JobOperator
+from nightshift.run_note import leave_note
 
 PARAMS = {
     "how": Param("succeed", type="string"),
@@ -64,3 +67,14 @@ with DAG("pulled_data", params={"left_out": Param("", type="string")}, schedule=
         return {"snapshot_id": "0123456789abcdef", "left_out": params["left_out"]}
 
     pull_dataset()
+
+with DAG("noted", params={"note": Param("", type="string"), "fail": Param(False, type="boolean")}, schedule=None):
+
+    @task
+    def report(params: dict[str, str], ti: Any = None) -> None:
+        """Leave a note, as the last task of a night does, then end as it is told."""
+        leave_note(ti, params["note"])
+        if params["fail"]:
+            raise RunFailed("as it was told")
+
+    report()

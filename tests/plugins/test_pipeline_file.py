@@ -10,6 +10,7 @@ from local import new_pipeline
 from nightshift.fingerprint import Fingerprint
 from nightshift.kinds import KINDS, AnyPipeline
 from nightshift.kinds.classification import ClassificationPipeline as Pipeline
+from nightshift.kinds.training_config import check_training_config
 from nightshift.launchers.base import command_options
 from nightshift.pipelines.files import load_pipeline
 from nightshift.steps import Step
@@ -18,6 +19,7 @@ from nightshift_common.pools import pools
 from nightshift_common.yaml_file import ConfigFileError
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAINING_FILES = ROOT / "tests" / "compatibility" / "training_files"
 GOOD = """\
 description: Shoes and bags
 owner: ml-team
@@ -31,10 +33,13 @@ publish:
 """
 
 
+TRAINING = "experiment_name: footwear\nmodel: {backbone_name: resnet18.a1_in1k}\n"
+
+
 @pytest.fixture
 def pipelines(home: Path) -> Path:
     (home / "configs" / "classifier").mkdir()
-    (home / "configs" / "classifier" / "footwear.yaml").write_text("a: 1\n")
+    (home / "configs" / "classifier" / "footwear.yaml").write_text(TRAINING)
     return home / "configs" / "pipelines"
 
 
@@ -266,3 +271,32 @@ def test_two_pipelines_of_one_model_are_an_error_in_both(pipelines: Path) -> Non
     assert load(pipelines, GOOD).publish.model_name == "footwear"
     (pipelines / "boots.yaml").write_text("publish: {")  # has an error of its own, and touches no other
     assert load(pipelines, GOOD).publish.model_name == "footwear"
+
+
+def test_a_wrong_training_configuration_is_an_error_of_its_pipeline_with_its_own_lines(pipelines: Path) -> None:
+    training = pipelines.parent / "classifier" / "footwear.yaml"
+    training.write_text(
+        "experiment_name: footwear\noptimzer: {lr: 0.1}\nmodel: {backbone_name: resnet81}\n"
+        "dataset:\n  train_augmentations:\n    - {type: horizontal_flop, p: 0.5}\n"
+        "    - {type: horizontal_flip, p: 1.5}\ntraining:\n  epochs: 0\n"
+    )
+    found = [
+        line.removeprefix("7: train.config: configs/classifier/footwear.yaml:") for line in errors(pipelines, GOOD)
+    ]
+    assert found[0].startswith("2: optimzer: there is no such key; did you mean 'optimizer'? valid: criterion, dataset")
+    assert found[1].startswith("3: model.backbone_name: timm has no architecture 'resnet81'; did you mean resnet")
+    assert found[2].startswith("6: dataset.train_augmentations[0]: there is no such type; valid: coarse_dropout, ")
+    assert found[3] == "7: dataset.train_augmentations[1].p: 1.5 is greater than the maximum of 1"
+    assert found[4].startswith("9: training.epochs: 0 is less than")
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*(ROOT / "configs" / "classifier").glob("*.yaml"), *TRAINING_FILES.glob("*.yaml")]), ids=str
+)
+def test_files_that_train_are_taken_and_those_that_repeat_a_key_are_not(path: Path) -> None:
+    if "twice" in path.name:
+        with pytest.raises(ConfigFileError, match="stands here a second time"):
+            check_training_config(path)
+    else:
+        check_training_config(path)

@@ -97,6 +97,31 @@ def test_what_a_run_came_to(
     assert parent.data.tags["nightshift.outcome"] == outcome
 
 
+@pytest.mark.parametrize(
+    ("options", "champion", "expected"),
+    [
+        ({"outcome": "rejected", "reason": "too bad"}, 0.9967, "rejected: accuracy 0.1954 against 0.9967"),
+        ({"version": "0.0.1", "states": DONE}, None, "promoted: version 0.0.1, accuracy 0.1954"),
+        ({"outcome": "rejected", "reason": "too bad", "metric": "f1"}, 0.9967, "rejected: too bad"),
+        ({"states": {"export_onnx": "failed"}}, 0.9967, "failed: export_onnx"),
+        ({}, 0.9967, "not published: accuracy 0.1954 against 0.9967"),
+    ],
+)
+def test_the_headline_has_the_numbers_that_decided(
+    close: Closer, bottle: FolderBottle, caplog: pytest.LogCaptureFixture, options: dict[str, object],
+    champion: float | None, expected: str,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    found = evaluation(scores("new", 0.1954), scores("0.0.3", champion) if champion else None)
+    bottle.write("evaluations/e.json", found.model_dump_json())
+    result = close(**{"metric": "accuracy", "report": "evaluations/e.json", **options})
+    assert result.headline == expected
+    assert expected in caplog.messages
+    assert [record.url for record in caplog.records if getattr(record, "event", "") == "tracking"] == [
+        result.mlflow_url
+    ], "the line by which Airflow links the task to the night's run"
+
+
 def test_a_failure_names_the_tasks_that_failed(close: Closer) -> None:
     assert close(states={"train": "failed", "gate": "upstream_failed"}).reason == "failed: train"
 
@@ -133,13 +158,33 @@ def test_the_summary_is_for_people_and_for_programs(
     close: Closer, task_instance: TaskInstanceKey, mlflow_url: str, bottle: FolderBottle, tmp_path: Path
 ) -> None:
     bottle.write("evaluations/g/s/v.json", evaluation(scores("new", 0.98), scores("0.0.3", 0.95)).model_dump_json())
-    close(snapshot_id="s", version="0.0.4", states=DONE, report="evaluations/g/s/v.json")
+    Run.start(dataclasses.replace(task_instance, task_id="train")).training_of(
+        "models/g/v__1", "g", "0123456789abcdef", str(bottle), {"architecture": "resnet18", "epochs": 20, "batch": 64}
+    )
+    result = close(
+        snapshot_id="s", version="0.0.4", states=DONE, report="evaluations/g/s/v.json", metric="accuracy",
+        started_at="2026-01-02T03:04:05+01:00",
+    )  # fmt: skip
+    assert result.headline == "promoted: version 0.0.4, accuracy 0.9800 against 0.9500"
     parent = parent_of(mlflow_url, task_instance)
-    assert parent.data.metrics["golden/accuracy"] == 0.98
+    assert result.mlflow_url == f"{mlflow_url}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
+    assert parent.info.run_name == "digits 2026-01-02 02:04 promoted"
+    assert parent.data.tags["mlflow.note.content"].startswith(f"# digits {result.headline}\n")
+    assert {name: parent.data.metrics[name] for name in ("golden/accuracy", "champion/accuracy")} == {
+        "golden/accuracy": 0.98, "champion/accuracy": 0.95
+    }  # fmt: skip
+    assert parent.data.metrics["gain/accuracy"] == pytest.approx(0.03)
+    assert parent.data.params == {
+        "pipeline": "digits", "gate_metric": "accuracy", "group": "g", "snapshot_id": "0123456789abcdef",
+        "experiment": "models/g/v__1", "architecture": "resnet18", "epochs": "20", "batch": "64",
+    }  # fmt: skip
+    (used,) = parent.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("g", "0123456789abcdef")
+    assert json.loads(used.dataset.source)["uri"].startswith(str(bottle))
     api = MlflowClient(mlflow_url)
     text = Path(api.download_artifacts(parent.info.run_id, "summary.md", str(tmp_path))).read_text()
     for expected in (
-        "digits: promoted",
+        "# digits promoted: version 0.0.4, accuracy 0.9800 against 0.9500",
         "version: 0.0.4",
         "| accuracy | 0.9800 | 0.9500 |",
         "| train | success |",

@@ -21,6 +21,7 @@ from training_jobs.classifier.config import Config
 from training_jobs.classifier.transforms import AnyAugmentation, PostTransform
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "classifier.md"
+SCHEMA = PAGE.parents[1] / "nightshift_common" / "options" / "classifier_config.schema.json"
 HEAD = """# The classifier's configuration file
 
 `python -m training_jobs.train_classifier --config_filename FILE` trains by such a file; `--epochs` and `--batch`
@@ -187,5 +188,15 @@ def _default(field: FieldInfo) -> str:
     return json.dumps(field.default) if not isinstance(field.default, str) else field.default
 
 
+def schema() -> str:
+    """Return the keys as JSON Schema, with timm's architectures, for who checks a file without these packages."""
+    import timm
+
+    content = Config.model_json_schema()
+    content["architectures"] = sorted(timm.list_models())
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
 if __name__ == "__main__":
     write_atomic(PAGE, page())
+    write_atomic(SCHEMA, schema())

@@ -213,6 +213,11 @@ class ClassifierModule(lightning.LightningModule):
         weight = (targets * self.class_weights).sum()
         return (losses * self.class_weights).sum() / self._summed(weight).div(self._processes)
 
+    def running_loss(self) -> float:
+        """Return the mean loss of the epoch's training so far, of this process's pictures; waits for the device."""
+        total, pictures = self.sums[:2].tolist()
+        return float(total / max(1, pictures))
+
     def epoch_scores(self) -> dict[str, float]:
         """Return the scores of the epoch that has just ended, over all processes: each has to ask for them."""
         train_loss, trained, val_loss, validated, right = self._summed(self.sums).tolist()

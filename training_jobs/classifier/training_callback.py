@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from jobkit.bottle import Bottle
 from jobkit.experiment import Experiment
-from jobkit.progress import Progress
+from jobkit.progress import EpochLog, Progress
 from jobkit.tracking import Run
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.contact_sheet import sheet
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("training_jobs.train_classifier")
 
 BEST = {"macro_f1": ("val_macro_f1", 1), "accuracy": ("val_accuracy", 1), "loss": ("val_loss", -1)}
+SCORE = {"macro_f1": "validation macro F1", "accuracy": "validation accuracy", "loss": "validation loss"}
 Row = dict[str, float]
 Watch = Callable[[Row], None]
 """Sees each epoch; what it raises ends the training."""
@@ -46,6 +47,7 @@ class TrainingCallback(Callback):
         self.rows: list[Row] = []
         self.best_weights: dict[str, Any] | None = None
         self.progress: Progress | None = None
+        self.epoch_log: EpochLog | None = None
         self.pictures = 0
         self.epoch_started = self.step_ended = self.waited = self.trained = 0.0
 
@@ -79,6 +81,7 @@ class TrainingCallback(Callback):
         if trainer.is_global_zero:
             total = batches * self.config.training.epochs
             self.progress = Progress("train", total, "batches", initial=batches * done)
+            self.epoch_log = EpochLog(self.config.training.epochs, SCORE[self.config.training.best_by], done)
         self._start_epoch()
 
     def _start_epoch(self) -> None:
@@ -89,12 +92,11 @@ class TrainingCallback(Callback):
         """Count the time since the last step as waiting for pictures."""
         self.waited += time.monotonic() - self.step_ended
 
-    def on_train_batch_end(self, trainer: Trainer, _module: Any, _outputs: Any, batch: Any, _index: int) -> None:
-        """Show progress; the score is that of the epoch before, which costs no wait for the device."""
+    def on_train_batch_end(self, trainer: Trainer, module: Any, _outputs: Any, batch: Any, _index: int) -> None:
+        """Show progress, with the mean loss of the epoch so far."""
         self.pictures += len(batch[0]) * trainer.world_size
         if self.progress is not None:
-            shown: dict[str, Any] = {"val_macro_f1": f"{self.rows[-1]['val_macro_f1']:.4f}"} if self.rows else {}
-            self.progress.advance(epoch=trainer.current_epoch + 1, **shown)
+            self.progress.advance(epoch=trainer.current_epoch + 1, loss=lambda: f"{module.running_loss():.4g}")
         self.step_ended = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: ClassifierModule) -> None:  # type: ignore[override]
@@ -126,10 +128,19 @@ class TrainingCallback(Callback):
             self.bottle.write(f"{self.experiment.folder}/train_batches/{number}.jpg", sheet(pictures.numpy()))
         pl_module.shown.clear()
         self._save(trainer, pl_module)
+        self._say_epoch()
         if self.watch is not None:
             self.watch(self.rows[-1])
         self._stop_early(trainer)
         self._start_epoch()
+
+    def _say_epoch(self) -> None:
+        """Write the epoch's line to the log: a kill after it costs nothing of the epoch."""
+        name, _ = BEST[self.config.training.best_by]
+        row, best = self.rows[-1], self.best
+        if self.epoch_log is not None:
+            epoch, best_epoch = int(row["epoch"]) + 1, int(best["epoch"]) + 1
+            self.epoch_log.ended(epoch, row["train_loss"], row[name], best[name], best_epoch)
 
     def _stop_early(self, trainer: Trainer) -> None:
         """End the training in all processes if the first one, which has the history, says so."""

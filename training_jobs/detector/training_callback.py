@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from jobkit.bottle import Bottle
 from jobkit.experiment import Experiment
-from jobkit.progress import Progress
+from jobkit.progress import EpochLog, Progress
 from jobkit.tracking import Run
 from nightshift_common.detector import EpochEnd
 
@@ -29,6 +30,7 @@ class DetectorCallback:
         if bottle.exists(experiment.history):
             self.rows = [json.loads(line) for line in bottle.read(experiment.history).splitlines()]
         self._progress: Progress | None = None
+        self._epoch_log: EpochLog | None = None
 
     def go_on_after(self, epoch: int) -> None:
         """Forget what was written of later epochs than the one that the last weights are of."""
@@ -42,14 +44,12 @@ class DetectorCallback:
     def started(self, epoch: int, batches: int) -> None:
         """Count batches from here."""
         self._progress = Progress("train", batches * self.epochs, "batches", initial=batches * epoch)
+        self._epoch_log = EpochLog(self.epochs, "validation F1", done=epoch)
 
-    def stepped(self) -> None:
-        """Count one; the score shown is that of the epoch before."""
+    def stepped(self, loss: Callable[[], float]) -> None:
+        """Count one."""
         if self._progress is not None:
-            shown: dict[str, object] = {"epoch": len(self.rows) + 1}
-            if self.rows:
-                shown["val_f1"] = f"{self.rows[-1]['val_f1']:.4f}"
-            self._progress.advance(1, **shown)
+            self._progress.advance(epoch=len(self.rows) + 1, loss=lambda: f"{loss():.4g}")
 
     def ended(self, epoch: EpochEnd) -> None:
         """Write the epoch down."""
@@ -60,6 +60,14 @@ class DetectorCallback:
         self.bottle.put(self.experiment.last_weights, epoch.last)
         if self.tracking is not None:
             self.tracking.metrics(dict(epoch.metrics), step=epoch.epoch)
+        self._say_epoch()
+
+    def _say_epoch(self) -> None:
+        """Write the epoch's line to the log; the loss is the sum of its parts, the best of equals the last."""
+        row, best = self.rows[-1], max(self.rows, key=lambda row: (row["val_f1"], row["epoch"]))
+        loss = sum(value for name, value in row.items() if name.startswith("train_"))
+        if self._epoch_log is not None:
+            self._epoch_log.ended(row["epoch"] + 1, loss, row["val_f1"], best["val_f1"], best["epoch"] + 1)
 
     def row(self, epoch: int) -> dict[str, float]:
         """Return the scores of an epoch; none where it was not written down."""

@@ -241,9 +241,9 @@ class _Callbacks:
                 )
         self.observer.started(trainer.start_epoch, len(trainer.train_loader))
 
-    def on_train_batch_end(self, _trainer: Any) -> None:
+    def on_train_batch_end(self, trainer: Any) -> None:
         """Count."""
-        self.observer.stepped()
+        self.observer.stepped(lambda: sum(float(value) for value in trainer.tloss.values()))
 
     def on_train_epoch_end(self, trainer: Any) -> None:
         """End the training where the loss is no number: Ultralytics would go back and try the same again."""

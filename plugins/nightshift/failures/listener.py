@@ -1,4 +1,4 @@
-"""Writes every failure down as it happens, and that it is over; never fails what it listens to.
+"""Writes every failure down as it happens, and that it is over; gives a run its note. Never fails what it listens to.
 
 A task that was killed with its worker and has no try left fires no hook of its own: the failed run's hook looks for
 such tasks. All writing goes through `_write`, in a thread of its own: the scheduler's database session belongs to its
@@ -20,6 +20,7 @@ from nightshift import connections
 from nightshift.failures import store
 from nightshift.failures.remedies import REMEDIES
 from nightshift.failures.store import Failure
+from nightshift.run_note import set_note
 
 log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 5.0
@@ -46,17 +47,27 @@ def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
 
 @hookimpl
 def on_dag_run_failed(dag_run: Any, msg: str) -> None:
-    """Write down the run's failed tasks that had no chance to do so themselves."""
+    """Write down the run's failed tasks that had no chance to do so themselves, and give the run its note."""
+    _note(dag_run)
     _safely(lambda: _lost_tasks(dag_run), store.record)
 
 
 @hookimpl
 def on_dag_run_success(dag_run: Any, msg: str) -> None:
-    """Note that the run's failures are over, and the DAG's earlier ones."""
+    """Write down that the run's failures are over, and the DAG's earlier ones; give the run its note."""
+    _note(dag_run)
     _safely(
         lambda: (dag_run.dag_id, dag_run.run_id, dag_run.start_date),
         lambda url, run: store.run_succeeded(url, *run),
     )
+
+
+def _note(dag_run: Any) -> None:
+    """Give the run its note, here: it is stored with the run's state, in the session of this thread."""
+    try:
+        set_note(dag_run)
+    except Exception:
+        log.exception("a run has no note")
 
 
 def _safely(look: Callable[[], Any], write: Callable[[str, Any], None]) -> None:

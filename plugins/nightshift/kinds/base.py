@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from airflow.sdk import Param
@@ -245,6 +246,13 @@ class Pipeline(Section):
     def named_files(self) -> dict[Location, str]:
         """Return the files of the checkout that the pipeline names, by the key that names each."""
         return {}
+
+    def check_file(self, key: Location, path: Path, home: Path) -> None:
+        """See that the file that `key` names holds what it should.
+
+        Raises:
+            ConfigFileError: it does not; the message has a line for every error.
+        """
 
 
 def kind_of(pipeline: type[Pipeline]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from airflow.sdk import Param
@@ -9,6 +10,7 @@ from pydantic import model_validator
 
 from nightshift.forms import form_field
 from nightshift.kinds.base import EXPERIMENT, SNAPSHOT, Gate, Pipeline, Section, Tolerances, Training
+from nightshift.kinds.training_config import check_training_config
 from nightshift.steps import Step
 from nightshift_common.options.conversion import VerifyOptions
 from nightshift_common.options.data import LabeledPicturesOptions
@@ -122,3 +124,7 @@ class ClassificationPipeline(Pipeline):
     def named_files(self) -> dict[Location, str]:
         """The training configuration."""
         return {("train", "config"): self.train.config}
+
+    def check_file(self, key: Location, path: Path, home: Path) -> None:
+        """Look at the training configuration now: a night's pull would be lost on one that is wrong."""
+        check_training_config(path, home)

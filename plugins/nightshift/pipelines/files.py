@@ -32,6 +32,12 @@ def load_pipeline(path: Path) -> Pipeline:
     for key, name in pipeline.named_files().items():
         if not (home() / name).is_file():
             file.add(key, f"there is no file {name} in {home()}")
+            continue
+        try:
+            pipeline.check_file(key, home() / name, home())
+        except ConfigFileError as error:
+            for line in str(error).splitlines():
+                file.add(key, line)
     for other in _others_that_publish(path, pipeline.publish.model_name):
         file.add(
             ("publish", "model_name"),

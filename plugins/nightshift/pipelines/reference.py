@@ -21,7 +21,8 @@ HEAD = """# Pipeline files
 
 One file `configs/pipelines/<name>.yaml` makes one DAG, `retrain_<name>`; Airflow takes up a new or changed file within
 seconds. A wrong file shows in Airflow as an import error that names file, line, key and what is valid, and touches no
-other pipeline. A key that stands there twice is an error; so is a key that is not in these tables.
+other pipeline. A key that stands there twice is an error; so is a key that is not in these tables. The training
+configuration that it names is looked at as well.
 
 The shortest file that works:
 

@@ -22,6 +22,7 @@ from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.paths import picture
 from jobkit.snapshot import Sample, write_snapshot
+from jobkit.tracking import training_run
 from nightshift_common.patience import patience
 from nightshift_common.task_instance import TaskInstanceKey
 from tests.support.waiting import wait_for
@@ -159,10 +160,20 @@ def test_the_run_in_mlflow_has_parameters_metrics_and_the_report(
 
     write_pictures(bottle, tmp_path / "source")
     context = job.Context(tmp_path, dataclasses.replace(TASK_INSTANCE, run_id="tracked"))
-    train(context, write_config(tmp_path), cat="colors", epochs=2)
+    result = train(context, write_config(tmp_path), cat="colors", epochs=2)
     context.close(succeeded=True)
     client = MlflowClient(mlflow_url)
     run_id = context.tracking.run_id
+    found = training_run(client, str(bottle), result.experiment)
+    assert found is not None and found.run_id == run_id
+    night = client.get_run(context.tracking.parent_run().run_id)
+    told = {name: night.data.params[name] for name in ("group", "architecture", "epochs", "batch", "experiment")}
+    batch = client.get_run(run_id).data.params["dataset.data_loaders.train_batch_size"]
+    assert told == {
+        "group": "colors", "architecture": "test_resnet", "epochs": "2", "batch": batch,
+        "experiment": result.experiment,
+    }  # fmt: skip
+    assert [used.dataset.digest for used in night.inputs.dataset_inputs] == [night.data.params["snapshot_id"]]
     data = client.get_run(run_id).data
     assert data.params["model.backbone_name"] == "test_resnet"
     assert [point.step for point in client.get_metric_history(run_id, "val_macro_f1")] == [0, 1]

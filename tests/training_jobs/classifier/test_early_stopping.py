@@ -19,6 +19,7 @@ from training_jobs.classifier.lightning_module import ClassifierModule
 from training_jobs.classifier.training_callback import BEST, TrainingCallback
 
 SCORES = [0.2, 0.5, 0.4, 0.5, 0.6, 0.3, 0.6, 0.1, 0.9, 0.9]
+BEST_SO_FAR = [(0.2, 1), (0.5, 2), (0.5, 2), (0.5, 2)]  # of the first four: of equals the first
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,30 @@ def test_a_training_ends_after_so_many_epochs_without_a_better_one(
 ) -> None:
     journal, _, _ = fit(tmp_path, config(training__epochs=10, training__patience=patience), found)
     assert len(journal.rows) == epochs == lightnings(SCORES, patience, "max")
+
+
+@pytest.mark.usefixtures("played")
+def test_the_log_has_a_line_an_epoch_and_a_resumed_training_goes_on_with_it(
+    found: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    chosen = config(training__epochs=4)
+    with monkeypatch.context() as patch:
+        kill_in(patch, 2, 1)
+        with pytest.raises(Killed):
+            fit(tmp_path, chosen, found)
+    journal, _, _ = fit(tmp_path, chosen, found)
+    lines = [record for record in caplog.records if getattr(record, "event", "") == "epoch"]
+    assert [line.epoch for line in lines] == [1, 2, 3, 4]
+    assert [line.value for line in lines] == SCORES[:4]
+    assert [line.loss for line in lines] == [row["train_loss"] for row in journal.rows]
+    for line, (best, at) in zip(lines, BEST_SO_FAR, strict=True):
+        shown = "the best so far" if at == line.epoch else f"best {best:.4f} at epoch {at}"
+        assert f"epoch {line.epoch} of 4: loss " in line.getMessage()
+        assert f"validation macro F1 {line.value:.4f} ({shown}), " in line.getMessage()
+    progress = [record for record in caplog.records if getattr(record, "event", "") == "progress"]
+    assert [line.done for line in progress] == [line.total for line in progress]
+    assert float(progress[-1].progress_loss) == pytest.approx(journal.rows[-1]["train_loss"], rel=1e-3)
 
 
 @pytest.mark.usefixtures("played")

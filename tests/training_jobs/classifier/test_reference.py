@@ -16,6 +16,12 @@ def test_the_page_is_made_from_this_code() -> None:
     )
 
 
+def test_the_schema_by_which_airflow_checks_files_is_made_from_this_code() -> None:
+    assert config_reference.SCHEMA.read_text() == config_reference.schema(), (
+        "run python -m training_jobs.classifier.config_reference"
+    )
+
+
 def test_every_key_and_transform_is_described() -> None:
     page = config_reference.page()
     assert all(f"| `{key}` |" in page for key in (*CASES, *ELSEWHERE))
