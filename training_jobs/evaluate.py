@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobkit import job
@@ -14,7 +15,9 @@ from nightshift_common.picture_preparation import SHOWN
 from training_jobs.scoring import metrics, multi_label
 from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
 from training_jobs.scoring.evaluation_job import EvaluationArguments, Result, contenders, finish, golden_pictures
+from training_jobs.scoring.metrics import ClassifierScores
 from training_jobs.scoring.models import Model
+from training_jobs.scoring.multi_label import MultiLabelScores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,11 +61,11 @@ def _evaluate(
             f"{arguments.snapshot_id} has {_pictures(several)}"
         )
     index = snapshot.label_index()
+    score: Callable[..., MultiLabelScores | ClassifierScores] = multi_label.score if several else metrics.score
     if several:
         truth = np.array([[label in sample.labels for label in labels] for sample in golden], np.int64)
-        score = multi_label.score
     else:
-        truth, score = np.array([index[sample.label] for sample in golden]), metrics.score
+        truth = np.array([index[sample.label] for sample in golden])
     counts = snapshot.summary.counts["golden"]
     found, given = {}, {}
     for role, model in (("the candidate", candidate), ("the champion", champion)):
