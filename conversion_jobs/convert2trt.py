@@ -157,7 +157,7 @@ def compare(
     outputs, latency = run_plan(trtexec, plan, graph, batch, plan.parent, seconds=3.0, profile=profile)
     sources = OnnxModel(arguments.onnx).run_all(batch, len(batch))
     names = [f"input {number}" for number in range(len(batch))]
-    verdicts = judge_all(served_checks("tensorrt", graph.outputs[0].name), sources[0], outputs[0], names)
+    verdicts = judge_all(served_checks("tensorrt", graph.judged_as), sources[0], outputs[0], names)
     if graph.outputs[0].name not in ("raw", "detections"):
         for tensor, source, output in zip(graph.outputs[1:], sources[1:], outputs[1:], strict=True):
             verdicts += of_output(tensor.name, judge_all(served_checks("tensorrt", "embedding"), source, output, names))

@@ -33,7 +33,7 @@ from jobkit.model_storage import ARCHIVE, READ_TIMEOUT, ModelStorage
 from jobkit.snapshot import read_snapshot
 from jobkit.unpack import open_archive
 from nightshift_common.boxes import SCORE, in_picture, seen
-from nightshift_common.picture_preparation import decode
+from nightshift_common.picture_preparation import SHOWN, decode
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 64 << 20  # of a picture; Triton takes no more in one request
@@ -78,9 +78,15 @@ class Result(job.Result):
 
     picture: str
     truth: str | None = Field(description="the picture's classes in the snapshot; None for a file")
+    labels: list[str] | None = Field(
+        description="those of `classes` with a probability of at least 0.5: what the picture shows, where it may have "
+        "several labels; None for a detector"
+    )
     label: str | None = Field(description="the likeliest class; of a detector that of the surest object, if any")
     probability: float | None
-    classes: list[Class] | None = Field(description="of a classifier: the likeliest first, five at most")
+    classes: list[Class] | None = Field(
+        description="of a classifier: the likeliest first, five at most, or all of `labels`"
+    )
     boxes: list[Box] | None = Field(description="of a detector; None for a classifier")
     version: str
     milliseconds: float = Field(description="of one HTTP request to Triton")
@@ -116,19 +122,21 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     label, probability = (boxes[0].label, boxes[0].score) if boxes else (None, None)
     logger.info("%s shows %s (%s), says version %s", picture.name, label or "nothing", probability, version)
     return Result(
-        picture=picture.name, truth=picture.truth, label=label, probability=probability, classes=None, boxes=boxes,
-        version=version, milliseconds=milliseconds,
+        picture=picture.name, truth=picture.truth, labels=None, label=label, probability=probability, classes=None,
+        boxes=boxes, version=version, milliseconds=milliseconds,
     )  # fmt: skip
 
 
 def said(picture: Picture, answer: Answer, version: str, milliseconds: float) -> Result:
     """Return what a classifier answered."""
     label, probability = answer.labels[0], answer.probabilities[0]
-    logger.info("%s shows %s (%s), says version %s", picture.name, label, probability, version)
     classes = [Class(label=name, probability=p) for name, p in zip(answer.labels, answer.probabilities, strict=True)]
+    shown = [found for found in classes if found.probability >= SHOWN]
+    said = ", ".join(f"{found.label} ({found.probability})" for found in shown or classes[:1])
+    logger.info("%s shows %s, says version %s", picture.name, said, version)
     return Result(
-        picture=picture.name, truth=picture.truth, label=label, probability=probability, classes=classes, boxes=None,
-        version=version, milliseconds=milliseconds,
+        picture=picture.name, truth=picture.truth, labels=[found.label for found in shown], label=label,
+        probability=probability, classes=classes, boxes=None, version=version, milliseconds=milliseconds,
     )  # fmt: skip
 
 

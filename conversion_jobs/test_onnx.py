@@ -24,6 +24,7 @@ from conversion_jobs.verification.checks import (
     Close,
     Cosine,
     Finite,
+    LabelAgreement,
     Top1Agreement,
     Verdict,
     judge_all,
@@ -124,7 +125,7 @@ def judge_outputs(
         raise DataValidationError(f"the weights give {len(sources)} outputs, the graph {len(model.outputs)}")
     verdicts: list[Verdict] = []
     for number, (name, source) in enumerate(zip(model.outputs, sources, strict=True)):
-        of_one = [check for check in checks if not number or not isinstance(check, Top1Agreement)]
+        of_one = [check for check in checks if not number or not isinstance(check, Top1Agreement | LabelAgreement)]
         found = worst_verdicts(
             {size: judge_all(of_one, source, outputs[number], names) for size, outputs in given.items()}
         )
@@ -149,7 +150,7 @@ def as_expected(arguments: Arguments, found: GraphInterface, model: OnnxModel) -
         inputs = expected.inputs[: arguments.samples]
     else:
         inputs, _ = read_inputs(Path(str(arguments.inputs)), found, arguments.samples)
-    top1 = arguments.top1_agreement if found.outputs[0].name in ("logits", "probabilities") else None
+    top1 = arguments.top1_agreement if found.judged_as in ("logits", "probabilities") else None
     count = len(inputs)
     outputs, of_these = model.run_all(inputs, 8), expected.names[:count]
     verdicts = judge_expected(expected.outputs[:count], outputs[0], of_these, top1)
@@ -168,7 +169,10 @@ def input_names(path: Path) -> list[str]:
 def all_checks(arguments: Arguments, found: GraphInterface) -> list[Check]:
     """Return the thresholds; the first class is compared where there are classes."""
     checks: list[Check] = [Finite(), Close(arguments.atol, arguments.rtol), Cosine(0.9999)]
-    return [*checks, Top1Agreement(arguments.top1_agreement)] if found.outputs[0].name != "embedding" else checks
+    if found.outputs[0].name == "embedding":
+        return checks
+    same = LabelAgreement if found.judged_as == "multi_label" else Top1Agreement
+    return [*checks, same(arguments.top1_agreement)]
 
 
 def source_outputs(weights: Path, found: GraphInterface, inputs: Inputs) -> list[Inputs]:

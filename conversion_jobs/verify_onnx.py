@@ -28,6 +28,7 @@ from conversion_jobs.verification.checks import (
     Close,
     Cosine,
     Finite,
+    LabelAgreement,
     Top1Agreement,
     Verdict,
     judge_all,
@@ -58,6 +59,7 @@ from jobkit.model_spec import (
     Spec,
     described_input,
     input_shape,
+    judged_as,
     output_names,
 )
 from jobkit.sandbox import runner
@@ -212,7 +214,10 @@ def checks_of(spec: Spec, arguments: Arguments, number: int = 0) -> list[Check]:
     if isinstance(spec, DetectorSpec):
         return detector_checks(spec, arguments.atol, arguments.rtol)
     checks: list[Check] = [Finite(), Close(arguments.atol, arguments.rtol), Cosine(MINIMUM_COSINE)]
-    return [*checks, Top1Agreement(arguments.top1_agreement)] if spec.labels and not number else checks
+    if not spec.labels or number:
+        return checks
+    same = LabelAgreement if judged_as(spec) == "multi_label" else Top1Agreement
+    return [*checks, same(arguments.top1_agreement)]
 
 
 def judge_outputs(
@@ -314,7 +319,7 @@ def write_reference(
     with tempfile.TemporaryDirectory(prefix="nightshift-verify-") as folder:
         path = Path(folder) / "verified.npz"
         arrays: dict[str, Any] = {f"{FURTHER}{name}": values[:count] for name, values in further}
-        names, kind = np.array(pictures[:count]), np.array(spec.output)
+        names, kind = np.array(pictures[:count]), np.array(judged_as(spec))
         np.savez(path, inputs=inputs[:count], outputs=outputs[0][:count], pictures=names, output=kind, **arrays)
         bottle.put(experiment.reference, path)
 

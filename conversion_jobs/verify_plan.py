@@ -26,7 +26,7 @@ from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment, read_spec
 from jobkit.files import sha256_of
-from jobkit.model_spec import output_names
+from jobkit.model_spec import judged_as, output_names
 from nightshift_common.options.conversion import LatencyOptions, PlanSamples, TrtexecOptions
 
 logger = logging.getLogger("conversion_jobs.verify_plan")
@@ -81,12 +81,12 @@ def run(arguments: Arguments, context: job.Context) -> Result:
             profile = runs[size] if record.profiles else None
             outputs, latency = run_batches(trtexec, plan, graph, inputs, size, scratch, profile)
             for number, source in enumerate(sources):
-                checks = served_checks("tensorrt", spec.output if not number else "embedding")
+                checks = served_checks("tensorrt", judged_as(spec) if not number else "embedding")
                 count = len(outputs[number])
                 by_batch[number][size] = judge_all(checks, source[:count], outputs[number], pictures[:count])
             latencies.append(latency)
         seconded = second_opinion(
-            trtexec, plan, graph, inputs, sources[0], sizes[-1], spec.output, scratch,
+            trtexec, plan, graph, inputs, sources[0], sizes[-1], judged_as(spec), scratch,
             runs[sizes[-1]] if record.profiles else None,
         )  # fmt: skip
     slow = judge_latency(latencies[0], arguments.limit_ms)

@@ -48,23 +48,28 @@ class Classifier(nn.Module):
 
 
 class Served(nn.Module):
-    """What is handed over: `model` averaged over mirror images, its logits divided by a temperature."""
+    """What is handed over: `model` averaged over mirror images, its logits divided by a temperature.
 
-    def __init__(self, model: nn.Module, flips: FlipTta, temperature: float) -> None:
+    Of several labels it gives a probability of each class instead: the sigmoid of its averaged logit.
+    """
+
+    def __init__(self, model: nn.Module, flips: FlipTta, temperature: float, multi_label: bool = False) -> None:
         super().__init__()
-        self.model, self.flips, self.temperature = model, flips, temperature
+        self.model, self.flips, self.temperature, self.multi_label = model, flips, temperature, multi_label
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return the logits, float32 [N, classes], of float32 [N, C, H, W]."""
+        """Return the logits, or probabilities, float32 [N, classes], of float32 [N, C, H, W]."""
         logits = averaged(self.model, pictures, self.flips)
+        if self.multi_label:
+            return logits.sigmoid()
         return logits if self.temperature == 1 else logits / self.temperature
 
 
 def served(model: nn.Module, spec: ModelSpec) -> nn.Module:
     """Return `model` with what `spec` says that the graph does beside it; `model` itself where that is nothing."""
-    if spec.flip_tta == "off" and spec.temperature == 1:
+    if spec.flip_tta == "off" and spec.temperature == 1 and not spec.multi_label:
         return model
-    return Served(model, spec.flip_tta, spec.temperature).eval()
+    return Served(model, spec.flip_tta, spec.temperature, spec.multi_label).eval()
 
 
 def averaged(model: nn.Module, pictures: Tensor, flips: FlipTta) -> Tensor:

@@ -7,7 +7,7 @@ pictures by it, so that a model never sees inputs that differ from those it was 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -115,7 +115,16 @@ class ModelSpec(_Interface):
     calibration: Calibration | None = Field(
         None, description="by what the logits are divided, inside the graph; None: nobody asked for it"
     )
+    multi_label: bool = Field(
+        False, description="a picture may show several classes, or none: each has a probability of its own (sigmoid)"
+    )
     snapshot_id: str | None = Field(None, description="what it was trained on; None outside a snapshot")
+
+    @model_validator(mode="after")
+    def _several_labels_have_probabilities(self) -> Self:
+        if self.multi_label and (self.output != "probabilities" or self.calibration is not None):
+            raise ValueError("a model with multi_label gives probabilities, and is not calibrated by a temperature")
+        return self
 
     @property
     def temperature(self) -> float:
@@ -210,6 +219,11 @@ def output_names(spec: Spec) -> list[str]:
     return [tensor.name for tensor in spec.outputs]
 
 
+def judged_as(spec: Spec) -> str:
+    """Return what the first output is compared as: `multi_label` where a picture has several, else `spec.output`."""
+    return "multi_label" if isinstance(spec, ModelSpec) and spec.multi_label else spec.output
+
+
 def described_input(spec: Spec) -> dict[str, Any]:
     """Return what a client needs to know beside names: how a picture is prepared, or the length of an embedding."""
     if isinstance(spec, HeadSpec):
@@ -220,6 +234,8 @@ def described_input(spec: Spec) -> dict[str, Any]:
     if isinstance(spec, ModelSpec):
         if spec.flip_tta != "off":
             described["flip_tta"] = spec.flip_tta
+        if spec.multi_label:
+            described["multi_label"] = True
         if spec.calibration is not None:
             described["calibration"] = spec.calibration.model_dump()
     if isinstance(spec, DetectorSpec):

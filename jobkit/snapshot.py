@@ -1,6 +1,6 @@
 """A snapshot: the immutable, content-addressed set of labeled pictures that a model is trained and scored on.
 
-A picture has one label, or objects with a label each, or neither: then it shows none of the classes.
+A picture has one label; or several, or none, in a set that is multi-label; or objects with a label each.
 """
 
 from __future__ import annotations
@@ -46,19 +46,24 @@ class Sample(BaseModel):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file's bytes")
     path: str = Field(description="key in the bottle")
-    label: str = Field(description="its class; empty for a picture with objects")
+    label: str = Field(description="its class; empty for a picture with objects, and in a set that is multi-label")
     split: Split
     width: int = Field(gt=0, description="pixels")
     height: int = Field(gt=0, description="pixels")
     split_group: str = Field(description="what is kept on one side of the split: the picset, else the picture itself")
     source: str = Field(description="where it came from: collect's filepath, a table's row, a file's name")
     objects: tuple[AnnotatedObject, ...] | None = Field(
-        None, description="what is in it: empty for a background; None for a picture with one label"
+        None, description="what is in it: empty for a background; None for a picture with labels of its own"
+    )
+    several: tuple[str, ...] | None = Field(
+        None, description="its classes in a set that is multi-label, sorted; empty: it shows none; None: it has a label"
     )
 
     @property
     def labels(self) -> list[str]:
         """The classes that it shows, sorted; those of objects that are to be ignored are left out."""
+        if self.several is not None:
+            return list(self.several)
         if self.objects is None:
             return [self.label]
         return sorted({found.label for found in self.objects if not found.ignore})
@@ -104,8 +109,10 @@ def snapshot_id(samples: Iterable[Sample]) -> str:
 
 def _identity(sample: Sample) -> tuple[Any, ...]:
     row = (sample.sha256, sample.label, sample.split)
+    if sample.several is not None:
+        return (*row, {"several": sorted(sample.several)})
     if sample.objects is None:
-        return row  # as ids were made before there were objects
+        return row  # as ids were made before there were objects or several labels
     return (*row, sorted(found.identity for found in sample.objects))
 
 
@@ -118,6 +125,11 @@ class Snapshot(BaseModel):
     def split(self, name: Split) -> list[Sample]:
         """Return the samples of one split."""
         return [sample for sample in self.samples if sample.split == name]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a picture may have several labels, or none."""
+        return any(sample.several is not None for sample in self.samples)
 
     def label_index(self) -> dict[str, int]:
         """Return the output index of each class."""
@@ -150,7 +162,7 @@ def _counted(samples: Iterable[Sample]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for sample in samples:
         if sample.objects is None:
-            counts[sample.label] += 1
+            counts.update(sample.labels)
         else:
             counts.update(found.label for found in sample.objects if not found.ignore)
     return counts

@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+SHOWN = 0.5  # the probability from which a picture of several labels shows a class
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobkit import job
 from jobkit.answers import Answers
 from jobkit.bottle import Bottle
+from jobkit.errors import DataValidationError
 from jobkit.model_spec import ModelSpec
 from jobkit.snapshot import Snapshot, read_snapshot
-from training_jobs.scoring.classification import ClassifierEvaluation, Mistake
+from nightshift_common.picture_preparation import SHOWN
+from training_jobs.scoring import metrics, multi_label
+from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
 from training_jobs.scoring.evaluation_job import EvaluationArguments, Result, contenders, finish, golden_pictures
-from training_jobs.scoring.metrics import compare, score
+from training_jobs.scoring.metrics import ClassifierScores
 from training_jobs.scoring.models import Model
+from training_jobs.scoring.multi_label import MultiLabelScores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,14 +49,23 @@ def _evaluate(
     snapshot: Snapshot,
     candidate: Model[ModelSpec],
     champion: Model[ModelSpec] | None,
-) -> tuple[ClassifierEvaluation, Answers]:
+) -> tuple[ClassifierEvaluation | MultiLabelEvaluation, Answers]:
     import numpy as np
 
     from training_jobs.scoring.predict import align, differences, predict
 
-    labels, golden = snapshot.summary.labels, golden_pictures(snapshot)
+    labels, golden, several = snapshot.summary.labels, golden_pictures(snapshot), snapshot.is_multi_label
+    if candidate.spec.multi_label != several:
+        raise DataValidationError(
+            f"{arguments.experiment} was trained for {_pictures(candidate.spec.multi_label)}, and snapshot "
+            f"{arguments.snapshot_id} has {_pictures(several)}"
+        )
     index = snapshot.label_index()
-    truth = np.array([index[sample.label] for sample in golden])
+    score: Callable[..., MultiLabelScores | ClassifierScores] = multi_label.score if several else metrics.score
+    if several:
+        truth = np.array([[label in sample.labels for label in labels] for sample in golden], np.int64)
+    else:
+        truth = np.array([index[sample.label] for sample in golden])
     counts = snapshot.summary.counts["golden"]
     found, given = {}, {}
     for role, model in (("the candidate", candidate), ("the champion", champion)):
@@ -59,18 +73,31 @@ def _evaluate(
             given[role] = predict(bottle, golden, model)
             probabilities = align(given[role], model.spec.labels, labels)
             notes = differences(model.spec, labels, counts, f"{role} {model.version}")
+            if model.spec.multi_label != several:
+                notes.append(f"{role} {model.version} was trained for {_pictures(model.spec.multi_label)}")
             scores = score(model.version, labels, truth, probabilities).model_copy(update={"notes": notes})
             found[role] = scores, probabilities
     scores, probabilities = found["the candidate"]
     rival_scores, rival = found.get("the champion", (None, None))
-    comparison = compare(len(labels), truth, probabilities.argmax(1), rival.argmax(1)) if rival is not None else None
-    evaluation = ClassifierEvaluation(
-        kind="classification",
-        group=arguments.group, snapshot_id=arguments.snapshot_id, experiment=arguments.experiment,
-        model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=scores, champion=rival_scores,
-        comparison=comparison, mistakes=_mistakes(snapshot, truth, probabilities, rival),
-    )  # fmt: skip
+    comparison = None
+    if rival is not None and several:
+        comparison = multi_label.compare(truth, probabilities, rival)
+    elif rival is not None:
+        comparison = metrics.compare(len(labels), truth, probabilities.argmax(1), rival.argmax(1))
+    found_mistakes = _several_mistakes if several else _mistakes
+    values = {
+        "kind": "classification",
+        "group": arguments.group, "snapshot_id": arguments.snapshot_id, "experiment": arguments.experiment,
+        "model_name": arguments.model_name, "labels": labels, "pictures": len(golden), "candidate": scores,
+        "champion": rival_scores, "comparison": comparison,
+        "mistakes": found_mistakes(snapshot, truth, probabilities, rival),
+    }  # fmt: skip
+    evaluation = MultiLabelEvaluation(**values) if several else ClassifierEvaluation(**values)
     return evaluation, Answers.of(candidate.spec, golden, given["the candidate"])
+
+
+def _pictures(several: bool) -> str:
+    return "pictures of several labels" if several else "pictures of one label each"
 
 
 def _mistakes(
@@ -88,6 +115,30 @@ def _mistakes(
             picture=golden[i].path, source=golden[i].source, label=golden[i].label, predicted=names[predicted[i]],
             probability=round(float(confidence[i]), 4),
             champion=None if theirs is None else names[int(theirs[i].argmax())],
+        )
+        for i in order
+    ]  # fmt: skip
+
+
+def _several_mistakes(
+    snapshot: Snapshot, truth: NDArray[np.int64], ours: NDArray[np.float64], theirs: NDArray[np.float64] | None
+) -> list[Mistake]:
+    """Return the candidate's surest mistakes about pictures of several labels: those with the worst single class."""
+    import numpy as np
+
+    names, golden = [*snapshot.summary.labels, "another class"], snapshot.split("golden")
+    wanted = np.pad(truth, ((0, 0), (0, 1)))  # another class is never right
+    wrong = np.flatnonzero(~multi_label.all_right(truth, ours))
+    off = np.abs(ours - wanted).max(1)
+    order = wrong[np.argsort(-off[wrong], kind="stable")][:SHOWN_MISTAKES]
+
+    def said(probabilities: NDArray[np.float64]) -> str:
+        return ", ".join(name for name, value in zip(names, probabilities, strict=True) if value >= SHOWN)
+
+    return [
+        Mistake(
+            picture=golden[i].path, source=golden[i].source, label=", ".join(golden[i].labels), predicted=said(ours[i]),
+            probability=round(float(off[i]), 4), champion=None if theirs is None else said(theirs[i]),
         )
         for i in order
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import AbstractContextManager
 
 from jobkit import job
@@ -13,7 +14,7 @@ from nightshift_common.options.data import LabeledPicturesOptions
 from training_jobs.data.legacy_dataset_file import write_dataset
 from training_jobs.data.picset_metadata import write_picsets
 from training_jobs.data.pull import PullArguments, Result, check_share, finish, left_out, pinned, write_quarantine
-from training_jobs.data.selection import Rules, check_classes, select
+from training_jobs.data.selection import Rules, Selection, check_classes, select
 from training_jobs.data.sources import Source, collect_source, table_source
 from training_jobs.data.split_groups import read_split_groups, write_split_groups
 from training_jobs.data.transfer import transfer
@@ -29,12 +30,12 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Pull a dataset."""
     if (found := pinned(arguments, arguments.group, context)) is not None:
         return found
-    summary, transferred, is_new, sentence = _pull(arguments, context.bottle)
-    sides = {f"pictures/{split}": float(sum(labels.values())) for split, labels in summary.counts.items()}
+    summary, selection, transferred, is_new, sentence = _pull(arguments, context.bottle)
+    sides = Counter(f"pictures/{sample.split}" for sample in selection.samples)
     return finish(arguments, context, summary, transferred, is_new, sides, sentence)
 
 
-def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool, str]:
+def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, Selection, int, bool, str]:
     group = checked_name(arguments.group, "group")
     with _source(arguments, bottle) as source:
         listed = source.listed
@@ -44,7 +45,7 @@ def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool, str
             write_picsets(bottle, group, listed, source.picsets)
     rules = Rules(arguments.min_side, arguments.max_side, arguments.val_part, arguments.golden_part)
     earlier = read_split_groups(bottle, group)
-    selection = select(listed, inspected, rules, arguments.near_copies, earlier)
+    selection = select(listed, inspected, rules, arguments.near_copies, earlier, arguments.multi_label)
     key = write_quarantine(bottle, group, selection.refused)
     check_share(bottle, key, group, selection.bad, len(listed), "pictures", arguments.max_bad_share)
     dropped, share = selection.near_copies, arguments.max_dropped_share
@@ -65,12 +66,13 @@ def _pull(arguments: Arguments, bottle: Bottle) -> tuple[Summary, int, bool, str
         len(selection.refused),
         transferred,
     )
-    return summary, transferred, is_new, left_out(key, selection.refused, len(listed), "pictures", selection.bad)
+    sentence = left_out(key, selection.refused, len(listed), "pictures", selection.bad)
+    return summary, selection, transferred, is_new, sentence
 
 
 def _source(arguments: Arguments, bottle: Bottle) -> AbstractContextManager[Source]:
     if arguments.table is not None:
-        return table_source(arguments.table, bottle)
+        return table_source(arguments.table, bottle, arguments.multi_label)
     return collect_source(arguments.group, list(arguments.modes))
 
 

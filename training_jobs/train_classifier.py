@@ -160,6 +160,8 @@ def _task(arguments: Arguments, context: job.Context) -> Task:
 
 def task_of(config: Config, arguments: Arguments, context: job.Context) -> Task:
     """Return what the command line and a configuration that was read ask for."""
+    from training_jobs.classifier.config_checks import NO_TEMPERATURE
+
     group = arguments.cat or config.experiment_name
     source = config.dataset.label_source or ("snapshot" if arguments.cat or arguments.snapshot_id else "rotation")
     if source == "rotation" and config.inference.flip_tta != "off":
@@ -167,6 +169,8 @@ def task_of(config: Config, arguments: Arguments, context: job.Context) -> Task:
             f"inference.flip_tta is {config.inference.flip_tta}, but the labels come from rotation: the mirror image "
             "of a page that is turned by 90 degrees is one that is turned by 270; valid: off"
         )
+    if config.criterion.type == "binary_cross_entropy" and config.inference.temperature_scaling:
+        raise ConfigurationError(f"inference.temperature_scaling: {NO_TEMPERATURE}")
     snapshot_id = _snapshot_id(arguments, source, group, context)
     return Task(config, group, source, snapshot_id, _bottle(config, context))
 
@@ -234,11 +238,28 @@ def _examples(config: Config, source: str, group: str, snapshot_id: str | None, 
             raise ConfigurationError(f"directories.images is not set, and the labels come from {source}")
         make = examples.from_folders if source == "folders" else examples.from_rotation
         found = make(Path(config.directories.images), group, config.dataset.val_part, config.dataset.max_side)
+    _refuse_other_loss(config, found)
     if config.dataset.people_crops:
         found = person_crops.one_example_per_person(found)
     found = examples.reduced(found, config.dataset.data_fraction, config.seed)
     examples.check(found, config.model.n_classes)
     return found
+
+
+def _refuse_other_loss(config: Config, found: Examples) -> None:
+    """See that the loss is one for as many labels as a picture has."""
+    if found.multi_label == (config.criterion.type == "binary_cross_entropy"):
+        return
+    if found.multi_label:
+        raise ConfigurationError(
+            f"snapshot {found.snapshot_id} of group {found.group} is multi-label, and criterion.type is "
+            f"{config.criterion.type}; valid: binary_cross_entropy (or pull without multi_label)"
+        )
+    where = f"snapshot {found.snapshot_id} of group {found.group}" if found.snapshot_id else "a folder"
+    raise ConfigurationError(
+        f"criterion.type is binary_cross_entropy, and pictures of {where} have one label each; valid: cross_entropy, "
+        "focal (or pull with multi_label)"
+    )
 
 
 def _snapshot_id(arguments: Arguments, source: str, group: str, context: job.Context) -> str | None:

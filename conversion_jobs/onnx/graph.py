@@ -36,6 +36,11 @@ class GraphInterface:
     metadata: dict[str, str]
 
     @property
+    def judged_as(self) -> str:
+        """What the first output is compared as: `multi_label` where the graph says so of itself, else its name."""
+        return "multi_label" if self.metadata.get("multi_label") == "true" else self.outputs[0].name
+
+    @property
     def has_free_batch(self) -> bool:
         """Whether the first dimension of every input and output is free."""
         return all(tensor.shape and tensor.shape[0] is None for tensor in (*self.inputs, *self.outputs))

@@ -18,6 +18,7 @@ from conversion_jobs.verification.checks import (
     Close,
     Cosine,
     Finite,
+    LabelAgreement,
     Top1Agreement,
     Verdict,
     judge_all,
@@ -38,9 +39,16 @@ WARM_UP, CALLS = 5, 20
 
 
 def served_checks(target: str, output: str) -> tuple[Check, ...]:
-    """Return what the answers of a target are held to; an embedding has no first class to agree on."""
+    """Return what the answers of a target are held to; `output` as `judged_as` calls it.
+
+    An embedding has no first class to agree on, and of several labels all have to agree.
+    """
     if output in ("raw", "detections"):
         return (Finite(), DETECTOR_CHECKS[target])
+    if output == "multi_label":
+        return tuple(
+            LabelAgreement(check.minimum) if isinstance(check, Top1Agreement) else check for check in CHECKS[target]
+        )
     return tuple(check for check in CHECKS[target] if output != "embedding" or not isinstance(check, Top1Agreement))
 
 
@@ -53,7 +61,7 @@ class Reference:
                 self.inputs: Array = stored["inputs"]
                 self.outputs: Array = stored["outputs"]
                 self.pictures = [str(name) for name in stored["pictures"]]
-                self.output = str(stored["output"])  # logits, probabilities or embedding
+                self.output = str(stored["output"])  # as `judged_as` calls it
                 self.further: dict[str, Array] = {  # outputs after the first
                     name.removeprefix(FURTHER): stored[name] for name in stored.files if name.startswith(FURTHER)
                 }

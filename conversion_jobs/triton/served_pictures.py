@@ -12,7 +12,7 @@ from jobkit.answers import Answers
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError, TransientError
 from jobkit.model_spec import ModelSpec, normalize, picture_of
-from nightshift_common.picture_preparation import probabilities
+from nightshift_common.picture_preparation import SHOWN, probabilities
 
 ENTRY = "_jpeg"  # what the model storage adds to a model's name
 PICTURES = 48  # golden pictures that a version is tried with
@@ -78,7 +78,7 @@ def ask_prepared(served: ServedModel, content: bytes, spec: ModelSpec, name: str
     inputs = normalize(picture_of(content, spec.preprocessing, name), spec.preprocessing)[None]
     output, _ = served.ask(inputs)
     found = probabilities(output, spec.output)[0]
-    order = np.argsort(-found, kind="stable")[:5]
+    order = np.argsort(-found, kind="stable")[: max(5, int((found >= SHOWN).sum()) if spec.multi_label else 0)]
     return Answer([spec.labels[index] for index in order], [float(found[index]) for index in order])
 
 
@@ -93,6 +93,8 @@ def differing_specs(evaluated: ModelSpec, packaged: ModelSpec) -> list[str]:
             for index in places[:5]
         )
         sentences.append(f"the labels: {shown}")
+    if evaluated.multi_label != packaged.multi_label:
+        sentences.append(f"multi_label is {packaged.multi_label}, was {evaluated.multi_label}")
     if evaluated.output != packaged.output:
         sentences.append(f"the output is {packaged.output}, was {evaluated.output}")
     before, now = evaluated.preprocessing.model_dump(), packaged.preprocessing.model_dump()

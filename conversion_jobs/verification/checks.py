@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from nightshift_common.picture_preparation import SHOWN
+
 Array = NDArray[np.float32]
 
 
@@ -117,6 +119,24 @@ class Top1Agreement:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class LabelAgreement:
+    """The share of pictures that show the same classes to both models, at least `minimum`; of several labels."""
+
+    minimum: float
+
+    def judge(self, source: Array, converted: Array, pictures: Sequence[str]) -> Verdict:
+        """Report the share; outputs are probabilities [n, classes], and a class is shown from `SHOWN` on."""
+        agrees = ((source >= SHOWN) == (converted >= SHOWN)).all(axis=1)
+        value = float(agrees.mean())
+        worst = None if agrees.all() else pictures[int(agrees.argmin())]
+        sentence = f"the classes shown are the same for {agrees.sum()} of {len(agrees)} pictures ({value:.1%})"
+        return Verdict(
+            name="label_agreement", passed=value >= self.minimum, value=value, limit=self.minimum, sentence=sentence,
+            worst_picture=worst,
+        )  # fmt: skip
+
+
 def judge_all(checks: Sequence[Check], source: Array, converted: Array, pictures: Sequence[str]) -> list[Verdict]:
     """Return the verdicts of all checks."""
     if source.shape != converted.shape:
@@ -145,4 +165,5 @@ def of_output(name: str, verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def _badness(verdict: Verdict) -> float:
-    return -verdict.value if verdict.name in ("cosine", "top1_agreement", "box_agreement", "shape") else verdict.value
+    shares = ("cosine", "top1_agreement", "label_agreement", "box_agreement", "shape")
+    return -verdict.value if verdict.name in shares else verdict.value

@@ -39,7 +39,7 @@ class VerifyOptions(ToleranceOptions):
     """How closely the ONNX graph has to answer as the model does."""
 
     top1_agreement: float = Field(0.99, ge=0, le=1)
-    """share of pictures with the same first class, at least"""
+    """share of pictures with the same first class (of several labels: that show the same classes), at least"""
 
 
 class LatencyOptions(Options):

@@ -39,12 +39,15 @@ class SplitOptions(Options):
 
 
 class LabeledPicturesOptions(SplitOptions):
-    """Where pictures with one label each are listed, and which of them are taken."""
+    """Where labeled pictures are listed, and which of them are taken."""
 
     source: Literal["collect", "postgres"] = "collect"
     """where the labeled pictures are listed"""
     table: str | None = None
     """for postgres: [schema.]table with the columns path, label and, optionally, split_group or picset"""
+    multi_label: bool = False
+    """a picture may have several labels, or none: what is listed more than once has the labels of all its entries, and
+    collect's trash shows none of the classes; no: one label each, and a picture with two is refused"""
     modes: list[Mode] = Field(["PREPARING", "CHECKING", "VALIDATED"], min_length=1)
     """for collect: the modes of the picsets that are taken"""
     near_copies: NearCopyRule = "group"

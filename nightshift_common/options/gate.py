@@ -8,7 +8,9 @@ from pydantic import Field
 
 from nightshift_common.options.base import Options
 
-ClassifierMetric = Literal["accuracy", "macro_f1"]
+SingleLabelMetric = Literal["accuracy", "macro_f1"]
+MultiLabelMetric = Literal["accuracy", "macro_f1", "map"]
+ClassifierMetric = MultiLabelMetric
 DetectorMetric = Literal["f1", "precision", "recall", "ap50", "ap"]
 """What a gate may decide by, of each kind of model: more is better."""
 

@@ -26,6 +26,7 @@ from tests.support.tiny_onnx import pixels_model
 HOWS = {
     "color": Preprocessing(height=24, width=32, channels=3, pad_value=7),
     "gray": Preprocessing(height=31, width=17, channels=1, resize="stretch", mean=(0.0,), std=(1.0,)),
+    "several": Preprocessing(height=3, width=4, channels=1, resize="stretch", mean=(0.0,), std=(1.0,)),
 }
 Pixels = NDArray[np.uint8]
 
@@ -109,7 +110,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         spec = {
             "labels": [str(index) for index in range(size)], "output": "probabilities", "version": "0.0.7",
             "preprocessing": how.model_dump(mode="json"), "max_batch_size": 2, "input_name": "input",
-            "output_name": "probabilities",
+            "output_name": "probabilities", "multi_label": name == "several",
         }  # fmt: skip
         for path, content in entry_files(entry.name, name, 3, {3: spec}).items():
             (entry / path).parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,19 @@ def test_the_model_gets_the_pixels_of_evaluation_whatever_the_file(
     for found in (alone, together):
         different = {name: np.abs(pixels - expected[name]).max() for name, pixels in found.items()}
         assert different == dict.fromkeys(found, 0)
+
+
+def test_of_several_labels_none_that_a_picture_shows_is_cut_off(triton: TritonServer) -> None:
+    """The model's probabilities are the pixels: three of four columns are bright."""
+    pixels = np.zeros((3, 4), np.uint8)
+    pixels[:, :3] = 200
+    content = cv2.imencode(".png", pixels)[1].tobytes()
+    tensor = tritonclient.http.InferInput("picture", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[content]], np.object_))
+    with tritonclient.http.InferenceServerClient(triton.http, network_timeout=60.0) as client:
+        answer = client.infer("several_jpeg", [tensor])
+    assert [int(name) for name in answer.as_numpy("labels")[0]] == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert answer.as_numpy("label_probabilities")[0] == pytest.approx(np.full(9, 200 / 255), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", TORN)

@@ -197,6 +197,17 @@ def test_a_night_averages_over_mirror_images_and_calibrates_where_its_file_says_
     assert error.startswith("8: train.flip_tta: ") and "'horizontal', 'vertical' or 'both'" in error
 
 
+def test_metrics_and_options_fit_how_many_labels_a_picture_has(pipelines: Path) -> None:
+    several = with_line("group: footwear\n", "group: footwear\n  multi_label: true\n")
+    step = load(pipelines, several + "gate: {metric: map}\n").pull_step()
+    assert "--multi_label" in command_options(step.options)
+    assert fingerprint(load(pipelines, several)) == fingerprint(load(pipelines, GOOD)), "another snapshot says it"
+    (error,) = errors(pipelines, GOOD + "gate: {metric: map}\n")
+    assert "gate.metric map is of pictures with several labels" in error
+    (error,) = errors(pipelines, several.replace("footwear.yaml\n", "footwear.yaml\n  temperature_scaling: true\n"))
+    assert "temperature_scaling is of pictures with one label" in error
+
+
 def test_the_fingerprint_changes_with_what_makes_the_model_and_with_nothing_else(pipelines: Path) -> None:
     before = fingerprint(load(pipelines, GOOD))
     other_words = GOOD.replace("Shoes and bags", "Shoes") + "retries:\n  attempts: 1\n"

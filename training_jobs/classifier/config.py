@@ -35,15 +35,22 @@ class Directories(Section):
 class Criterion(Section):
     """The loss."""
 
-    type: Literal["cross_entropy", "focal"] = Field(
+    type: Literal["cross_entropy", "focal", "binary_cross_entropy"] = Field(
         "cross_entropy",
-        description="of soft targets where pictures are mixed; focal: what is right already counts less",
+        description="of soft targets where pictures are mixed; focal: what is right already counts less; "
+        "binary_cross_entropy: each class by itself, for snapshots whose pictures may have several labels",
     )
     focal_gamma: float = Field(2.0, ge=0, le=10, description="of focal: a class of probability p counts (1 - p)^gamma")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the target that is spread over all classes; of binary_cross_entropy over yes and no",
+    )
     class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = Field(
         None,
-        description="balanced: pictures / (classes x pictures of the class); or one weight a class, in label order",
+        description="balanced: pictures / (classes x pictures of the class); or one weight a class, in label order; of "
+        "binary_cross_entropy what a yes weighs against a no: balanced: pictures without the class / pictures with it",
     )
 
 
@@ -53,7 +60,8 @@ class DataLoaders(Section):
     train_batch_size: int = Field(32, gt=0, description="pictures a step; --batch overrides it")
     sampling: Literal["shuffle", "balanced"] = Field(
         "shuffle",
-        description="balanced: an epoch draws as many pictures, with replacement, each class as often as any other",
+        description="balanced: an epoch draws as many pictures, with replacement, each class as often as any other; "
+        "not with binary_cross_entropy",
     )
     val_batch_size: int = Field(64, gt=0, description="pictures a batch in validation")
     num_workers: int | None = Field(None, ge=0, le=64, description="processes that prepare pictures; default: by need")
@@ -227,7 +235,8 @@ class Inference(Section):
     temperature_scaling: bool = Field(
         False,
         description="divide the logits by the temperature that makes the labels of the validation pictures likeliest "
-        "(Guo et al. 2017), so that a confidence is the share that is right; the likeliest class stays the same",
+        "(Guo et al. 2017), so that a confidence is the share that is right; the likeliest class stays the same; "
+        "not with binary_cross_entropy",
     )
 
 

@@ -27,6 +27,9 @@ RESERVED = {  # arguments of timm's that another key gives, or that the trainer 
         "the trainer gives it",
     ),
 }  # fmt: skip
+NO_TEMPERATURE = (
+    "it is defined for classes of which a picture has one: not with criterion.type binary_cross_entropy; valid: false"
+)
 M = TypeVar("M", bound=BaseModel)
 Problems = Iterator[tuple[Location, str]]
 
@@ -112,9 +115,23 @@ def everything(config: Config) -> Problems:
     for name in model.arguments:
         if name in RESERVED:
             yield ("model", "arguments", name), f"it cannot stand here: {RESERVED[name]}"
+    if config.criterion.type == "binary_cross_entropy":
+        yield from _single_label_only(config)
     weights = config.criterion.class_weights
     if isinstance(weights, list) and model.n_classes not in (None, len(weights)):
         yield ("criterion", "class_weights"), f"it has {len(weights)} values, but model.n_classes is {model.n_classes}"
+
+
+def _single_label_only(config: Config) -> Problems:
+    data, kind = config.dataset, "criterion.type is binary_cross_entropy"
+    if data.label_source in ("folders", "rotation"):
+        text = f"it is {data.label_source}, where a picture has one label, but {kind}; valid: snapshot"
+        yield ("dataset", "label_source"), text
+    if data.data_loaders.sampling == "balanced":
+        text = f"a picture with several labels cannot be drawn for one of them alone, and {kind}; valid: shuffle, with "
+        yield ("dataset", "data_loaders", "sampling"), f"{text}criterion.class_weights"
+    if config.inference.temperature_scaling:
+        yield ("inference", "temperature_scaling"), NO_TEMPERATURE
 
 
 def _color_only(data: Dataset) -> Problems:

@@ -57,6 +57,13 @@ is better. Scores in `metrics.json` are those of what is handed over; those of e
 `--flip_tta` and `--temperature_scaling` of the job, and `train.flip_tta` and `train.temperature_scaling` of a pipeline
 file, win over this file; `border` of `pad_if_needed` is in this file alone.
 
+A snapshot that was pulled with `multi_label` has pictures with several labels, or none, and is trained with
+`criterion.type: binary_cross_entropy` (any other pairing is refused, exit code 2): a class by itself, its target moved
+by `label_smoothing`, its yes weighed by `class_weights`. The graph gives `probabilities`, the sigmoid of each logit (of
+the mean over mirror images, with `flip_tta`), `model.json` says `multi_label: true`, and a picture shows a class from
+0.5 on. `val_macro_f1` counts by that, `val_accuracy` the pictures whose labels are all right, and `metrics.json` has
+`val_map`, the mean of the classes' average precision.
+
 `--check` builds the model, trains and validates a few batches, and says what all of it will take; it writes nothing and
 ends as the training would (2: the configuration, 3: the pictures). `--find_learning_rate` trains a hundred steps with
 growing rates and suggests one (Smith 2017). [tuning.md](tuning.md) searches for values of any keys.

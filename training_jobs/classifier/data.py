@@ -82,6 +82,8 @@ class BatchSampler(Sampler[list[Index]]):
 class Pictures(Dataset[Batch]):
     """Batches of pictures: uint8 [N, H, W, C] and class indices, int64 [N].
 
+    In a set that is multi-label the second is uint8 [N, K], 1 for each class that a picture shows.
+
     In training the pictures are turned, pasted on backgrounds and augmented; in validation only `val_augmentations`
     change them, the same way every time.
     """
@@ -111,12 +113,18 @@ class Pictures(Dataset[Batch]):
         how = self.how
         if self.ready is not None:
             chosen = [index for _, index in indices]
-            return torch.from_numpy(self.ready[chosen]), torch.tensor([self.examples[index].label for index in chosen])
+            labels = np.array([self.examples[index].label for index in chosen], np.int64)
+            return torch.from_numpy(self.ready[chosen]), self._targets(chosen, labels)
         batch = np.empty((len(indices), how.height, how.width, how.channels), np.uint8)
         labels = np.empty(len(indices), np.int64)
         for row, (epoch, index) in enumerate(indices):
             batch[row], labels[row] = self.picture(epoch, index)
-        return torch.from_numpy(batch), torch.from_numpy(labels)
+        return torch.from_numpy(batch), self._targets([index for _, index in indices], labels)
+
+    def _targets(self, chosen: list[int], labels: NDArray[np.int64]) -> Tensor:
+        """Return what the examples `chosen` show: `labels`, or all classes of each where there may be several."""
+        vectors = [np.frombuffer(found, np.uint8) for index in chosen if (found := self.examples[index].present)]
+        return torch.from_numpy(np.stack(vectors) if vectors else labels)
 
     def picture(self, epoch: int, index: int) -> tuple[NDArray[np.uint8], int]:
         """Return one picture as the model gets it in `epoch`, before normalization: uint8 [H, W, C]; and its class."""

@@ -37,13 +37,15 @@ class Person:
 class Example:
     """One picture, or one person in it, and the index of its class.
 
-    With `turns` the picture is turned by that many quarter turns; None draws them, and they are the class.
+    With `turns` the picture is turned by that many quarter turns; None draws them, and they are the class. In a set
+    that is multi-label `present` has a byte for each class, 1 where the picture shows it, and `label` says nothing.
     """
 
     path: Path
     label: int
     turns: int | None = 0
     person: Person | None = None
+    present: bytes | None = None
     key: str = ""  # what names it in reports: its key in the bottle, or its path below the folder
 
 
@@ -56,10 +58,14 @@ class Examples:
     val: list[Example]
     group: str
     snapshot_id: str | None = None
+    multi_label: bool = False
 
     @property
     def counts(self) -> list[int]:
         """Training examples of each class; one whose class is drawn counts as a part of each."""
+        if self.multi_label:
+            vectors = [example.present or b"" for example in self.train]
+            return [sum(vector[index] for vector in vectors) for index in range(len(self.labels))]
         tally = Counter(example.label for example in self.train if example.turns is not None)
         drawn = sum(example.turns is None for example in self.train)
         return [tally[index] + -(-drawn // len(self.labels)) for index in range(len(self.labels))]
@@ -74,14 +80,22 @@ def from_snapshot(bottle: Bottle, group: str, snapshot_id: str) -> Examples:
     snapshot = read_snapshot(bottle, group, snapshot_id)
     index = snapshot.label_index()
     samples = {"train": snapshot.split("train"), "val": snapshot.split("val")}
-    if strange := {s.label for part in samples.values() for s in part} - set(index):
+    if strange := {label for part in samples.values() for s in part for label in s.labels} - set(index):
         raise DataValidationError(
             f"snapshot {snapshot_id} of group {group} has pictures of {', '.join(sorted(strange))}, "
             f"which its labels do not list: {', '.join(index)}"
         )
     paths = _local_paths(bottle, [*samples["train"], *samples["val"]])
-    parts = {name: [Example(paths[s.path], index[s.label], key=s.path) for s in part] for name, part in samples.items()}
-    return Examples(list(index), parts["train"], parts["val"], group, snapshot_id)
+    multi_label = snapshot.is_multi_label
+
+    def example(sample: Sample) -> Example:
+        if not multi_label:
+            return Example(paths[sample.path], index[sample.label], key=sample.path)
+        present = bytes(label in sample.labels for label in index)
+        return Example(paths[sample.path], -1, present=present, key=sample.path)
+
+    train, val = (list(map(example, part)) for part in samples.values())
+    return Examples(list(index), train, val, group, snapshot_id, multi_label)
 
 
 def from_folders(images: Path, group: str, val_part: float, max_side: int) -> Examples:
@@ -156,7 +170,10 @@ def _longest_side(path: Path) -> int:
 
 
 def reduced(examples: Examples, fraction: float, seed: int) -> Examples:
-    """Return a `fraction` of the training and the validation examples, drawn per class, at least one of each."""
+    """Return a `fraction` of the training and the validation examples, drawn per class, at least one of each.
+
+    Of pictures with several labels those of the same labels are drawn together.
+    """
     if fraction >= 1:
         return examples
     return replace(
@@ -165,9 +182,9 @@ def reduced(examples: Examples, fraction: float, seed: int) -> Examples:
 
 
 def _fraction(examples: Sequence[Example], fraction: float, seed: int) -> list[Example]:
-    by_class: dict[int, list[Example]] = defaultdict(list)
+    by_class: dict[tuple[int, bytes | None], list[Example]] = defaultdict(list)
     for example in sorted(examples, key=lambda e: hashlib.sha256(f"{seed} {e.key}".encode()).digest()):
-        by_class[example.label].append(example)
+        by_class[example.label, example.present].append(example)
     kept = {id(e) for group in by_class.values() for e in group[: max(1, round(len(group) * fraction))]}
     return [example for example in examples if id(example) in kept]
 

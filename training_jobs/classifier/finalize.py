@@ -21,12 +21,14 @@ from jobkit.experiment import Experiment
 from jobkit.model_spec import ModelSpec
 from jobkit.provenance import provenance
 from jobkit.tracking import Run
+from nightshift_common.picture_preparation import SHOWN
 from training_jobs.classifier import html_report, scores
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.data import Batch, Pictures
 from training_jobs.classifier.temperature import fit_temperature, negative_log_likelihood
 from training_jobs.classifier.training_callback import TrainingCallback
 from training_jobs.scoring.metrics import calibration_error
+from training_jobs.scoring.multi_label import average_precisions
 
 
 def finish(
@@ -43,14 +45,12 @@ def finish(
     The scores are those of the model that is handed over: averaged over mirror images and calibrated, where it is.
     """
     model = load_classifier(bottle.local(experiment.best_checkpoint), spec)
-    truth, logits = predict(served(model, spec), spec, val)
+    truth, outputs = predict(served(model, spec), spec, val)
     if config.inference.temperature_scaling:
-        spec = spec.model_copy(update={"calibration": fit_temperature(logits, truth)})
+        spec = spec.model_copy(update={"calibration": fit_temperature(outputs, truth)})
         bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     _write_torchscript(served(model, spec), spec, bottle, experiment)
-    calibrated = logits.astype(np.float64) / spec.temperature
-    probabilities = softmax(calibrated, axis=1).astype(np.float32)
-    confusion = scores.confusion_matrix(truth, probabilities)
+    probabilities, tally, metrics = (_several_labels if spec.multi_label else _one_label)(spec, truth, outputs)
     best = journal.best
     made = {"command": "training_jobs.train_classifier", "seed": config.seed, **provenance("jobs", "timm", "lightning")}
     content: dict[str, Any] = {
@@ -58,12 +58,9 @@ def finish(
         "epochs": len(journal.rows),
         "metrics": {
             **{name: value for name, value in best.items() if name.startswith("train_")},
-            "val_loss": negative_log_likelihood(calibrated, truth),
-            "val_accuracy": scores.accuracy(confusion),
-            "val_macro_f1": scores.macro_f1(confusion),
-            "val_ece": calibration_error(truth, probabilities.astype(np.float64)),
+            **metrics,
         },
-        "per_class": scores.table(spec.labels, truth, probabilities),
+        "per_class": scores.table(spec.labels, tally),
         "best_by": config.training.best_by,
         "throughput": {name: best[name] for name in html_report.SPEED if name in best},
         "group": spec.group,
@@ -84,6 +81,39 @@ def finish(
     return content
 
 
+Scored = tuple[NDArray[np.float32], NDArray[np.int64], dict[str, float]]
+
+
+def _one_label(spec: ModelSpec, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> Scored:
+    """Return probabilities [N, K], what `scores.tally_of` counts, and the metrics; `truth` is int64 [N]."""
+    calibrated = logits.astype(np.float64) / spec.temperature
+    probabilities = softmax(calibrated, axis=1).astype(np.float32)
+    confusion = scores.confusion_matrix(truth, probabilities)
+    tally = scores.tally_of(confusion)
+    metrics = {
+        "val_loss": negative_log_likelihood(calibrated, truth),
+        "val_accuracy": scores.accuracy(confusion),
+        "val_macro_f1": scores.macro_f1(tally),
+        "val_ece": calibration_error(truth, probabilities.astype(np.float64)),
+    }
+    return probabilities, tally, metrics
+
+
+def _several_labels(_spec: ModelSpec, truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Scored:
+    """Return the same for `truth` of 0 or 1, [N, K]; a class without validation pictures is left out of the means."""
+    shown, exact = probabilities >= SHOWN, np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    tally = scores.tallied(truth, shown)
+    known = tally[2] > 0
+    ranked = average_precisions(truth, exact)[known]
+    metrics = {
+        "val_loss": float(-np.where(truth == 1, np.log(exact), np.log1p(-exact)).mean()),
+        "val_accuracy": float((shown == truth).all(axis=1).mean()),
+        "val_macro_f1": scores.macro_f1(tally),
+        "val_map": float(ranked.mean()) if ranked.size else 0.0,
+    }
+    return probabilities, tally, metrics
+
+
 def _write_torchscript(model: nn.Module, spec: ModelSpec, bottle: Bottle, experiment: Experiment) -> None:
     how = spec.preprocessing
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -96,16 +126,19 @@ def _write_torchscript(model: nn.Module, spec: ModelSpec, bottle: Bottle, experi
 
 @torch.inference_mode()
 def predict(model: nn.Module, spec: ModelSpec, val: DataLoader[Batch]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return true classes, int64 [N], and logits, float32 [N, K], of the validation pictures in order."""
+    """Return true classes, int64 [N], and outputs, float32 [N, K], of the validation pictures in order.
+
+    Of several labels the first is 0 or 1, [N, K].
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     how = spec.preprocessing
     mean = torch.tensor(how.mean, device=device).view(1, -1, 1, 1)
     std = torch.tensor(how.std, device=device).view(1, -1, 1, 1)
-    truth, logits = [], []
+    truth, outputs = [], []
     for pictures, labels in val:
         planes = pictures.to(device).permute(0, 3, 1, 2).float().div_(255)
-        logits.append(model(planes.sub_(mean).div_(std)).cpu().numpy())
-        truth.append(labels.numpy())
+        outputs.append(model(planes.sub_(mean).div_(std)).cpu().numpy())
+        truth.append(labels.numpy().astype(np.int64))
     model.to("cpu")
-    return np.concatenate(truth), np.concatenate(logits)
+    return np.concatenate(truth), np.concatenate(outputs)

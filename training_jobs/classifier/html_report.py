@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobkit.model_spec import ModelSpec
+from nightshift_common.picture_preparation import SHOWN
 from training_jobs.classifier import charts, scores
 from training_jobs.classifier.config import Config
 from training_jobs.classifier.contact_sheet import jpeg, thumbnail
@@ -43,8 +44,10 @@ def page(
     probabilities: NDArray[np.float32],
     pictures: Pictures,
 ) -> str:
-    """Return the report. `truth` is int64 [N] and `probabilities` float32 [N, K], of `pictures` in order."""
-    confusion = scores.confusion_matrix(truth, probabilities)
+    """Return the report. `truth` is int64 [N] and `probabilities` float32 [N, K], of `pictures` in order.
+
+    Of several labels `truth` is 0 or 1, [N, K].
+    """
     made = {name: value for name, value in content["provenance"].items() if name != "packages"}  # a hundred rows
     sections = [
         f"<h1>{escape(folder)}</h1><p>{escape(spec.architecture)}, {len(spec.labels)} classes, "
@@ -53,9 +56,7 @@ def page(
         _pairs({name: f"{value:.4f}" for name, value in content["metrics"].items()}),
         "<h2>Learning curves</h2>" + _curves(rows),
         "<h2>Classes</h2>" + _classes(content["per_class"]),
-        "<h2>Confusion</h2>" + _confusion(spec.labels, confusion),
-        "<h2>Calibration</h2>" + _calibration(spec, truth, probabilities, content["metrics"]["val_ece"]),
-        "<h2>Worst mistakes</h2>" + _mistakes(spec.labels, truth, probabilities, pictures),
+        *_answers(spec, content["metrics"], truth, probabilities, pictures),
         "<h2>Speed</h2>" + _pairs({SPEED[name]: f"{value:.3g}" for name, value in content["throughput"].items()}),
         "<h2>To reproduce</h2>" + _pairs(made),
         "<h2>Trained from</h2>"
@@ -66,6 +67,22 @@ def page(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
     )
+
+
+def _answers(
+    spec: ModelSpec,
+    metrics: Mapping[str, float],
+    truth: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    pictures: Pictures,
+) -> list[str]:
+    if spec.multi_label:  # no class is taken for another one
+        return ["<h2>Worst mistakes</h2>" + _several_mistakes(spec.labels, truth, probabilities, pictures)]
+    return [
+        "<h2>Confusion</h2>" + _confusion(spec.labels, scores.confusion_matrix(truth, probabilities)),
+        "<h2>Calibration</h2>" + _calibration(spec, truth, probabilities, metrics["val_ece"]),
+        "<h2>Worst mistakes</h2>" + _mistakes(spec.labels, truth, probabilities, pictures),
+    ]
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> str:
@@ -148,14 +165,36 @@ def _mistakes(
     answered = probabilities.argmax(1)
     wrong = np.flatnonzero(answered != truth)
     worst = wrong[np.argsort(probabilities[wrong, truth[wrong]])][:WORST]
+    captions = {
+        int(index): f"{labels[truth[index]]} taken for {labels[answered[index]]} "
+        f"({probabilities[index, answered[index]]:.0%})"
+        for index in worst
+    }
+    return _figures(captions, pictures)
+
+
+def _several_mistakes(
+    labels: Sequence[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32], pictures: Pictures
+) -> str:
+    """Return the pictures of which a class got the probability that is farthest off, worst first."""
+    off = np.abs(probabilities - truth)
+    wrong = np.flatnonzero(((probabilities >= SHOWN) != truth).any(1))
+    captions = {}
+    for index in wrong[np.argsort(-off[wrong].max(1))][:WORST]:
+        said = [f"{'no ' if truth[index, k] else ''}{labels[int(k)]} ({probabilities[index, k]:.0%})"
+                for k in np.flatnonzero((probabilities[index] >= SHOWN) != truth[index])]  # fmt: skip
+        shows = ", ".join(labels[int(k)] for k in np.flatnonzero(truth[index])) or "none"
+        captions[int(index)] = f"{shows}; answered: {', '.join(said)}"
+    return _figures(captions, pictures)
+
+
+def _figures(captions: Mapping[int, str], pictures: Pictures) -> str:
     figures = []
-    for index in worst:
-        shown = base64.b64encode(jpeg(thumbnail(pictures.picture(0, int(index))[0], 128))).decode()
+    for index, caption in captions.items():
+        shown = base64.b64encode(jpeg(thumbnail(pictures.picture(0, index)[0], 128))).decode()
         figures.append(
-            f'<figure><img alt="" src="data:image/jpeg;base64,{shown}"><figcaption>'
-            f"{escape(labels[truth[index]])} taken for {escape(labels[answered[index]])} "
-            f"({probabilities[index, answered[index]]:.0%})<br>"
-            f"<small>{escape(pictures.examples[int(index)].key[-40:])}</small></figcaption></figure>"
+            f'<figure><img alt="" src="data:image/jpeg;base64,{shown}"><figcaption>{escape(caption)}<br>'
+            f"<small>{escape(pictures.examples[index].key[-40:])}</small></figcaption></figure>"
         )
     return "".join(figures) or "<p>No mistakes.</p>"
 

@@ -47,7 +47,7 @@ class ClassifierModule(lightning.LightningModule):
     mean: Tensor
     std: Tensor
     class_weights: Tensor | None
-    confusion: Tensor
+    tally: Tensor
     sums: Tensor
 
     def __init__(self, config: Config, model: Classifier, class_weights: Tensor | None) -> None:
@@ -64,8 +64,11 @@ class ClassifierModule(lightning.LightningModule):
         self.register_buffer("mean", torch.tensor(how.mean).mul(255).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(how.std).mul(255).view(shape), persistent=False)
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.register_buffer("confusion", torch.zeros(self.classes, self.classes, dtype=torch.int64), persistent=False)
-        self.register_buffer("sums", torch.zeros(4), persistent=False)  # loss and pictures of training, of validation
+        self.is_binary = config.criterion.type == "binary_cross_entropy"
+        # Of each class the right answers, the answers, and the pictures.
+        self.register_buffer("tally", torch.zeros(3, self.classes, dtype=torch.int64), persistent=False)
+        # Loss and pictures of training, the same of validation, and the pictures of validation that are wholly right.
+        self.register_buffer("sums", torch.zeros(5), persistent=False)
         self.shown: list[Tensor] = []
         self._previous: tuple[Tensor, int, Batch] | None = None
 
@@ -108,7 +111,7 @@ class ClassifierModule(lightning.LightningModule):
             return
         drawn_by = [self.config.seed, self.current_epoch, *([self.global_rank] if self.global_rank else [])]
         torch.manual_seed(int(np.random.SeedSequence(drawn_by).generate_state(1)[0]))
-        self.confusion.zero_()
+        self.tally.zero_()
         self.sums.zero_()
         self._freeze(self.current_epoch < self.config.training.frozen_epochs)
 
@@ -124,7 +127,7 @@ class ClassifierModule(lightning.LightningModule):
         """Return the loss of one batch."""
         self.check_loss()
         pictures = _planes(batch[0])
-        targets = functional.one_hot(batch[1], self.classes).to(pictures.dtype)
+        targets = self._vectors(batch[1]).to(pictures.dtype)
         rng = np.random.default_rng([self.config.seed, self.current_epoch, index, 1])
         pictures, targets = mix(self.config.training.mixing, pictures, targets, rng)
         if self.current_epoch == 0 and index < SHOWN_BATCHES:
@@ -158,13 +161,24 @@ class ClassifierModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         """Count one batch of validation, judged as it will be served: averaged over mirror images where they are."""
-        pictures, labels = _planes(batch[0]), batch[1]
+        pictures, truth = _planes(batch[0]), self._vectors(batch[1])
         flips = self.config.inference.flip_tta
         logits = self.logits(lambda normalized: averaged(self.judged, normalized, flips), pictures).float()
-        self.sums[2] += functional.cross_entropy(logits, labels, reduction="sum")
-        self.sums[3] += len(labels)
-        cells = labels * self.classes + logits.argmax(1)
-        self.confusion += torch.bincount(cells, minlength=self.classes**2).view_as(self.confusion)
+        targets = truth.to(logits.dtype)
+        if self.is_binary:
+            losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+            shown = (logits >= 0).long()  # a probability of 0.5
+        else:
+            losses = functional.cross_entropy(logits, targets, reduction="none")
+            shown = functional.one_hot(logits.argmax(1), self.classes)
+        self.sums[2] += losses.sum()
+        self.sums[3] += len(truth)
+        self.sums[4] += (shown == truth).all(1).sum()
+        self.tally += torch.stack([(truth * shown).sum(0), shown.sum(0), truth.sum(0)])
+
+    def _vectors(self, labels: Tensor) -> Tensor:
+        """Return 1 for each class of a picture, int64 [N, K], of class indices [N] or of such vectors."""
+        return labels.long() if labels.ndim == 2 else functional.one_hot(labels, self.classes)
 
     def logits(self, model: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         """Return the logits of float32 [N, C, H, W] pictures of values 0..255, which are normalized in place."""
@@ -179,8 +193,15 @@ class ClassifierModule(lightning.LightningModule):
 
         The focal loss is `-sum(target * (1 - p)^gamma * log p)` over the classes: for hard labels that of Lin et al.
         (2017), whose alpha the class weights are; with gamma 0 the cross entropy.
+
+        The binary cross entropy is the mean over pictures and classes; the class weights are torch's `pos_weight`, and
+        smoothing brings both answers to a class nearer to each other.
         """
         smoothing = self.config.criterion.label_smoothing
+        if self.is_binary:
+            smoothed = targets * (1 - smoothing) + smoothing / 2
+            logits = logits.float()
+            return functional.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self.class_weights)
         if smoothing:
             targets = targets * (1 - smoothing) + smoothing / self.classes
         shares = functional.log_softmax(logits.float(), dim=1)
@@ -199,13 +220,12 @@ class ClassifierModule(lightning.LightningModule):
 
     def epoch_scores(self) -> dict[str, float]:
         """Return the scores of the epoch that has just ended, over all processes: each has to ask for them."""
-        train_loss, trained, val_loss, validated = self._summed(self.sums).tolist()
-        confusion = self._summed(self.confusion).cpu().numpy()
+        train_loss, trained, val_loss, validated, right = self._summed(self.sums).tolist()
         return {
             "train_loss": train_loss / max(1, trained),
             "val_loss": val_loss / max(1, validated),
-            "val_accuracy": scores.accuracy(confusion),
-            "val_macro_f1": scores.macro_f1(confusion),
+            "val_accuracy": right / max(1, validated),
+            "val_macro_f1": scores.macro_f1(self._summed(self.tally).cpu().numpy()),
         }
 
     @property

@@ -1,4 +1,4 @@
-"""Scores of a classifier, from its confusion matrix."""
+"""Scores of a classifier, from its confusion matrix or, of one of several labels, from counts by class."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ def accuracy(confusion: NDArray[np.int64]) -> float:
 
 def per_class(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """Return precision, recall, f1 and support of each class, [K] each; 0 where nothing is to be divided."""
-    right = np.diagonal(confusion).astype(np.float64)
-    answered, support = confusion.sum(axis=0), confusion.sum(axis=1)
+    return of_tally(tally_of(confusion))
+
+
+def tally_of(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return of each class the right answers, the answers, and the pictures: int64 [3, K]."""
+    return np.stack([np.diagonal(confusion), confusion.sum(axis=0), confusion.sum(axis=1)])
+
+
+def of_tally(tally: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return precision, recall, f1 and support of each class, [K] each, of what `tally_of` or `tallied` counts."""
+    right, answered, support = tally
     return {
         "precision": right / np.maximum(answered, 1),
         "recall": right / np.maximum(support, 1),
@@ -25,18 +34,21 @@ def per_class(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     }
 
 
-def macro_f1(confusion: NDArray[np.int64]) -> float:
+def tallied(truth: NDArray[Any], shown: NDArray[Any]) -> NDArray[np.int64]:
+    """Return what `tally_of` counts for pictures of several labels: `truth` and what was answered, 0 or 1 [N, K]."""
+    return np.stack([(truth.astype(bool) & shown.astype(bool)).sum(0), shown.sum(0), truth.sum(0)])
+
+
+def macro_f1(tally: NDArray[np.int64]) -> float:
     """Return the mean F1 of the classes that have pictures: a class without any says nothing about the model."""
-    scores = per_class(confusion)
+    scores = of_tally(tally)
     present = scores["support"] > 0
     return float(scores["f1"][present].mean()) if present.any() else 0.0
 
 
-def table(
-    labels: list[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32]
-) -> dict[str, dict[str, float]]:
-    """Return precision, recall, f1 and support by class name, from int64 [N] and float32 [N, K]."""
-    columns = per_class(confusion_matrix(truth, probabilities))
+def table(labels: list[str], tally: NDArray[np.int64]) -> dict[str, dict[str, float]]:
+    """Return precision, recall, f1 and support by class name."""
+    columns = of_tally(tally)
     return {
         label: {name: round(float(values[index]), 6) for name, values in columns.items()}
         for index, label in enumerate(labels)

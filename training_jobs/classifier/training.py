@@ -72,6 +72,8 @@ def train(
         arguments=config.model.arguments,
         initial_weights=origin,
         labels=examples.labels,
+        output="probabilities" if examples.multi_label else "logits",
+        multi_label=examples.multi_label,
         preprocessing=config.preprocessing,
         flip_tta=config.inference.flip_tta,
         snapshot_id=examples.snapshot_id,
@@ -187,6 +189,8 @@ def _write_config(config: Config, bottle: Bottle, experiment: Experiment) -> Non
 def class_weights(config: Config, examples: Examples) -> Tensor | None:
     """Return a weight a class, float32 [K]: `pictures / (classes * pictures of the class)`, or those of the file.
 
+    Of several labels it is what a yes weighs against a no: pictures without the class / pictures with it.
+
     Raises:
         ConfigurationError: the file has another number of weights than there are classes.
     """
@@ -195,6 +199,9 @@ def class_weights(config: Config, examples: Examples) -> Tensor | None:
         return None
     if chosen == "balanced":
         counts = np.asarray(examples.counts, np.float64)
+        if examples.multi_label:  # a class that all pictures show keeps a weight
+            without = np.maximum(len(examples.train) - counts, 1)
+            return torch.tensor(without / counts, dtype=torch.float32)
         return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
     if len(chosen) != len(examples.labels):
         raise ConfigurationError(

@@ -25,13 +25,14 @@ def table_name(text: str) -> tuple[str, str]:
     return (parts[0], parts[1]) if len(parts) == 2 else ("public", parts[0])
 
 
-def listed_in_table(name: str) -> list[Listed]:
+def listed_in_table(name: str, multi_label: bool) -> list[Listed]:
     """Return the pictures of a table with the columns `path`, `label` and, optionally, `split_group` or `picset`.
 
-    A row without a label is one that nobody has labeled yet: it is left out.
+    A row without a label is one that nobody has labeled yet: it is left out. In a set that is `multi_label` a picture
+    may have several rows, or an array of labels: an empty one says that it shows none of the classes.
 
     Raises:
-        ConfigurationError: there is no such table, or a column is missing.
+        ConfigurationError: there is no such table, a column is missing, or a label is an array where one is wanted.
         DataValidationError: a row has no path.
         TransientError: the database does not answer.
     """
@@ -67,7 +68,20 @@ def listed_in_table(name: str) -> list[Listed]:
         raise DataValidationError(f"{unnamed} of {len(rows)} rows of {schema}.{table} have no path")
     if not rows:
         raise ConfigurationError(f"the table {schema}.{table} is empty")
+    if not multi_label and (arrays := sum(isinstance(label, list) for _, label, _ in rows)):
+        raise ConfigurationError(
+            f"{arrays} of {len(rows)} rows of {schema}.{table} have an array of labels: "
+            "set multi_label where a picture may have several"
+        )
     return [
-        Listed(source=str(path), label=str(label), split_group=None if key is None else str(key))
+        Listed(source=str(path), label=one, split_group=None if key is None else str(key))
         for path, label, key in rows
+        for one in _labels(label)
     ]
+
+
+def _labels(value: object) -> list[str | None]:
+    """Return the labels that a row gives; None where its array is empty. A null in an array is no label."""
+    if not isinstance(value, list):
+        return [str(value)]
+    return [str(label) for label in value if label is not None] or [None]

@@ -67,6 +67,8 @@ class Selection:
 class _Candidate:
     listed: Listed
     picture: Inspected
+    labels: tuple[str, ...]
+    """Its classes, sorted; none where the source says that it shows none of them."""
     unit: str
     """What the source keeps together: the picset, else the picture itself."""
     is_known: bool
@@ -87,6 +89,7 @@ def select(
     rules: Rules,
     near_copies: NearCopyRule = "group",
     earlier: Mapping[str, str] = MappingProxyType({}),
+    multi_label: bool = False,
 ) -> Selection:
     """Choose pictures. The outcome does not depend on the order of `listed`.
 
@@ -94,8 +97,9 @@ def select(
         listed: what the source lists; one file may be listed more than once.
         inspected: what is known of each file, by source.
         rules: sizes and shares.
-        near_copies: what becomes of pictures of one label that are nearly the same.
+        near_copies: what becomes of pictures of one label (of the same labels) that are nearly the same.
         earlier: the `split_groups` of earlier selections; what is in there stays on its side.
+        multi_label: whether a picture has all labels that it is listed under, also none.
     """
     refused: list[Refused] = []
     candidates: list[_Candidate] = []
@@ -106,8 +110,11 @@ def select(
             continue
         unit = entry.split_group or picture.sha256
         name = earlier.get(unit, unit)
-        candidates.append(_Candidate(entry, picture, unit, unit in earlier, rules.side(name), name))
+        labels = () if entry.label is None else (entry.label,)
+        candidates.append(_Candidate(entry, picture, labels, unit, unit in earlier, rules.side(name), name))
     candidates.sort(key=lambda c: c.preference)
+    if multi_label:
+        candidates = _with_all_labels(candidates)
     candidates = _without_conflicts(candidates, refused)
     divided: set[str] = set()
     if near_copies == "group":
@@ -117,10 +124,10 @@ def select(
     if near_copies == "drop":
         candidates = _without_near_copies(candidates, refused)
     return Selection(
-        samples=[_sample(c) for c in candidates if c.listed.label is not None],
-        unlabeled=[c.picture for c in candidates if c.listed.label is None],
+        samples=[_sample(c, multi_label) for c in candidates if c.labels or multi_label],
+        unlabeled=[c.picture for c in candidates if not (c.labels or multi_label)],
         refused=sorted(refused, key=lambda r: (r.source, r.reason)),
-        split_groups={c.unit: c.split_group for c in candidates if c.listed.label is not None},
+        split_groups={c.unit: c.split_group for c in candidates if c.labels or multi_label},
     )
 
 
@@ -130,12 +137,12 @@ def check_classes(samples: list[Sample], group: str) -> None:
     Raises:
         DataValidationError: the message lists the classes that fall short, with their counts.
     """
-    counts = {split: Counter(s.label for s in samples if s.split == split) for split in SPLITS}
-    labels = sorted({s.label for s in samples})
+    counts = {split: Counter(label for s in samples if s.split == split for label in s.labels) for split in SPLITS}
+    labels = sorted({label for s in samples for label in s.labels})
     if len(labels) < 2:
         found = f"only the class {labels[0]!r} ({len(samples)} pictures)" if labels else "no usable picture"
         raise DataValidationError(f"group {group} has {found}: a classifier needs at least two classes")
-    groups = {label: len({s.split_group for s in samples if s.label == label}) for label in labels}
+    groups = {label: len({s.split_group for s in samples if label in s.labels}) for label in labels}
     short = [
         f"{label!r} has {sum(counts[split][label] for split in SPLITS)} in {groups[label]} picsets or single pictures, "
         f"none in {' and '.join(split for split in SPLITS if not counts[split][label])}"
@@ -163,16 +170,33 @@ def fault(picture: Inspected, rules: Rules) -> Refused | None:
     return None
 
 
+def _with_all_labels(candidates: list[_Candidate]) -> list[_Candidate]:
+    """Give every copy of a content the labels of all of them, and leave out further entries of one file.
+
+    What is said to show none of the classes, and to show one, stays as it is: that is a conflict.
+    """
+    listed: dict[str, list[_Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        listed[candidate.picture.sha256].append(candidate)
+    kept: dict[tuple[str, bool], _Candidate] = {}
+    for candidate in candidates:
+        copies = listed[candidate.picture.sha256]
+        labels = {label for copy in copies for label in copy.labels} if candidate.labels else set()
+        changed = replace(candidate, labels=tuple(sorted(labels)))
+        kept.setdefault((candidate.listed.source, bool(labels)), changed)
+    return list(kept.values())
+
+
 def _without_conflicts(candidates: list[_Candidate], refused: list[Refused]) -> list[_Candidate]:
     """Refuse every copy of a content that stands under two labels: no one knows which is right."""
     labels = defaultdict(set)
     for candidate in candidates:
-        labels[candidate.picture.sha256].add(candidate.listed.label)
+        labels[candidate.picture.sha256].add(candidate.labels)
     kept = []
     for candidate in candidates:
         found = labels[candidate.picture.sha256]
         if len(found) > 1:
-            names = sorted(label or "none of the classes" for label in found)
+            names = sorted(", ".join(labels) or "none of the classes" for labels in found)
             detail = f"the same picture is labeled {' and '.join(names)}"
             refused.append(_refused(candidate, "conflicting_labels", detail))
         else:
@@ -289,9 +313,9 @@ def _first_near(queries: list[_Candidate], references: list[_Candidate]) -> list
         return found
     search = NearCopies(_thumbnails([*references, *queries]))
     labeled = {label: np.array(places) for label, places in _by_label(references).items()}
-    last: dict[str | None, int] = {}
+    last: dict[tuple[str, ...], int] = {}
     for place, query in enumerate(queries):
-        label, number = query.listed.label, len(references) + place
+        label, number = query.labels, len(references) + place
         if label not in labeled:
             continue
         if label not in last or not search.near(number, np.array([last[label]])).any():
@@ -303,11 +327,11 @@ def _first_near(queries: list[_Candidate], references: list[_Candidate]) -> list
     return found
 
 
-def _by_label(candidates: list[_Candidate]) -> dict[str | None, list[int]]:
-    """Return the places of the candidates of each label."""
-    places: dict[str | None, list[int]] = defaultdict(list)
+def _by_label(candidates: list[_Candidate]) -> dict[tuple[str, ...], list[int]]:
+    """Return the places of the candidates of each label, or of the same labels."""
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, candidate in enumerate(candidates):
-        places[candidate.listed.label].append(place)
+        places[candidate.labels].append(place)
     return places
 
 
@@ -324,12 +348,13 @@ def _refused(candidate: _Candidate, reason: str, detail: str) -> Refused:
     )
 
 
-def _sample(candidate: _Candidate) -> Sample:
+def _sample(candidate: _Candidate, multi_label: bool) -> Sample:
     picture = candidate.picture
     return Sample(
         sha256=picture.sha256,
         path=paths.picture(picture.sha256, picture.suffix),
-        label=candidate.listed.label or "",
+        label="" if multi_label else candidate.labels[0],
+        several=candidate.labels if multi_label else None,
         split=candidate.split,
         width=picture.width,
         height=picture.height,

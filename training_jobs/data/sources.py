@@ -42,7 +42,7 @@ def collect_source(group: str, modes: list[str]) -> Iterator[Source]:
 
 
 @contextmanager
-def table_source(table: str, bottle: Bottle) -> Iterator[Source]:
+def table_source(table: str, bottle: Bottle, multi_label: bool) -> Iterator[Source]:
     """Yield what a table lists. A path is an http(s) address, an absolute path or file:// address, or a bottle key."""
     with http_client.client(THREADS) as client:
 
@@ -54,7 +54,7 @@ def table_source(table: str, bottle: Bottle) -> Iterator[Source]:
                 return read_local(Path(unquote(parts.path) if parts.scheme == "file" else path))
             return read_from_bottle(bottle, path)
 
-        yield Source(listed_in_table(table), fetch)
+        yield Source(listed_in_table(table, multi_label), fetch)
 
 
 def _download(client: httpx.Client, url: str) -> bytes:

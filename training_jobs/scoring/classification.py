@@ -6,18 +6,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training_jobs.scoring.evaluation import Evaluation
 from training_jobs.scoring.metrics import ClassifierScores
+from training_jobs.scoring.multi_label import METRICS, MultiLabelScores
 
 
 class Mistake(BaseModel):
-    """A golden picture that the candidate takes for another class."""
+    """A golden picture that the candidate takes for another class, or for one that shows other classes."""
 
     model_config = ConfigDict(extra="forbid")
 
     picture: str = Field(description="key in the bottle")
     source: str
-    label: str
+    label: str = Field(description="its class, or classes; empty: it shows none")
     predicted: str
-    probability: float = Field(description="of the predicted class")
+    probability: float = Field(description="of the predicted class; of several labels how sure the worst wrong one is")
     champion: str | None = Field(description="what the champion says")
 
 
@@ -26,4 +27,13 @@ class ClassifierEvaluation(Evaluation):
 
     candidate: ClassifierScores
     champion: ClassifierScores | None
+    mistakes: list[Mistake] = Field(description="the candidate's, the surest first")
+
+
+class MultiLabelEvaluation(Evaluation):
+    """Two classifiers on golden pictures that have several labels, or none."""
+
+    gate_metrics: list[str] = Field(list(METRICS))
+    candidate: MultiLabelScores
+    champion: MultiLabelScores | None
     mistakes: list[Mistake] = Field(description="the candidate's, the surest first")

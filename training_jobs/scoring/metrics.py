@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import Field
 
-from nightshift_common.options.gate import ClassifierMetric
+from nightshift_common.options.gate import SingleLabelMetric
 from training_jobs.scoring.evaluation import Comparison, Gain, Scores, Slice
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-METRICS: tuple[ClassifierMetric, ...] = get_args(ClassifierMetric)
+METRICS: tuple[SingleLabelMetric, ...] = get_args(SingleLabelMetric)
 CALIBRATION_BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", ICML 2017
 RESAMPLES = 1000
-_SEED = 20
+SEED = 20
 _LEAST_PROBABILITY = 1e-7  # what a class that a model does not know gets, so that the log loss stays finite
 
 
@@ -102,7 +102,7 @@ def compare(
     only_champion = int((champion_right & ~candidate_right).sum())
     # Pictures with the same truth and predictions are alike: what is drawn is how often each such case occurs.
     cases, counts = np.unique(np.stack([truth, candidate, champion], axis=1), axis=0, return_counts=True)
-    draws = np.random.default_rng(_SEED).multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)
+    draws = np.random.default_rng(SEED).multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)
     here = _metrics(classes, cases, counts[None], 1), _metrics(classes, cases, counts[None], 2)
     resampled = _metrics(classes, cases, draws, 1), _metrics(classes, cases, draws, 2)
     gains = {

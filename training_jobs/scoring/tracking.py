@@ -10,7 +10,7 @@ from typing import Any
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.paths import SnapshotPaths
-from training_jobs.scoring.classification import ClassifierEvaluation, Mistake
+from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
 from training_jobs.scoring.evaluation import Evaluation
 
 _NOT_IN_A_NAME = re.compile(r"[^\w\-./: ]")  # what MLflow does not take in the name of a metric
@@ -18,13 +18,14 @@ COLUMNS = 5  # of the sheet of mistakes
 LARGEST_MATRIX = 60  # classes; with more, numbers and names are not readable
 
 
-def track(context: job.Context, evaluation: ClassifierEvaluation) -> None:
+def track(context: job.Context, evaluation: ClassifierEvaluation | MultiLabelEvaluation) -> None:
     """Log the evaluation to the job's MLflow run."""
     log_scores(context, evaluation)
     run = context.tracking
-    matrix = context.directory / "confusion_matrix.png"
-    draw_confusion(evaluation.candidate.confusion, evaluation.labels, matrix)
-    run.artifact(matrix)
+    if isinstance(evaluation, ClassifierEvaluation):
+        matrix = context.directory / "confusion_matrix.png"
+        draw_confusion(evaluation.candidate.confusion, evaluation.labels, matrix)
+        run.artifact(matrix)
     if evaluation.mistakes:
         sheet = context.directory / "worst_mistakes.png"
         draw_mistakes(context.bottle, evaluation.mistakes, sheet)
@@ -100,6 +101,6 @@ def draw_mistakes(bottle: Bottle, mistakes: list[Mistake], path: Path) -> None:
         with Image.open(bottle.local(mistake.picture)) as image:
             image.thumbnail((256, 256))
             axes.imshow(image.convert("RGB"))
-        said = f"{mistake.label} → {mistake.predicted} ({mistake.probability:.0%})"
+        said = f"{mistake.label or '-'} → {mistake.predicted or '-'} ({mistake.probability:.0%})"
         axes.set_title(said if mistake.champion is None else f"{said}\nchampion: {mistake.champion}", fontsize=8)
     figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""`kind: classification`: one label a picture, from collect or PostgreSQL to a timm classifier."""
+"""`kind: classification`: one label a picture, or several, from collect or PostgreSQL to a timm classifier."""
 
 from __future__ import annotations
 
@@ -62,6 +62,14 @@ class ClassificationPipeline(Pipeline):
     gate: ClassifierGate = ClassifierGate()
     verify: ClassifierTolerances = ClassifierTolerances()
 
+    @model_validator(mode="after")
+    def _options_for_as_many_labels(self) -> ClassificationPipeline:
+        if self.gate.metric == "map" and not self.data.multi_label:
+            raise ValueError("gate.metric map is of pictures with several labels, and data.multi_label is not set")
+        if self.train.temperature_scaling and self.data.multi_label:
+            raise ValueError("train.temperature_scaling is of pictures with one label, and data.multi_label is set")
+        return self
+
     def pull_step(self) -> Step:
         """Pull from collect or PostgreSQL."""
         source = ("collect",) if self.data.source == "collect" else ()
@@ -69,7 +77,8 @@ class ClassificationPipeline(Pipeline):
             module="training_jobs.pull_dataset",
             options=self.data.model_dump(),
             connections=("bottle", "database", "mlflow", *source),
-            not_in_fingerprint=frozenset({"near_copies", "max_dropped_share"}),  # what they change is the snapshot
+            # What they change is the snapshot.
+            not_in_fingerprint=frozenset({"near_copies", "max_dropped_share", "multi_label"}),
         )
 
     def train_step(self) -> Step:

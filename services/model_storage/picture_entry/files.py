@@ -49,6 +49,7 @@ class PictureSpec(BaseModel):
 
     labels: Annotated[list[str], Field(min_length=1)]
     output: Literal["logits", "probabilities"]
+    multi_label: bool = False
     preprocessing: PicturePreparation
 
     def as_values(self, version: str, config: Any) -> dict[str, Any]:

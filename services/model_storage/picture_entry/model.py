@@ -69,6 +69,7 @@ class Version:
     output_name: str
     preparation: Preparation
     max_batch_size: int
+    multi_label: bool = False
 
     @classmethod
     def of(cls, number: str, spec: dict[str, Any]) -> Version:
@@ -76,7 +77,8 @@ class Version:
         how = Preparation(**spec["preprocessing"])
         labels = tuple(spec["labels"])
         names = spec["input_name"], spec["output_name"]
-        return cls(int(number), spec["version"], labels, spec["output"], *names, how, max(1, spec["max_batch_size"]))
+        size, several = max(1, spec["max_batch_size"]), spec.get("multi_label", False)
+        return cls(int(number), spec["version"], labels, spec["output"], *names, how, size, several)
 
 
 class TritonPythonModel:
@@ -192,8 +194,12 @@ def _prepared(content: bytes, how: Preparation) -> NDArray[np.float32] | str:
 
 
 def _response(probabilities: NDArray[np.float64], version: Version) -> Any:
-    """Return the answer to a request: probabilities [n, K], the likeliest classes [n, k] and theirs, the version."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    """Return the answer to a request: probabilities [n, K], the likeliest classes [n, k] and theirs, the version.
+
+    Where a picture may have several labels, none of those that one of the request shows is cut off.
+    """
+    shown = int((probabilities >= picture_preparation.SHOWN).sum(axis=1).max()) if version.multi_label else 0
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(TOP, shown)]
     names = np.array([label.encode() for label in version.labels], np.object_)
     versions = np.full((len(probabilities), 1), version.name.encode(), np.object_)
     return pb_utils.InferenceResponse(

@@ -281,3 +281,15 @@ def test_a_corrupt_picture_ends_the_job_as_refused_data(
     bottle.write(victim, cv2.imencode(".png", cv2.imread(str(bottle.path(victim))))[1].tobytes()[:60])
     with pytest.raises(DataValidationError, match=Path(victim).name):
         train(context, write_config(tmp_path), cat="colors", epochs=1)
+
+
+def test_a_loss_for_several_labels_is_refused_where_a_picture_has_one(
+    context: job.Context, bottle: FolderBottle, tmp_path: Path
+) -> None:
+    snapshot_id = write_pictures(bottle, tmp_path / "drawn", 4)
+    config = write_config(tmp_path, criterion={"type": "binary_cross_entropy"})
+    with pytest.raises(ConfigurationError, match=r"snapshot \w+ of group colors have one label each; valid: cross"):
+        train(context, config, cat="colors", snapshot_id=snapshot_id)
+    folders = write_config(tmp_path, criterion={"type": "binary_cross_entropy"}, directories={"images": str(tmp_path)})
+    with pytest.raises(ConfigurationError, match="pictures of a folder have one label each"):
+        train(context, folders)

@@ -16,6 +16,7 @@ from jobkit import job
 from jobkit.bottle import FolderBottle
 from jobkit.classifier import Classifier, load_classifier
 from jobkit.model_spec import ModelSpec
+from tests.support.several_labels import GROUP, make_snapshot
 from tests.training_jobs.classifier.pairwise import pairwise
 from tests.training_jobs.classifier.support import draw
 from tests.training_jobs.classifier.test_every_key import keys
@@ -112,8 +113,19 @@ NOT_COMBINED = {
     "dataset.data_loaders.num_workers": "processes would take most of the time: test_resume.py",
     "training.epochs": "one in all rows",
 }
-QUICK = 8  # rows in which 9 of 10 pairs meet already
-ROWS = pairwise({name: [json.dumps(value) for value in values] for name, values in FACTORS.items()})
+# A loss for several labels takes other labels, and some keys are refused with it: test_config_file.py.
+SEVERAL: dict[str, list[dict[str, Any]]] = {
+    **FACTORS,
+    "labels": [{"dataset.label_source": "snapshot"}, {"inference.flip_tta": "both"}],
+    "criterion": [{"criterion.type": "binary_cross_entropy"}],
+    "temperature_scaling": [{"inference.temperature_scaling": False}],
+    "sampling": [{"dataset.data_loaders.sampling": "shuffle"}],
+}
+QUICK, QUICK_SEVERAL = 8, 2  # of the first, rows in which 9 of 10 pairs meet already
+ROWS, SEVERAL_ROWS = (
+    pairwise({name: [json.dumps(value) for value in values] for name, values in factors.items()})
+    for factors in (FACTORS, SEVERAL)
+)
 
 
 def test_every_pair_of_values_stands_in_a_row() -> None:
@@ -172,10 +184,37 @@ def test_any_two_keys_train_together(
     compiled = torch.nn.Module.compile
     # The real back end takes half a minute a model; what may go wrong with other keys is the tracing.
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
-    content = file_of(row, folder)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    result = run(Arguments(config_filename=path), context)
+    check_row(Arguments(config_filename=written(row, folder, tmp_path)), context, bottle)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *SEVERAL_ROWS[:QUICK_SEVERAL],
+        *(pytest.param(row, marks=pytest.mark.slow) for row in SEVERAL_ROWS[QUICK_SEVERAL:]),
+    ],
+    ids=range(len(SEVERAL_ROWS)),
+)
+def test_any_two_keys_train_together_on_pictures_of_several_labels(
+    row: dict[str, str], folder: Path, tmp_path: Path, context: job.Context, bottle: FolderBottle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    snapshot_id = make_snapshot(bottle, 32).summary.snapshot_id
+    path = written(row, folder, tmp_path)
+    check_row(Arguments(config_filename=path, cat=GROUP, snapshot_id=snapshot_id), context, bottle)
+
+
+def written(row: dict[str, str], folder: Path, place: Path) -> Path:
+    path = place / "config.yaml"
+    path.write_text(yaml.safe_dump(file_of(row, folder)))
+    return path
+
+
+def check_row(arguments: Arguments, context: job.Context, bottle: FolderBottle) -> None:
+    """Train by a file; its scores and weights are numbers."""
+    result = run(arguments, context)
     assert result.epochs == 1
     assert all(math.isfinite(value) for value in result.metrics.values())
     spec = ModelSpec.model_validate_json(bottle.read(f"{result.experiment}/model.json"))

@@ -113,3 +113,22 @@ def test_the_focal_loss_of_a_sure_answer_has_a_gradient() -> None:
     logits = torch.tensor([[100.0, 0.0, 0.0]], requires_grad=True)
     module.loss(logits, torch.tensor([[1.0, 0.0, 0.0]])).backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("weights", "smoothing"), [(None, 0.0), (WEIGHTS, 0.0), (WEIGHTS, 0.2)])
+def test_of_several_labels_each_class_is_judged_by_itself(weights: torch.Tensor | None, smoothing: float) -> None:
+    """By the definition: a yes weighs what its class does, a no 1; smoothing moves both towards each other."""
+    targets = (torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    given = loss(targets, weights, criterion__type="binary_cross_entropy", criterion__label_smoothing=smoothing)
+    probability, wanted = LOGITS.sigmoid(), targets * (1 - smoothing) + smoothing / 2
+    yes = torch.ones(3) if weights is None else weights
+    expected = -(yes * wanted * probability.log() + (1 - wanted) * (1 - probability).log()).mean()
+    assert torch.allclose(given, expected)
+
+
+def test_mixed_pictures_of_several_labels_have_the_shares_of_both() -> None:
+    targets = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]] * 3)
+    chosen = config(training__mixing__strategy="mixup", training__mixing__alpha=1.0)
+    pictures = targets[:, :, None, None].expand(6, 3, 4, 4).contiguous()  # a channel a class
+    changed, mixed_targets = mix(chosen.training.mixing, pictures, targets, np.random.default_rng(0))
+    assert torch.allclose(changed.mean((2, 3)), mixed_targets) and not torch.equal(mixed_targets, targets)

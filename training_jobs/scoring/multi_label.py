@@ -1,0 +1,143 @@
+"""Metrics of a classifier whose pictures have several labels, and the uncertainty of the difference between two."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from nightshift_common.options.gate import MultiLabelMetric
+from nightshift_common.picture_preparation import SHOWN
+from training_jobs.scoring.evaluation import Comparison, Gain, Scores
+from training_jobs.scoring.metrics import RESAMPLES, SEED, ClassSlice, mcnemar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+METRICS: tuple[MultiLabelMetric, ...] = get_args(MultiLabelMetric)
+DRAWS_AT_ONCE = 100  # of the bootstrap: with 10,000 pictures an array of 8 MB for each step
+
+
+class LabelSlice(ClassSlice):
+    """Scores of one class, and how well its probability ranks the pictures."""
+
+    average_precision: float
+
+
+class MultiLabelScores(Scores):
+    """Scores of a classifier of several labels: accuracy (of a picture all labels, and no other), macro_f1, and map,
+    the mean of the classes' average precision; slices `class/<label>`. A class is shown from a probability of 0.5."""
+
+    slices: dict[str, LabelSlice]  # type: ignore[assignment] # pydantic reads and writes each field by its own type
+
+
+def score(
+    version: str, labels: list[str], truth: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> MultiLabelScores:
+    """Score predictions.
+
+    Args:
+        version: what the model is called in the report.
+        labels: the K classes of the golden set.
+        truth: 0 or 1, int [N, K].
+        probabilities: float [N, K + 1]; the last column is the largest of the classes that are not in `labels`.
+    """
+    import numpy as np
+
+    shown = probabilities[:, :-1] >= SHOWN
+    hits, answered, support = (truth * shown).sum(0), shown.sum(0), truth.sum(0)
+    precision, recall = hits / np.maximum(answered, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(answered + support, 1)
+    ranked = average_precisions(truth, probabilities[:, :-1])
+    return MultiLabelScores(
+        version=version,
+        metrics={
+            "accuracy": float(all_right(truth, probabilities).mean()),
+            "macro_f1": float(f1.mean()),
+            "map": float(ranked.mean()),
+        },
+        slices={
+            f"class/{label}": LabelSlice(
+                support=int(support[i]), score=float(f1[i]), precision=float(precision[i]), recall=float(recall[i]),
+                f1=float(f1[i]), average_precision=float(ranked[i]),
+            )
+            for i, label in enumerate(labels)
+        },
+    )  # fmt: skip
+
+
+def all_right(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return for each picture whether all its labels are shown and no other class is, bool [N]."""
+    shown = probabilities >= SHOWN
+    return (shown[:, :-1] == truth).all(axis=1) & ~shown[:, -1]  # type: ignore[no-any-return]
+
+
+def average_precisions(
+    truth: NDArray[np.int64], probabilities: NDArray[np.float64], counts: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Return the average precision of each class: the precision at each threshold, weighted by what recall it adds.
+
+    It is the area under the precision-recall curve without interpolation, as scikit-learn computes it; pictures of
+    one probability come at one threshold. A class without pictures has 0.
+
+    Args:
+        truth: 0 or 1, int [N, K].
+        probabilities: float [N, K].
+        counts: how often each picture occurs in each draw, int [draws, N]; then the result is [draws, K].
+    """
+    import numpy as np
+
+    weights = np.ones((1, len(truth)), np.int64) if counts is None else counts
+    found = np.zeros((len(weights), truth.shape[1]))
+    for column in range(truth.shape[1]):
+        order = np.argsort(-probabilities[:, column], kind="stable")
+        ranked, right = probabilities[order, column], truth[order, column]
+        drawn = weights[:, order]
+        ends = np.searchsorted(-ranked, -ranked, side="right") - 1  # the last one of the same probability
+        hits = (drawn * right).cumsum(axis=1)
+        precision = hits[:, ends] / np.maximum(drawn.cumsum(axis=1)[:, ends], 1)
+        found[:, column] = (drawn * right * precision).sum(axis=1) / np.maximum(hits[:, -1], 1)
+    return found[0] if counts is None else found
+
+
+def compare(truth: NDArray[np.int64], candidate: NDArray[np.float64], champion: NDArray[np.float64]) -> Comparison:
+    """Compare two models' probabilities, float [N, K + 1], on the same pictures; `truth` is 0 or 1, int [N, K]."""
+    import numpy as np
+
+    candidate_right, champion_right = all_right(truth, candidate), all_right(truth, champion)
+    only_candidate = int((candidate_right & ~champion_right).sum())
+    only_champion = int((champion_right & ~candidate_right).sum())
+    once = np.ones((1, len(truth)), np.int64)
+    here = {name: float(gain[0]) for name, gain in _gains(truth, candidate, champion, once).items()}
+    rng, even = np.random.default_rng(SEED), np.full(len(truth), 1 / len(truth))
+    parts = [
+        _gains(truth, candidate, champion, rng.multinomial(len(truth), even, size=DRAWS_AT_ONCE))
+        for _ in range(RESAMPLES // DRAWS_AT_ONCE)
+    ]
+    errors = {name: float(np.concatenate([part[name] for part in parts]).std()) for name in METRICS}
+    return Comparison(
+        pictures=len(truth), only_candidate_right=only_candidate, only_champion_right=only_champion,
+        p_value=mcnemar(only_candidate, only_champion),
+        gains={name: Gain(value=here[name], standard_error=errors[name]) for name in METRICS},
+    )  # fmt: skip
+
+
+def _gains(
+    truth: NDArray[np.int64], candidate: NDArray[np.float64], champion: NDArray[np.float64], counts: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    ours, theirs = (_metrics(truth, found, counts) for found in (candidate, champion))
+    return {name: ours[name] - theirs[name] for name in METRICS}
+
+
+def _metrics(
+    truth: NDArray[np.int64], probabilities: NDArray[np.float64], counts: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """Return each metric, float [draws], of pictures that occur in each draw as often as `counts` [draws, N] says."""
+    import numpy as np
+
+    shown = probabilities[:, :-1] >= SHOWN
+    hits, both = counts @ (truth * shown), counts @ (truth + shown)  # 2 TP + FP + FN
+    return {
+        "accuracy": counts @ all_right(truth, probabilities) / counts.sum(axis=1),
+        "macro_f1": (2 * hits / np.maximum(both, 1)).mean(axis=1),
+        "map": average_precisions(truth, probabilities[:, :-1], counts).mean(axis=1),
+    }
