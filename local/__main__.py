@@ -28,7 +28,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 def main() -> None:
     """Run one command; a LocalStackError is shown as it is and ends with exit code 1."""
-    parser = argparse.ArgumentParser(prog="make", description="Nightshift on one machine.")
+    parser = argparse.ArgumentParser(prog="nightshift", description="Nightshift on one machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start the stack and leave it running")
     commands.add_parser("down", help="stop every process of the stack; its state is kept")

@@ -47,6 +47,7 @@ class Totals:
 
 JOBS = ("tests/jobkit", "tests/training_jobs", "tests/conversion_jobs", "tests/compatibility")
 PARTS = (  # what takes longest starts first
+    Part("newcomer", "services", ("tests/newcomer",)),  # all of it is slow: a part of `make test-all`
     Part("e2e", "services", ("tests/e2e",)),
     Part("jobs", "jobs", JOBS, apart=("tests/conversion_jobs",)),
     Part("airflow", "airflow", ("tests/plugins", "tests/dags")),
@@ -57,7 +58,11 @@ PARTS = (  # what takes longest starts first
     Part("containers", "airflow", ("tests/containers",)),  # skipped where no container engine answers
 )
 ALONE = ("containers",)  # last: it needs the machine
-AS_USERS_HAVE_IT = ("e2e", "containers")  # the others get one thread for each library, since they share the cores
+AS_USERS_HAVE_IT = (
+    "e2e",
+    "newcomer",
+    "containers",
+)  # the others get one thread for each library, since they share the cores
 
 
 def main() -> None:
