@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from local import processes
 from local.settings import PREFERRED_PORTS, port_variable
@@ -167,7 +167,7 @@ def make_photographs(folder: Path) -> Path:
             picture = generator.integers(0, 90, (64, 80, 3), dtype=np.uint8)
             picture[10:50, 10:60, channel] += 150
             (folder / name).mkdir(parents=True, exist_ok=True)
-            assert cv2.imwrite(str(folder / name / f"{number}.jpg"), picture)
+            Image.fromarray(picture).save(folder / name / f"{number}.jpg")
     return folder
 
 
