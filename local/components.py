@@ -69,7 +69,7 @@ def load_digits(settings: Settings) -> None:
 def _answers(url: str) -> Callable[[], bool]:
     def ask() -> bool:
         try:
-            # Making the context for TLS, which nothing here needs, takes 40 ms of a core, ten times a second for each part.
+            # A context for TLS, which nothing here needs, would take 40 ms of a core, ten times a second for each part.
             return httpx.get(url, timeout=patience(5), verify=False, trust_env=False).is_success
         except httpx.HTTPError:
             return False
