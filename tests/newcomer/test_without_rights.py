@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,35 @@ from tests.newcomer.conftest import INSTALLS, Newcomer, make_clone, new_ports, p
 
 pytestmark = pytest.mark.slow
 
+# In mounts of its own, which end with it: a folder that others cannot enter (root's home) is shown empty but for the
+# interpreter in it. Arguments: that folder, the interpreter's, an empty one, the command.
+SHOWS_INTERPRETER = """
+set -e
+mount --bind "$2" "$3"
+mount -t tmpfs -o mode=755 tmpfs "$1"
+mkdir -p "$2"
+mount --bind "$3" "$2"
+shift 3
+exec "$@"
+"""
+
+
+def interpreter_shown(folder: Path) -> list[str]:
+    """Return what to write before a command so that other users can run this Python, wherever it lies."""
+    base = Path(sys.base_prefix)
+    hidden = [path for path in (base, *base.parents) if not path.stat().st_mode & stat.S_IXOTH]
+    if not hidden:
+        return []
+    return [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        SHOWS_INTERPRETER,
+        "sh",
+        *map(str, (hidden[-1], base, folder / "interpreter")),
+    ]
+
 
 @pytest.fixture
 def nobody() -> Iterator[Newcomer]:
@@ -24,11 +55,14 @@ def nobody() -> Iterator[Newcomer]:
     if os.geteuid() != 0:
         pytest.skip("the tests do not run as root, and so neither does anything else here")
     user = pwd.getpwnam("nobody")
-    who = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--no-new-privs"]
     folder = Path(tempfile.mkdtemp(prefix="newcomer-", dir="/tmp"))  # pytest's own folders are root's alone
     folder.chmod(0o755)
     try:
-        (folder / "home").mkdir()
+        for name in ("home", "interpreter"):
+            (folder / name).mkdir()
+        # env, since setpriv itself finds a program with root's rights
+        ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"]
+        who = [*interpreter_shown(folder), "setpriv", *ids, "--clear-groups", "--no-new-privs", "env"]
         found = Newcomer(make_clone(folder), plain_environment(folder / "home"), who)
         subprocess.run(["chown", "-R", "-h", f"{user.pw_uid}:{user.pw_gid}", str(folder)], check=True)
         python = str(found.clone / ".venv" / "services" / "bin" / "python")
