@@ -38,15 +38,8 @@ def interpreter_shown(folder: Path) -> list[str]:
     hidden = [path for path in (base, *base.parents) if not path.stat().st_mode & stat.S_IXOTH]
     if not hidden:
         return []
-    return [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        SHOWS_INTERPRETER,
-        "sh",
-        *map(str, (hidden[-1], base, folder / "interpreter")),
-    ]
+    arguments = map(str, (hidden[-1], base, folder / "interpreter"))
+    return ["unshare", "--mount", "sh", "-c", SHOWS_INTERPRETER, "sh", *arguments]
 
 
 @pytest.fixture
