@@ -95,7 +95,7 @@ def test_ports_are_remembered(up: Newcomer, first_run: FirstRun) -> None:
 
 def test_a_second_clone_touches_nothing_of_the_first(up: Newcomer, tmp_path: Path) -> None:
     other = Newcomer(make_clone(tmp_path), up.environment)
-    before = {process.pid for process in processes.of_stack(up.settings.state)}
+    before = servers(up)
     its_ports = {port_variable(name): str(up.settings.port(name)) for name in PREFERRED_PORTS}
     assert other.sees("./nightshift", "status", code=3, **its_ports).count("stopped") == len(PARTS)
     for command in ("down", "clean"):
@@ -103,15 +103,15 @@ def test_a_second_clone_touches_nothing_of_the_first(up: Newcomer, tmp_path: Pat
     said = other.sees("./nightshift", "up", code=1, **its_ports)
     assert re.search(r"port \d+, wanted by \w+, is taken by .+ \(pid \d+\)", said), said
     assert processes.of_stack(other.settings.state) == []
-    assert before <= {process.pid for process in processes.of_stack(up.settings.state)}
+    assert servers(up) == before
     assert all(state.startswith("healthy") for state in up.states().values())
 
 
 def test_run_on_a_running_stack_leaves_it_running(up: Newcomer) -> None:
-    before = {name: first_process(up, name).pid for name in PARTS}
+    before = servers(up)
     said = up.sees("make", "run", "ARGS=--once")
     assert "everything is up already" in said and "nothing new" in said.lower(), said
-    assert {name: first_process(up, name).pid for name in PARTS} == before
+    assert servers(up) == before
 
 
 @pytest.mark.parametrize("command", commands())
@@ -164,8 +164,8 @@ def make_photographs(folder: Path) -> Path:
     generator = np.random.default_rng(5)
     for channel, name in ((0, "boots"), (2, "sandals")):
         for number in range(60):
-            picture = generator.integers(0, 90, (64, 80, 3), dtype=np.uint8)
-            picture[10:50, 10:60, channel] += 150
+            picture = generator.integers(0, 120, (8, 10, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            picture[..., channel] += 120
             (folder / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(folder / name / f"{number}.jpg")
     return folder
@@ -247,3 +247,8 @@ def first_process(newcomer: Newcomer, name: str) -> psutil.Process:
     """Return the process of a part that started first, which is its server."""
     found = processes.of_stack(newcomer.settings.state, name, with_jobs=False)
     return min(found, key=lambda process: (process.create_time(), process.pid))
+
+
+def servers(newcomer: Newcomer) -> dict[str, int]:
+    """Return the number of each part's first process."""
+    return {name: first_process(newcomer, name).pid for name in PARTS}

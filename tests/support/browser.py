@@ -31,6 +31,10 @@ def program() -> str | None:
     return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
 
 
+class ProtocolError(Exception):
+    """The browser refused a call."""
+
+
 class Page:
     """One tab."""
 
@@ -49,7 +53,8 @@ class Page:
         while True:
             answer = self._read(until)
             if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
+                if "error" in answer:
+                    raise ProtocolError(f"{method}: {answer['error']}")
                 result: dict[str, Any] = answer["result"]
                 return result
 
@@ -59,7 +64,10 @@ class Page:
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression, None where it throws: what it asks for may not be there yet."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        try:
+            answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        except ProtocolError:  # another page came in between
+            return None
         return answer["result"].get("value") if "exceptionDetails" not in answer else None
 
     def wait_for(self, expression: str, what: str) -> Any:

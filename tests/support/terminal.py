@@ -6,6 +6,7 @@ import os
 import re
 import select
 import subprocess
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,7 @@ class Terminal:
 def terminal(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[Terminal]:
     """Run a command at a terminal of its own; the block's end kills it, if it still runs."""
     side, end = os.openpty()
+    termios.tcsetwinsize(end, (60, 200))  # no line is folded
     process = subprocess.Popen(
         ["python3.11", "-c", _TAKES_TERMINAL, *command], cwd=folder, env=environment | {"TERM": "xterm"},
         stdin=end, stdout=end, stderr=end, start_new_session=True,
