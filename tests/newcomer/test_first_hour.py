@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from local import processes
 from local.settings import PREFERRED_PORTS, port_variable
@@ -18,7 +14,6 @@ from tests.newcomer.conftest import FirstRun, Newcomer, make_clone
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.documents import quoted, table
-from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -29,16 +24,18 @@ TRITON = "http://127.0.0.1:8100"
 
 ELSEWHERE = {
     'make test PART=jobs ARGS="-k gate"': "the tests do not run themselves",
+    "make run ARGS=--force": "a second training; tests/e2e trains as often as it needs to",
     "make lint": "tests/house does the same",
     "make format": "tests/house looks at the format of every file",
     "make lock": "it needs a package index; tests/house/test_locks.py checks what it made",
     "make check-gpu": "it needs a GPU and a container engine",
-    "make down": "test_down_and_clean_leave_nothing_behind",
-    "make clean": "test_down_and_clean_leave_nothing_behind",
+    "make down": "test_without_rights.py",
+    "make clean": "it would remove what the other tests need",
 }
 BLOCKS_ELSEWHERE = {
     "make test": "the tests do not run themselves",
     "make up\nexport PATH": "tests/compatibility/test_readme_fine_tuning.py runs each line of it",
+    "make import": "tests/services/collect and tests/local/test_new_pipeline.py run what it runs",
     "dags/": "a list of folders",
 }
 
@@ -121,7 +118,6 @@ def test_each_command_of_the_table_does_what_it_says(command: str, up: Newcomer,
     evaluated = "conversion_jobs.predict --model_name digits --picture 7.png"
     does = {
         "make run ARGS=--once": (command, "Triton says"),
-        "make run ARGS=--force": (command, "gate"),
         "make up": (command, "everything is up already"),
         "make status": (command, "healthy"),
         'eval "$(make env)"': (f".venv/jobs/bin/python -m {evaluated}", '"version": "0.0'),
@@ -152,23 +148,7 @@ def test_each_block_of_the_readme_works_as_it_stands(
     elif block.startswith("import base64"):
         assert label(up.sees("python3.11", "-c", here)) == predicted
     else:
-        assert block.startswith("make import FROM=/photos/shoes GROUP=footwear"), "a block that nobody tries"
-        photographs = make_photographs(tmp_path / "my photos" / "shoes")
-        said = up.sees("bash", "-c", "set -e\n" + here.replace("/photos/shoes", shlex.quote(str(photographs))))
-        assert "boots" in said and "wrote configs/pipelines/footwear.yaml" in said
-        assert "Triton says" in said and "retrain_footwear" in said, said
-
-
-def make_photographs(folder: Path) -> Path:
-    """Make pictures of two kinds of shoes, as far as a network of one's first hour can tell them apart."""
-    generator = np.random.default_rng(5)
-    for channel, name in ((0, "boots"), (2, "sandals")):
-        for number in range(60):
-            picture = generator.integers(0, 120, (8, 10, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-            picture[..., channel] += 120
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(folder / name / f"{number}.jpg")
-    return folder
+        raise AssertionError("a block that nobody tries")
 
 
 @pytest.fixture(scope="module")
@@ -189,58 +169,6 @@ def page(up: Newcomer, folder: Path) -> Page:
 def test_a_browser_shows_the_dag_of_the_digits(page: Page, up: Newcomer) -> None:
     page.open(f"{up.settings.url('airflow')}/dags")
     page.wait_for("document.body.innerText.includes('retrain_digits')", "the DAG in the list")
-
-
-def test_a_picture_dropped_on_the_page_nightshift_is_answered(page: Page, up: Newcomer, digit: Path) -> None:
-    predicted = label(up.sees("make", "--silent", "predict", "MODEL=digits", f"PICTURE={digit}"))
-    page.open(up.settings.url("airflow"))
-    page.wait_for("!!document.querySelector('a[href*=nightshift], button[aria-label*=Nightshift]')", "the link to it")
-    page.open(f"{up.settings.url('airflow')}/plugin/nightshift")
-    inside = "document.querySelector('iframe').contentDocument"
-    page.wait_for(f"{inside}.querySelector('.drop')", "the place to drop a picture on")
-    assert "digits" in page.evaluate(f"{inside}.body.innerText")
-    page.evaluate(f"{inside}.querySelector('.drop').scrollIntoView()")
-    x, y = page.evaluate(
-        f"(() => {{ const f = document.querySelector('iframe').getBoundingClientRect(),"
-        f" d = {inside}.querySelector('.drop').getBoundingClientRect();"
-        " return [f.x + d.x + d.width / 2, f.y + d.y + d.height / 2]; })()"
-    )
-    page.drop(digit, x, y)
-    said = page.wait_for(
-        f"{inside}.querySelector('#answers').innerText.includes('%') && {inside}.querySelector('#answers').innerText",
-        "the champion's answer",
-    )
-    assert re.search(rf"\b{predicted}\b", said), said
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_a_part_that_is_killed_serves_again_and_status_says_so(name: str, up: Newcomer) -> None:
-    killed = first_process(up, name)
-    killed.kill()
-
-    def is_back() -> bool:
-        states = up.states()
-        told = states.get(name, "").startswith("healthy (started again") and "terminated by SIGKILL" in states[name]
-        return told and all(state.startswith("healthy") for state in states.values())
-
-    wait_for(is_back, f"{name} to serve again", START_SECONDS)
-    assert not killed.is_running() and first_process(up, name).pid != killed.pid
-
-
-def test_the_model_answers_after_all_that(up: Newcomer, digit: Path) -> None:
-    ask: Callable[[], bool] = lambda: up.types("make", "predict", "MODEL=digits", f"PICTURE={digit}").returncode == 0  # noqa: E731
-    wait_for(ask, "an answer", START_SECONDS)
-
-
-def test_down_and_clean_leave_nothing_behind(up: Newcomer) -> None:
-    state = up.settings.state
-    assert "everything is stopped" in up.sees("make", "down")
-    assert processes.of_stack(state) == []
-    assert up.sees("./nightshift", "status", code=3).count("stopped") == len(PARTS)
-    up.sees("make", "clean")
-    assert not state.exists() and not (up.clone / ".venv").exists()
-    assert "nothing is installed yet: make run" in up.sees("./nightshift", "status", code=3)
-    assert "nothing is running" in up.sees("make", "down")
 
 
 def first_process(newcomer: Newcomer, name: str) -> psutil.Process:
