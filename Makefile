@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` and `make test`. They need Python 3.11 and make, nothing else.
 PYTHON ?= python3.11
-LOCAL = .venv/services/bin/python -m local
+export PYTHON
 ARGS ?=
 PART ?=
 
@@ -9,29 +9,29 @@ PART ?=
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-run: install ## start the stack, retrain the digits, show the result (ARGS="--once --force --pipeline NAME")
-	@exec $(LOCAL) run $(ARGS)
+run: ## start the stack, retrain the digits, show the result (ARGS="--once --force --pipeline NAME")
+	@exec ./nightshift run $(ARGS)
 
-up: install ## start the stack and leave it running
-	@exec $(LOCAL) up
+up: ## start the stack and leave it running
+	@exec ./nightshift up
 
 down: ## stop every process of the stack; its state is kept in .nightshift/
-	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) down; else echo "nothing is running"; fi
+	@exec ./nightshift down
 
 status: ## what is running, and where
-	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) status; else echo "nothing is installed yet: make run"; exit 3; fi
+	@exec ./nightshift status
 
 env: ## what jobs that you start by hand need: eval "$$(make env)"
-	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) env; else echo "nothing is installed yet: make run" >&2; exit 3; fi
+	@exec ./nightshift env
 
-import: install ## bring labeled pictures into the local collect server: FROM=<folder or labels.csv> GROUP=<name>
-	@.venv/services/bin/python -m services.collect.importers $(if $(FROM),"$(FROM)") $(if $(GROUP),--group "$(GROUP)") --directory "$${NIGHTSHIFT_STATE:-.nightshift}/collect" $(ARGS)
+import: ## bring labeled pictures into the local collect server: FROM=<folder or labels.csv> GROUP=<name>
+	@exec ./nightshift import $(if $(FROM),"$(FROM)") $(if $(GROUP),--group "$(GROUP)") $(ARGS)
 
-new-pipeline: install ## write the files of a new pipeline: NAME=<name>; asks for the rest (ARGS="--group …")
-	@$(LOCAL) new-pipeline $(if $(NAME),--name "$(NAME)") $(ARGS)
+new-pipeline: ## write the files of a new pipeline: NAME=<name>; asks for the rest (ARGS="--group …")
+	@exec ./nightshift new-pipeline $(if $(NAME),--name "$(NAME)") $(ARGS)
 
 predict: ## ask a served model about a picture: make predict MODEL=digits PICTURE=7.jpg (or http://…)
-	@if [ -x .venv/services/bin/python ]; then exec $(LOCAL) predict --model "$$MODEL" --picture "$$PICTURE"; else echo "nothing is installed yet: make run"; exit 1; fi
+	@exec ./nightshift predict --model "$$MODEL" --picture "$$PICTURE"
 
 test: python ## the tests that a person waits for (PART=jobs: that part alone; ARGS="-k gate" goes to pytest)
 	@$(PYTHON) -m local.bootstrap --test all tools
@@ -58,13 +58,10 @@ check-gpu: ## on a GPU worker: does all that TensorRT plans need work here? (doc
 		python -m conversion_jobs.check_gpu $(ARGS)
 
 clean: down ## remove the state (.nightshift/) and the environments (.venv/)
-	@if [ -x .venv/services/bin/python ]; then NIGHTSHIFT_STATE= $(LOCAL) clean; fi
+	@NIGHTSHIFT_STATE= ./nightshift clean
 	rm -rf .nightshift .venv
 
-.PHONY: install python
+.PHONY: python
 python:
 	@command -v "$(PYTHON)" > /dev/null || { echo "Nightshift needs Python 3.11, and there is no $(PYTHON) here: install it, \
 	or say where it is: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-
-install: python
-	@$(PYTHON) -m local.bootstrap services airflow jobs triton

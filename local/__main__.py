@@ -28,7 +28,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 def main() -> None:
     """Run one command; a LocalStackError is shown as it is and ends with exit code 1."""
-    parser = argparse.ArgumentParser(prog="make", description="Nightshift on one machine.")
+    parser = argparse.ArgumentParser(prog="nightshift", description="Nightshift on one machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start the stack and leave it running")
     commands.add_parser("down", help="stop every process of the stack; its state is kept")
@@ -139,7 +139,8 @@ def _summarize(settings: Settings, finished: Retraining, model: str) -> bool:
     published, deployed = results.get("publish_model", {}), results.get("deploy_model", {})
     rows: dict[str, Any] = {"run": f"{finished.state} in {finished.seconds:.0f} s"}
     if finished.failed:
-        rows["failed"] = f"{', '.join(finished.failed)}: {run_url(settings, finished.dag_id, finished.run_id)}"
+        lines = [f"{task}: {reason}" if reason else task for task, reason in finished.failed.items()]
+        rows["failed"] = "\n".join([*lines, run_url(settings, finished.dag_id, finished.run_id)])
     if pulled:
         rows["snapshot"] = f"{pulled['snapshot_id']}: {pulled['pictures']} pictures, {len(pulled['labels'])} classes"
         if pulled.get("stop_here"):
@@ -197,7 +198,7 @@ def _two_columns(rows: dict[str, Any]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))  # a path or a reason may hold brackets
     return table
 
 

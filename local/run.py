@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from rich.console import Console
 from rich.live import Live
@@ -41,14 +42,15 @@ class Retraining:
     state: str
     seconds: float
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """The tasks that failed, each with what its job said last; empty where there was no job."""
 
 
 def retrain(settings: Settings, dag_id: str, conf: dict[str, Any], console: Console) -> Retraining:
     """Trigger the DAG and follow it to its end.
 
     Raises:
-        LocalStackError: Airflow does not know the DAG, or the run takes longer than half an hour.
+        LocalStackError: Airflow does not know the DAG, or the run takes longer than half an hour of a quiet machine.
     """
     api = AirflowApi(settings)
     api.wait_for_dag(dag_id)
@@ -62,14 +64,15 @@ def retrain(settings: Settings, dag_id: str, conf: dict[str, Any], console: Cons
     finished.results = {
         task: api.result(dag_id, run_id, task) for task in order if tasks.get(task, {}).get("state") == "success"
     }
-    finished.failed = [task for task in order if tasks.get(task, {}).get("state") == "failed"]
+    failed = [task for task in order if tasks.get(task, {}).get("state") == "failed"]
+    finished.failed = {task: _what_went_wrong(_job_log(settings, dag_id, task, run_id)) for task in failed}
     return finished
 
 
 def _follow(
     api: AirflowApi, settings: Settings, dag_id: str, run_id: str, order: list[str], console: Console
 ) -> dict[str, dict[str, Any]]:
-    deadline = time.monotonic() + RUN_SECONDS
+    started = time.monotonic()
     shown: dict[str, str] = {}
     with Live(console=console, refresh_per_second=4, transient=False, auto_refresh=False) as live:
         while True:
@@ -80,9 +83,9 @@ def _follow(
                 _print_changes(order, tasks, shown)
             if tasks and all(task["state"] in FINAL for task in tasks.values()):
                 return tasks
-            if time.monotonic() > deadline:
+            if (waited := time.monotonic() - started) > patience(RUN_SECONDS):
                 raise LocalStackError(
-                    f"{dag_id} is still running after {RUN_SECONDS / 60:.0f} min: {run_url(settings, dag_id, run_id)}"
+                    f"{dag_id} is still running after {waited / 60:.0f} min: {run_url(settings, dag_id, run_id)}"
                 )
             time.sleep(0.5)
 
@@ -121,16 +124,21 @@ def _table(settings: Settings, dag_id: str, run_id: str, order: list[str], tasks
 
 def _last_progress(settings: Settings, dag_id: str, task_id: str) -> str:
     """Return the last progress line of a running job, read from its log."""
-    logs = sorted((settings.state / "jobs").glob(f"{dag_id}/*/{task_id}/*/log"), key=lambda path: path.stat().st_mtime)
-    if not logs:
-        return ""
-    for line in reversed(logs[-1].read_text(errors="replace").splitlines()[-50:]):
+    for line in reversed(_job_log(settings, dag_id, task_id).splitlines()[-50:]):
         if '"progress"' in line or '"epoch"' in line:
             try:
                 return str(json.loads(line)["message"])
             except (ValueError, KeyError):
                 continue
     return ""
+
+
+def _job_log(settings: Settings, dag_id: str, task_id: str, run_id: str | None = None) -> str:
+    """Return what the newest job of a task printed, in one run or in any; empty where there was none."""
+    runs = (settings.state / "jobs" / dag_id).glob("*")
+    logs = [log for run in runs if run_id in (None, unquote(run.name)) for log in run.glob(f"{task_id}/*/log")]
+    newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    return newest.read_text(errors="replace") if newest else ""
 
 
 def ask_served_model(settings: Settings, model_name: str, group: str, snapshot_id: str) -> dict[str, Any]:

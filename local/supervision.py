@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import xmlrpc.client
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,7 +83,8 @@ class Supervisor:
     def socket(self) -> Path:
         """Where it listens: a path of a socket has 107 characters at most, which those of state folders may exceed."""
         digest = hashlib.sha256(str(self.settings.state).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"nightshift-{os.getuid()}-{digest}" / "supervisor"
+        # Not TMPDIR, which another shell of the same user may have elsewhere.
+        return Path("/tmp") / f"nightshift-{os.getuid()}-{digest}" / "supervisor"
 
     def runs(self) -> bool:
         """Whether it answers."""

@@ -55,9 +55,11 @@ PARTS = (  # what takes longest starts first
     # The shared fixtures need libraries that the linters' environment does without.
     Part("house", "tools", ("tests/house",), ("--confcutdir=tests/house",)),
     Part("containers", "airflow", ("tests/containers",)),  # skipped where no container engine answers
+    Part("newcomer", "services", ("tests/newcomer",)),
 )
-ALONE = ("containers",)  # last: it needs the machine
-AS_USERS_HAVE_IT = ("e2e", "containers")  # the others get one thread for each library, since they share the cores
+ALONE = ("containers", "newcomer")  # last: they need the machine
+ON_REQUEST = ("newcomer",)  # make test-all PART=newcomer
+AS_USERS_HAVE_IT = ("e2e", "containers", "newcomer")  # the others get one thread a library: they share the cores
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
         extra = ["-m", "not slow", *extra]
     if unknown := set(names) - {part.name for part in PARTS}:
         sys.exit(f"there is no part {', '.join(sorted(unknown))}; there is: {', '.join(part.name for part in PARTS)}")
-    chosen = [part for part in PARTS if not names or part.name in names]
+    chosen = [part for part in PARTS if part.name in names or (not names and part.name not in ON_REQUEST)]
     started = time.monotonic()
     # One more than there are cores, since much of it waits: for servers, processes, the scheduler.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:

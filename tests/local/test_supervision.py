@@ -155,3 +155,11 @@ def test_later_commands_find_the_stack_without_the_variables_of_its_ports(
     assert Settings(settings.state / "another").port("mlflow") == PREFERRED_PORTS["mlflow"]
     monkeypatch.setenv(port_variable("mlflow"), "5999")
     assert Settings(settings.state).port("mlflow") == 5999
+
+
+def test_a_shell_with_another_folder_for_temporary_files_finds_the_supervisor(
+    settings: Settings, supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert Supervisor(settings).runs()

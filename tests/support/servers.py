@@ -73,7 +73,7 @@ def answers(url: str) -> Callable[[], bool]:
 
     def ask() -> bool:
         try:
-            return httpx.get(url, timeout=5).is_success
+            return httpx.get(url, timeout=5, verify=False).is_success  # a context for TLS takes 40 ms of a core
         except httpx.HTTPError:
             return False
 
