@@ -117,6 +117,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     is_own = bottle.exists(experiment.own_graph)
     script = experiment.torchscript
     sources = model.run_all(inputs, 1) if is_own else source_outputs(bottle.local(script), inputs, spec)
+    if model.batch and model.batch != getattr(spec, "batch", None):
+        raise DataValidationError(
+            f"{experiment.onnx} fails on a batch of 1: it takes {model.batch} at once, and its model takes any number"
+        )
     batches = [model.batch] if model.batch else sorted({min(size, len(inputs)) for size in BATCHES})
     worst = judge_outputs(model, spec, sources, inputs, pictures, batches, arguments)
     if is_own:

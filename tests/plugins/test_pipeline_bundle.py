@@ -68,7 +68,9 @@ def test_a_link_that_leads_elsewhere_is_mended_and_one_that_is_right_is_left(
 def test_a_broken_pipeline_shows_its_error_and_the_others_stay(airflow: Airflow) -> None:
     configs = airflow.home / "configs"
     (configs / "classifier").mkdir(exist_ok=True)
-    (configs / "classifier" / "season.yaml").write_text("a: 1\n")
+    (configs / "classifier" / "season.yaml").write_text(
+        "experiment_name: season\nmodel: {backbone_name: resnet18.a1_in1k}\n"
+    )
     season = configs / "pipelines" / "season.yaml"
     season.write_text(GOOD)
     wait_for(lambda: dag(airflow, "season"), "the first pipeline", 60)

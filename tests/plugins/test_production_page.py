@@ -46,7 +46,7 @@ def connected(airflow: Airflow, storage: Serving) -> Iterator[Airflow]:
     airflow.call("POST", "/connections", json=connection)
     config = airflow.home / "configs" / "classifier" / "season.yaml"
     config.parent.mkdir(exist_ok=True)
-    config.write_text("a: 1\n")
+    config.write_text("experiment_name: season\nmodel: {backbone_name: resnet18.a1_in1k}\n")
     pipeline = airflow.home / "configs" / "pipelines" / "seasons.yaml"
     pipeline.write_text(PIPELINE)
     yield airflow
