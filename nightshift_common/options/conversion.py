@@ -78,11 +78,11 @@ class BuildOptions(TrtexecOptions):
 
     precision: Precision = "fp16"
     """what is tried first; where its answers are too far off: int8, fp16, then named layers in FP32, then fp32"""
-    max_batch: int = Field(MAX_BATCH_SIZE, ge=1)
+    max_batch: int = Field(MAX_BATCH_SIZE, ge=1, le=1024)
     """the largest batch"""
-    min_batch: int = Field(1, ge=1)
+    min_batch: int = Field(1, ge=1, le=1024)
     """the smallest batch"""
-    opt_batch: int = Field(1, ge=1, title="Best batch")
+    opt_batch: int = Field(1, ge=1, le=1024, title="Best batch")
     """the batch that the plan is to be fastest at: the one that is served most"""
     more_profiles: str = Field("", pattern=r"^$|^\d+-\d+-\d+(,\d+-\d+-\d+)*$", title="Further profiles")
     """further optimization profiles: smallest, best and largest batch of each, say 8-8-8,16-32-32; from TensorRT 10"""

@@ -80,7 +80,7 @@ class Convert(Section, LatencyOptions):
     """what is tried first; where its answers are too far off: int8, fp16, then named layers in FP32, then fp32"""
     serving_tensorrt: TensorRTVersion = SERVING_TENSORRT
     """TensorRT of the serving Triton; a worker with another build is refused"""
-    opt_batch: int = Field(1, ge=1)
+    opt_batch: int = Field(1, ge=1, le=1024)
     """the batch that the plan is to be fastest at: the one that is served most"""
     version_compatible: bool = False
     """from 8.6: a plan that later versions load, too, in a Triton that is started so and runs the plan's program"""
