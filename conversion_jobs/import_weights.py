@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,6 @@ from conversion_jobs.sandboxed.importing import SCRIPT, Imported, import_source
 from conversion_jobs.sandboxed.own_graph import list_external_files, take_graph
 from conversion_jobs.verification.expected import read_expected
 from conversion_jobs.verification.golden_inputs import array_names
-from conversion_jobs.verification.labels import LabelCheck, check_labels
 from jobkit import job
 from jobkit.bottle import Bottle
 from jobkit.errors import ConfigurationError, DataValidationError
@@ -52,6 +51,9 @@ from jobkit.sandbox import runner
 from jobkit.snapshot import Refused, Sample, read_snapshot, write_snapshot
 from nightshift_common.options.weights import ImportOptions
 from nightshift_common.picture_files import SUFFIXES
+
+if TYPE_CHECKING:
+    from conversion_jobs.verification.labels import LabelCheck
 
 logger = logging.getLogger("conversion_jobs.import_weights")
 
@@ -134,6 +136,8 @@ def checked_labels(bottle: Bottle, experiment: Experiment, snapshot_id: str | No
         return None
     if not bottle.exists(experiment.torchscript):
         return None
+    from conversion_jobs.verification.labels import check_labels  # scipy, which the environment of detectors has not
+
     script = bottle.local(experiment.torchscript)
 
     def answer(inputs: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -124,7 +124,7 @@ def _ordered(layers: list[_Layer], path: Path) -> list[_Layer]:
     """
     from jobkit.state_dict import is_safetensors
 
-    if is_safetensors(path) and len(layers) > 1 and any(layer.place is None for layer in layers):
+    if len(layers) > 1 and any(layer.place is None for layer in layers) and is_safetensors(path):
         names = ", ".join(layer.name for layer in layers)
         raise DataValidationError(
             f"{path} does not tell the order of its layers: safetensors sorts names, and {names} have no numbers; save "

@@ -15,6 +15,14 @@ from nightshift_common.options.weights import HiddenActivation
 PATH = Path("head.pth")
 
 
+@pytest.fixture(autouse=True)
+def _file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the weights of these tests are said to come from."""
+    monkeypatch.chdir(tmp_path)
+    for path in (PATH, PATH.with_suffix(".safetensors")):
+        path.write_bytes(b"PK")  # what a file is says its ending, or what it begins with
+
+
 class Named(nn.Module):
     """A head whose layers have names and whose activation stands in its code alone."""
 
