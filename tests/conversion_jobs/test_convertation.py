@@ -70,7 +70,8 @@ def convert(folder: Path, version: int, **options: object) -> convert2trt.Result
 def test_half_precision_for_tensorrt_11_asks_for_real_inputs(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(scaling_model(2.0))
     with pytest.raises(ConfigurationError, match=r"--precision fp16 with TensorRT 11\.1\.0\.106 needs --inputs"):
-        convert(tmp_path, 110100)
+        convert(tmp_path, 110100, precision="fp16")
+    assert convert(tmp_path, 110100).precision == "fp32"  # nobody asked for another: with a warning
     assert convert(tmp_path, 110100, precision="fp32").verdicts == []
     assert convert(tmp_path, 101300).tensorrt == "10.13.0.35"
 
