@@ -106,4 +106,4 @@ def test_imported_weights_are_told_their_border() -> None:
     arguments = import_weights.Arguments(
         family="torchscript", weights="a.pt", labels="a,b", pictures="/pictures", border="wrap"
     )
-    assert import_weights.preprocessing(arguments).border == "wrap"
+    assert import_weights.preprocessing(arguments, arguments.sizes).border == "wrap"
