@@ -114,10 +114,6 @@ def run(
         yield Done(_result(function, folders[0], what, ended, output), folders[0])
 
 
-def _absolute(value: Any) -> Any:
-    return value.absolute() if isinstance(value, Path) else value
-
-
 def unprotected() -> list[str]:
     """Return what this kernel cannot hold the process by; a warning names it.
 
