@@ -27,6 +27,7 @@ import torch
 from conversion_jobs.onnx.export import export_module
 from conversion_jobs.onnx.mapped_file import split_file
 from conversion_jobs.onnx.session import OnnxModel, measure_latency
+from nightshift_common.options.conversion import ExporterName
 
 SIDES = {
     "resnet18": 64,
@@ -58,7 +59,7 @@ def main() -> None:
             print(f"| {architecture} | {exporter} | {' | '.join(map(str, row.values()))} |", flush=True)
 
 
-def measured(architecture: str, exporter: str) -> dict[str, Any]:
+def measured(architecture: str, exporter: ExporterName) -> dict[str, Any]:
     """Export one architecture; `memory` is the peak beyond what the process takes with the model in it."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -24,7 +24,7 @@ RUN --mount=type=cache,target=/root/.cache/uv UV_LINK_MODE=copy python3 -m local
 COPY --chmod=755 docker/healthy /usr/local/bin/healthy
 COPY LICENSE NOTICE ./
 COPY local local
-COPY nightshift_common/__init__.py nightshift_common/storage_tokens.py nightshift_common/
+COPY nightshift_common/__init__.py nightshift_common/patience.py nightshift_common/storage_tokens.py nightshift_common/
 COPY docker/triton_cpu.py docker/triton_cpu.py
 USER nightshift
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["healthy", "http://127.0.0.1:8000/v2/health/ready"]

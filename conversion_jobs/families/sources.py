@@ -99,7 +99,8 @@ def classifier_of(architecture: str, shape: tuple[int, ...], state: dict[str, Te
 
 def _is_backbone_and_fc(state: dict[str, Tensor]) -> bool:
     """Whether weights are of `{backbone, fc}`, as trainings here and the older trainer save them."""
-    return "fc.weight" in state and any(name.startswith("backbone.") for name in state)
+    others = [name for name in state if not name.startswith("fc.")]
+    return "fc.weight" in state and (not others or any(name.startswith("backbone.") for name in others))
 
 
 def _classes_of(architecture: str, state: dict[str, Tensor], weights: Path) -> int:

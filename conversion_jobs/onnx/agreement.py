@@ -105,14 +105,3 @@ def disagreement(wanted: Wanted, run: Callable[[Array, int], list[Array]]) -> st
 def graph_disagreement(wanted: Wanted, path: Path) -> str | None:
     """Return how the graph at `path` differs from the model."""
     return disagreement(wanted, OnnxModel(path, os.cpu_count() or 1).run_all)
-
-
-def script_disagreement(wanted: Wanted, script: nn.Module) -> str | None:
-    """Return how TorchScript that was traced from the model differs from it."""
-
-    def run(inputs: Array, batch: int) -> list[Array]:
-        starts = range(0, len(inputs), batch)
-        parts = [answers(script, inputs[start : start + batch]) for start in starts]
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-    return disagreement(wanted, run)

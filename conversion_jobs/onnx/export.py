@@ -85,7 +85,13 @@ def export_module(
             return Exported(exporter=name, opset=interface(split_file(path)).opset, refused=refused)
         refused[name] = reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-    raise DataValidationError(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reasons}")
+    advice = ""
+    if refused.get("torchscript", "").startswith("on noise"):
+        advice = (
+            ". Branches that depend on values, and sizes taken as Python's numbers, are constants in a trace: script "
+            "the model with torch.jit.script, and import it as torchscript"
+        )
+    raise DataValidationError(f"the model cannot be exported for an input of [N, {_sizes(shape)}]: {reasons}{advice}")
 
 
 @dataclass(frozen=True)

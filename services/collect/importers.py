@@ -56,13 +56,15 @@ class Added:
     counts: dict[str, int]
 
 
-def add_items(store: Store, group: str, items: Iterable[Item], mode: Mode = "VALIDATED", source: str = "") -> Added:
+def add_items(
+    store: Store, group: str, items: Iterable[Item], mode: Mode = "VALIDATED", source: str = "", least_classes: int = 1
+) -> Added:
     """Add pictures of `group` to the store, as one import that can be undone.
 
     Pictures of one picset that share a name and are not the same get names of their own.
 
     Raises:
-        ImportRefused: no job could name such a group; or it would have one class, of which nothing can be learned.
+        ImportRefused: no job could name such a group; or it would have fewer than `least_classes` classes.
     """
     if not is_name(group):
         raise ImportRefused(f"{group!r} is no name for a group: {NAME_RULE}")
@@ -81,10 +83,10 @@ def add_items(store: Store, group: str, items: Iterable[Item], mode: Mode = "VAL
     known = store.known(picture.filepath for picture in pictures)
     fresh = dict.fromkeys(picture.filepath for picture in pictures if picture.filepath not in known)
     classes = {picset.category for picset in picsets.values()} | set(store.counts(group))
-    if len(classes) == 1:
+    if 0 < len(classes) < least_classes:
         store.remove_files(fresh)
         raise ImportRefused(
-            f"all pictures of {group} would be of one class, {classes.pop()!r}: a classifier tells two or more apart; "
+            f"all pictures of {group} would be of one class, {min(classes)!r}: a classifier tells two or more apart; "
             f"name the classes in {TABLE} (path,label), or put each into a folder of its own"
         )
     new = store.add(picsets.values(), pictures)
@@ -198,7 +200,7 @@ def main() -> None:
 def _import(store: Store, path: Path, group: str, mode: Mode) -> None:
     try:
         found = source_of(path)
-        added = add_items(store, group, found.items, mode, str(path.absolute()))
+        added = add_items(store, group, found.items, mode, str(path.absolute()), least_classes=2)
     except (ImportRefused, FileNotFoundError) as error:
         sys.exit(str(error))
     say = [f"group {group}: {added.new} new pictures"]

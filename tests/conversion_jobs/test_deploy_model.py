@@ -12,7 +12,7 @@ import pytest
 
 from conversion_jobs import deploy_model
 from conversion_jobs.publishing.package_archive import write_archive
-from conversion_jobs.publishing.signature import sign_archive
+from conversion_jobs.publishing.signature import KeySigner, sign_archive
 from conversion_jobs.triton.served_model import Reference, ServedModel
 from jobkit.bottle import FolderBottle
 from jobkit.errors import DataValidationError, TransientError
@@ -95,7 +95,7 @@ def test_a_version_that_triton_refuses_never_serves_and_the_error_is_tritons(
         files["config.pbtxt"].write_text(text)
     write_archive(tmp_path / "unsigned.zip", files)
     key = signing_key.private.read_text()
-    sign_archive(tmp_path / "unsigned.zip", tmp_path / "bad.zip", model, key, None)
+    sign_archive(tmp_path / "unsigned.zip", tmp_path / "bad.zip", model, KeySigner(key), None)
     ModelStorage().upload(model, tmp_path / "bad.zip", sha256_of(tmp_path / "bad.zip"))
     with pytest.raises(DataValidationError, match=r"output 'scores' is not in the model; it has: .'logits'"):
         verified.deploy("0.0.2", model)

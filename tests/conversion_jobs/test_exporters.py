@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conversion_jobs.detection.export import export_detector
+from conversion_jobs.families.sources import load_source
 from conversion_jobs.onnx.export import export_module
 from conversion_jobs.onnx.graph import interface, read_graph
 from conversion_jobs.onnx.session import OnnxModel
-from conversion_jobs.sandboxed.importing import import_source
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import DetectorSpec, NonMaxSuppression, Preprocessing
 from nightshift_common.options.weights import SourceOptions
@@ -171,12 +171,14 @@ def test_torchscript_is_not_for_the_newer_exporter(tmp_path: Path) -> None:
         export_module(script, (4,), tmp_path / "a.onnx", output="logits", opset=18, metadata={}, exporter="dynamo")
 
 
-def test_a_model_that_is_handed_over_as_a_trace_is_refused_where_the_trace_answers_otherwise(tmp_path: Path) -> None:
+def test_a_factory_whose_trace_answers_otherwise_is_refused_with_the_way_out(tmp_path: Path) -> None:
     options = SourceOptions(family="factory", factory=f"{__name__}:pictures_with_a_branch", img_size=(8, 8))
     torch.save(pictures_with_a_branch().state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(DataValidationError, match=r"cannot be traced: on noise, at batch [13], .*torch\.jit\.script"):
-        import_source(tmp_path, tmp_path / "weights.pt", options)
-    assert not (tmp_path / "model.pt").exists()
+    module = load_source(tmp_path / "weights.pt", options).module.eval()
+    with pytest.raises(DataValidationError, match=r"torchscript: on noise, at batch [13], .*torch\.jit\.script"):
+        export_module(module, (3, 8, 8), tmp_path / "model.onnx", output="logits", opset=18, metadata={})
+    scripted = torch.jit.script(module)
+    export_module(scripted, (3, 8, 8), tmp_path / "model.onnx", output="logits", opset=18, metadata={})
 
 
 def pictures_with_a_branch() -> nn.Module:

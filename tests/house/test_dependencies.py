@@ -45,7 +45,7 @@ ENVIRONMENTS = {
         {"numpy": "only jobs and services compute with boxes", "cv2": "only jobs and Triton decode pictures"},
     ),
     "jobs": Environment(
-        ("jobkit", "training_jobs", "conversion_jobs", "nightshift_common", "convertation", "cls", "main.py"),
+        ("jobkit", "training_jobs", "conversion_jobs", "nightshift_common", "convertation", "cls"),
         ("jobs", "jobs-without-dependencies", "jobs-gpu"),
         {
             **dict.fromkeys(
@@ -64,7 +64,7 @@ ENVIRONMENTS = {
             (
                 *("timm", "lightning", "bitsandbytes", "annotated_types"),
                 *("sklearn", "scipy", "modelopt", "tritonclient", "model_signing", "sigstore", "safetensors"),
-                *("huggingface_hub", "optuna"),
+                *("huggingface_hub", "optuna", "onnx_ir"),
             ),
             "the jobs that import it run in the environment jobs",
         ),

@@ -21,14 +21,18 @@ def test_every_image_says_its_license_and_the_one_with_ultralytics_says_agpl() -
     found = {}
     for file in sorted((ROOT / "docker").glob("*.Dockerfile")):
         text = file.read_text()
-        assert "\nCOPY LICENSE NOTICE ./\n" in text, f"{file.name}: whoever gets the image gets the license too"
+        copied = r"^COPY (LICENSE NOTICE|--from=\w+ /opt/nightshift/LICENSE /opt/nightshift/NOTICE) \./$"
+        stages = text.count("\nLABEL ") if file.name == "models.Dockerfile" else 1  # its stages have bases of their own
+        licensed = re.findall(copied, text, re.MULTILINE)
+        assert len(licensed) == stages, f"{file.name}: whoever gets the image gets the license too"
         for label in re.findall(r"^LABEL (?:.*\\\n)*.*$", text, re.MULTILINE):
             values = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', label))
             found[values["title"]] = values.get("licenses", "")
-    assert len(found) == 8, found
+    assert len(found) == 10, found
     expected = dict.fromkeys(found, "Apache-2.0") | {
         "nightshift-detection": "AGPL-3.0-only",
         "nightshift-tensorrt": "Apache-2.0 AND LicenseRef-NVIDIA-Deep-Learning-Container",
+        "nightshift-models": "Apache-2.0 AND LicenseRef-NVIDIA-Deep-Learning-Container",
         "nightshift-triton": "Apache-2.0 AND LicenseRef-NVIDIA-Deep-Learning-Container",
     }
     assert found == expected

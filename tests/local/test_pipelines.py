@@ -92,7 +92,7 @@ def test_the_model_that_is_asked_is_the_pipelines(
     monkeypatch.setattr(command_line, "ask_served_model", ask)
     monkeypatch.setattr(command_line, "console", Console(quiet=True))
     for name in ("up", "down"):
-        monkeypatch.setattr(f"local.stack.{name}", lambda *_: None)
+        monkeypatch.setattr(f"local.stack.{name}", lambda *_, **__: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(command_line, "_show_addresses", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["local", "run", "--once", "--pipeline", "night_birds"])
