@@ -90,7 +90,7 @@ def test_a_plan_that_a_test_double_made_is_neither_published_nor_served(
         settings, console, family="classifier", architecture="test_resnet", weights=str(weights / "classifier.ckpt"),
         pictures=str(weights / "pictures"), model_name="footwear_trt", tensorrt=True, publish=True, **CLASSES,
     )  # fmt: skip
-    assert (run.state, run.failed) == ("failed", ["publish_model"])
+    assert (run.state, list(run.failed)) == ("failed", ["publish_model"])
     bottle = settings.folder("bottle")
     assert FIRST_LINE in (bottle / run.results["build_plan"]["record"]).with_name("build.log").read_text()
     assert all(verdict["passed"] for verdict in run.results["verify_plan"]["verdicts"])
@@ -108,7 +108,7 @@ def test_weights_that_are_none_fail_with_the_remedy_and_nothing_is_published(
         settings, console, family="classifier", architecture="test_resnet", weights=str(weights / "broken.pth"),
         pictures=str(weights / "pictures"), model_name="broken", publish=True, **CLASSES,
     )  # fmt: skip
-    assert (run.state, run.failed) == ("failed", ["import_weights"])
+    assert (run.state, list(run.failed)) == ("failed", ["import_weights"])
     assert "broken.pth is not a checkpoint of weights alone" in job_logs(settings, run.run_id, "import_weights")
     (attempt,) = [
         task for task in AirflowApi(settings).tasks(CONVERT, run.run_id) if task["task_id"] == "import_weights"

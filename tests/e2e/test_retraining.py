@@ -89,10 +89,10 @@ def test_every_job_of_the_night_is_a_child_of_one_mlflow_run(settings: Settings,
 def test_what_the_night_came_to_stands_in_airflow_and_in_mlflow(
     settings: Settings, first_night: Retraining, api: AirflowApi
 ) -> None:
-    headline = re.compile(r"promoted: version 0\.0\.1, macro_f1 (0\.\d{4})")
+    headline = re.compile(r"promoted: version 0\.0\.1, accuracy (0\.\d{4})")
     note = api.client.get(f"/dags/{DAG}/dagRuns/{first_night.run_id}").json()["note"]
     found = headline.match(note)
-    measured = first_night.results["evaluate"]["candidate"]["metrics"]["macro_f1"]
+    measured = first_night.results["evaluate"]["candidate"]["metrics"]["accuracy"]
     assert found and float(found[1]) == pytest.approx(measured, abs=1e-4)
     assert f"[MLflow run]({settings.url('mlflow')}/#/experiments/" in note
     runs = {run["info"]["run_id"]: run["data"] for run in mlflow_children(settings, first_night.run_id)}

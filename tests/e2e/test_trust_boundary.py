@@ -124,7 +124,7 @@ def test_no_command_line_of_a_night_holds_a_secret_but_triton_s_key(settings: Se
     wait_for(look, "the night's end", 300)
     modules = {word for line in seen for word in line if word.startswith(("training_jobs.", "conversion_jobs."))}
     assert {"training_jobs.pull_dataset", "training_jobs.train_classifier", "training_jobs.evaluate"} <= modules
-    assert parts == {"postgres", "triton", "collect", "model_storage", "mlflow", "airflow"}
+    assert parts == {"supervisor", "postgres", "triton", "collect", "model_storage", "mlflow", "airflow"}
     secrets = secrets_of(settings, list(seen.values()))
     assert set(settings.secrets.values()) < set(secrets), "processes were given none beside the generated ones"
     shown = {(name, line[0]) for line in seen for value, name in secrets.items() if any(value in word for word in line)}
