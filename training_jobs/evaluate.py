@@ -35,12 +35,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     snapshot = read_snapshot(context.bottle, arguments.group, arguments.snapshot_id)
     with contenders(arguments, context, ModelSpec) as (candidate, champion):
         report, answers = _evaluate(context.bottle, arguments, snapshot, candidate, champion)
-    result = finish(arguments, context, report, answers)
-    if context.is_tracked:
-        from training_jobs.scoring.tracking import track
-
-        track(context, report)
-    return result
+    return finish(arguments, context, report, answers)
 
 
 def _evaluate(

@@ -49,9 +49,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     )  # fmt: skip
     result = finish(arguments, context, report)
     if context.is_tracked:
-        from training_jobs.scoring.detection_tracking import track
-
-        track(context, report)
+        scored = [scores for _, scores in found]
+        context.tracking.params({f"confidence_threshold.{one.version}": one.confidence_threshold for one in scored})
     return result
 
 

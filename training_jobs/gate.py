@@ -115,6 +115,8 @@ def _slices(evaluation: Evaluation, rules: GateOptions) -> list[tuple[bool, str]
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Decide, and tell the log, MLflow and the tasks that follow."""
+    from training_jobs.gate_report import gate_page
+
     evaluation = read_evaluation(context.bottle, arguments.report)
     rules = GateOptions.model_validate(arguments.model_dump(include=set(GateOptions.model_fields)))
     decision = decide(evaluation, rules)
@@ -124,7 +126,11 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if not decision.promote:
         rejected = f"{evaluation.candidate.version} was rejected: {'; '.join(decision.failed)}"
         result.stop_here = job.StopHere(outcome="rejected", reason=rejected)
+    page, key = gate_page(evaluation, rules, decision), f"{arguments.report.removesuffix('.json')}.gate.html"
+    context.bottle.write(key, page)
+    logger.info("report: %s/%s", context.bottle, key)
     if context.is_tracked:
+        context.tracking.text(page, "report.html")
         tags = {"nightshift.decision": result.decision, "nightshift.reasons": "; ".join(decision.reasons)}
         context.tracking.params(rules.model_dump(), "gate")
         context.tracking.tags(tags)

@@ -125,18 +125,22 @@ def check(arguments: Arguments, context: job.Context) -> CheckResult:
 
 def find_learning_rate(arguments: Arguments, context: job.Context) -> RateResult:
     """Make the range test; leave its table and its chart in the job's directory, and in MLflow where it is tracked."""
-    import math
-
-    from training_jobs.classifier import charts, rehearsal
+    from training_jobs.classifier import rehearsal
+    from training_jobs.report_kit import charts
+    from training_jobs.report_kit.blocks import Section
+    from training_jobs.report_kit.page import page
 
     task = _task(arguments, context)
     found = rehearsal.find_rate(task.config, task.examples(), task.bottle)
-    table, chart = context.directory / "learning_rates.csv", context.directory / "learning_rates.svg"
+    table, chart = context.directory / "learning_rates.csv", context.directory / "learning_rates.html"
     rows = zip(found.rates, found.losses, found.smoothed, strict=True)
     write_atomic(table, "rate,loss,smoothed\n" + "".join(f"{a:.6g},{b:.6g},{c:.6g}\n" for a, b, c in rows))
-    title = f"loss over log10 of the rate; falls fastest at {found.suggestion:.2g}"
     series = {"loss": found.losses, "smoothed": found.smoothed}
-    write_atomic(chart, charts.lines(title, [round(math.log10(rate), 3) for rate in found.rates], series))
+    drawn = charts.lines(
+        "Loss by learning rate", "learning rate", found.rates, series, "loss", log_x=True, marked=found.suggestion
+    )
+    verdict = f"The loss falls fastest at a learning rate of {found.suggestion:.2g}."
+    write_atomic(chart, page("Learning rates that were tried", verdict, [Section("Range test", [drawn])]))
     optimizer, name = task.config.optimizer, "optimizer.lr"
     suggested = {name: float(f"{found.suggestion:.3g}")}
     if optimizer.lr_type == "two_lrs" and optimizer.backbone_lr and optimizer.fc_lr:

@@ -24,7 +24,9 @@ from nightshift_common.names import GroupName
 from nightshift_common.options.detector import DetectorEvaluationOptions, DetectorTrainingOptions
 
 if TYPE_CHECKING:
+    from jobkit.model_spec import DetectorSpec
     from jobkit.tracking import Run
+    from training_jobs.scoring.detection import DetectorScores
 
 logger = logging.getLogger("training_jobs.train_detector")
 TRAINED = {"detect": "detector", "segment": "segmenter"}
@@ -138,6 +140,7 @@ def _finish(
 ) -> dict[str, Any]:  # fmt: skip
     """Write TorchScript, spec and scores of the best epoch; return `metrics.json`, which is written last."""
     from jobkit.provenance import provenance
+    from training_jobs.detector.training_report import training_page
 
     best = bottle.local(experiment.best_weights)
     epoch, script = library.epoch_of(best), folder / "model.pt"
@@ -149,12 +152,13 @@ def _finish(
             " snapshot"
         )
     spec, scores = _validate(options, snapshot, bottle, experiment, script)
+    val_scores = {f"val_{name}": value for name, value in scores.metrics.items()}
     bottle.put(experiment.torchscript, script)
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
     content = {
         "best_epoch": epoch,
         "epochs": len(callback.rows),
-        "metrics": {**callback.row(epoch), **scores},
+        "metrics": {**callback.row(epoch), **val_scores},
         "confidence_threshold": spec.confidence_threshold,
         "group": experiment.group,
         "snapshot_id": snapshot.summary.snapshot_id,
@@ -164,7 +168,11 @@ def _finish(
             **provenance("detection", *library.packages),
         },
     }
+    iou_threshold, pictures = DetectorEvaluationOptions().iou_threshold, len(snapshot.split("val"))
+    page = training_page(experiment.folder, callback.rows, content, scores, iou_threshold, pictures)
+    bottle.write(f"{experiment.folder}/report.html", page)
     if tracking is not None:
+        tracking.text(page, "report.html")
         tracking.metrics({f"best_{name}": value for name, value in content["metrics"].items()}, step=epoch)
         tracking.params({"confidence_threshold": spec.confidence_threshold})
         tracking.artifact(bottle.local(experiment.config))
@@ -175,7 +183,7 @@ def _finish(
 
 def _validate(
     options: DetectorTrainingOptions, snapshot: Snapshot, bottle: Bottle, experiment: Experiment, script: Path
-) -> tuple[Any, dict[str, float]]:
+) -> tuple[DetectorSpec, DetectorScores]:
     """Return the spec with the confidence threshold of the best F1 on the validation pictures, and the scores there.
 
     What is scored is the TorchScript model, prepared and suppressed as an evaluation does it.
@@ -184,7 +192,7 @@ def _validate(
 
     from jobkit.detection.torchscript import preprocessing
     from jobkit.model_spec import DetectorSpec
-    from training_jobs.scoring.detection import Judged, frozen_threshold
+    from training_jobs.scoring.detection import Judged, frozen_threshold, score
     from training_jobs.scoring.detector_predictions import predict
     from training_jobs.scoring.models import Model, runner
 
@@ -199,9 +207,9 @@ def _validate(
     model = Model(experiment.folder.rsplit("/", 1)[-1], spec, runner(module, device))
     pictures = predict(bottle, snapshot.split("val"), model, labels, how)
     threshold, f1 = frozen_threshold(pictures, how.iou_threshold)
-    scores = Judged(pictures, len(labels), how.iou_threshold, threshold).metrics()
+    scores = score(model.version, labels, Judged(pictures, len(labels), how.iou_threshold, threshold), notes=[])
     logger.info("F1 %.4f on %d validation pictures with the confidence threshold %.4f", f1, len(pictures), threshold)
-    return spec.model_copy(update={"confidence_threshold": threshold}), {f"val_{n}": v for n, v in scores.items()}
+    return spec.model_copy(update={"confidence_threshold": threshold}), scores
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,14 @@ from numpy.typing import NDArray
 
 from jobkit.model_spec import ModelSpec
 from nightshift_common.picture_preparation import SHOWN
-from training_jobs.classifier import charts, scores
+from training_jobs.classifier import scores
 from training_jobs.classifier.config import Config
-from training_jobs.classifier.contact_sheet import jpeg, thumbnail
 from training_jobs.classifier.data import Pictures
+from training_jobs.report_kit import charts
+from training_jobs.report_kit import page as report_page
+from training_jobs.report_kit.blocks import Block, Listing, Picture, Section, Table, Text
+from training_jobs.report_kit.blocks import Pictures as Thumbnails
+from training_jobs.report_kit.pictures import shown
 from training_jobs.scoring.metrics import CALIBRATION_BINS
 
 SPEED = {
@@ -26,12 +28,7 @@ SPEED = {
 }
 WORST = 24  # mistakes shown
 CONFUSION_CLASSES = 50  # beyond this the matrix is a picture that nobody reads; the table of confused pairs stays
-STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.5em}h2{margin-top:1.8em;font-size:1.15em}table{border-collapse:collapse}
-td,th{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}
-svg text{font:11px system-ui,sans-serif}
-figure{display:inline-block;margin:.4em;vertical-align:top;width:132px;font-size:12px}
-.matrix td{min-width:2.2em;text-align:center;border:1px solid #eee}"""
+THUMBNAIL = 160  # pixels
 
 
 def page(
@@ -49,24 +46,27 @@ def page(
     Of several labels `truth` is 0 or 1, [N, K].
     """
     made = {name: value for name, value in content["provenance"].items() if name != "packages"}  # a hundred rows
-    sections = [
-        f"<h1>{escape(folder)}</h1><p>{escape(spec.architecture)}, {len(spec.labels)} classes, "
-        f"snapshot {escape(str(spec.snapshot_id))}; best epoch {content['best_epoch'] + 1} of {content['epochs']} "
-        f"by {config.training.best_by}.</p>",
-        _pairs({name: f"{value:.4f}" for name, value in content["metrics"].items()}),
-        "<h2>Learning curves</h2>" + _curves(rows),
-        "<h2>Classes</h2>" + _classes(content["per_class"]),
-        *_answers(spec, content["metrics"], truth, probabilities, pictures),
-        "<h2>Speed</h2>" + _pairs({SPEED[name]: f"{value:.3g}" for name, value in content["throughput"].items()}),
-        "<h2>To reproduce</h2>" + _pairs(made),
-        "<h2>Trained from</h2>"
-        + (_pairs(spec.initial_weights.model_dump()) if spec.initial_weights else "<p>Random weights.</p>"),
-    ]
-    title = escape(folder)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    metrics, best = content["metrics"], content["best_epoch"] + 1
+    verdict = (
+        f"{spec.architecture} on {len(spec.labels)} classes of snapshot {spec.snapshot_id}: accuracy "
+        f"{metrics['val_accuracy']:.4f} and macro F1 {metrics['val_macro_f1']:.4f} on {len(truth)} validation "
+        f"pictures, by epoch {best} of {content['epochs']}, the best by {config.training.best_by}."
     )
+    sections = [
+        Section("Scores", [Table.of_pairs({name: f"{value:.4f}" for name, value in metrics.items()})]),
+        Section("Learning curves", _curves(rows, best)),
+        Section("Classes", _classes(content["per_class"])),
+        *_answers(spec, metrics, truth, probabilities, pictures),
+        Section(
+            "Speed", [Table.of_pairs({SPEED[name]: f"{value:.3g}" for name, value in content["throughput"].items()})]
+        ),
+        Section("To reproduce", [Table.of_pairs(made)]),
+        Section(
+            "Trained from",
+            [Table.of_pairs(spec.initial_weights.model_dump()) if spec.initial_weights else Text("Random weights.")],
+        ),
+    ]
+    return report_page.page(folder, verdict, sections)
 
 
 def _answers(
@@ -75,65 +75,56 @@ def _answers(
     truth: NDArray[np.int64],
     probabilities: NDArray[np.float32],
     pictures: Pictures,
-) -> list[str]:
+) -> list[Section]:
     if spec.multi_label:  # no class is taken for another one
-        return ["<h2>Worst mistakes</h2>" + _several_mistakes(spec.labels, truth, probabilities, pictures)]
+        return [Section("Worst mistakes", [_several_mistakes(spec.labels, truth, probabilities, pictures)])]
     return [
-        "<h2>Confusion</h2>" + _confusion(spec.labels, scores.confusion_matrix(truth, probabilities)),
-        "<h2>Calibration</h2>" + _calibration(spec, truth, probabilities, metrics["val_ece"]),
-        "<h2>Worst mistakes</h2>" + _mistakes(spec.labels, truth, probabilities, pictures),
+        Section("Confusion", _confusion(spec.labels, scores.confusion_matrix(truth, probabilities))),
+        Section("Calibration", _calibration(spec, truth, probabilities, metrics["val_ece"])),
+        Section("Worst mistakes", [_mistakes(spec.labels, truth, probabilities, pictures)]),
     ]
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> str:
+def _curves(rows: Sequence[Mapping[str, float]], best: int) -> list[Block]:
     epochs = [row["epoch"] + 1 for row in rows]
 
-    def series(*names: str) -> dict[str, list[float]]:
-        return {name: [row[name] for row in rows] for name in names}
+    def chart(title: str, *names: str) -> Block:
+        series = {name: [row[name] for row in rows] for name in names}
+        return charts.lines(title, "epoch", epochs, series, marked=best)
 
-    return (
-        charts.lines("loss", epochs, series("train_loss", "val_loss"))
-        + charts.lines("validation", epochs, series("val_accuracy", "val_macro_f1"))
-        + charts.lines("learning rate", epochs, series(*[name for name in rows[0] if name.startswith("lr_")]))
-    )
+    rates = [name for name in rows[0] if name.startswith("lr_")]
+    return [
+        Text(f"The line marks epoch {best}, whose weights were kept."),
+        chart("Loss", "train_loss", "val_loss"),
+        chart("Validation scores", "val_accuracy", "val_macro_f1"),
+        chart("Learning rate", *rates),
+    ]
 
 
-def _classes(table: Mapping[str, Mapping[str, float]]) -> str:
+def _classes(table: Mapping[str, Mapping[str, float]]) -> list[Block]:
     names = ("precision", "recall", "f1", "support")
-    body = "".join(
-        f"<tr><td>{escape(label)}</td>" + "".join(f"<td>{row[name]:.4g}</td>" for name in names) + "</tr>"
-        for label, row in table.items()
-    )
-    return f"<table><tr><th>class</th>{''.join(f'<th>{name}</th>' for name in names)}</tr>{body}</table>"
+    rows = [[label, *(f"{row[name]:.4g}" for name in names)] for label, row in table.items()]
+    return [Table(["class", *names], rows)]
 
 
-def _confusion(labels: Sequence[str], confusion: NDArray[np.int64]) -> str:
+def _confusion(labels: Sequence[str], confusion: NDArray[np.int64]) -> list[Block]:
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(wrong, axis=None)[::-1][:10]
     pairs = [
-        f"<li>{escape(labels[t])} taken for {escape(labels[p])}: {wrong[t, p]} of {confusion[t].sum()}</li>"
+        f"{labels[t]} taken for {labels[p]}: {wrong[t, p]} of {confusion[t].sum()}"
         for t, p in (divmod(int(cell), len(labels)) for cell in order)
         if wrong[t, p]
     ]
-    listed = f"<p>Most confused:</p><ul>{''.join(pairs)}</ul>" if pairs else "<p>No mistakes.</p>"
+    listed: list[Block] = [Text("Most confused:"), Listing(pairs)] if pairs else [Text("No mistakes.")]
     if len(labels) > CONFUSION_CLASSES:
         return listed
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    head = "".join(f"<th>{escape(label)}</th>" for label in labels)
-
-    def cell(t: int, p: int) -> str:
-        color = "46,139,87" if t == p else "192,57,43"
-        return f'<td style="background:rgba({color},{share[t, p]:.2f})">{confusion[t, p]}</td>'
-
-    body = "".join(
-        f"<tr><td>{escape(label)}</td>{''.join(cell(t, p) for p in range(len(labels)))}</tr>"
-        for t, label in enumerate(labels)
-    )
-    return f'<table class="matrix"><tr><th>true \\ answered</th>{head}</tr>{body}</table>{listed}'
+    return [charts.confusion_matrix("Validation pictures by class and answer", labels, confusion.tolist()), *listed]
 
 
-def _calibration(spec: ModelSpec, truth: NDArray[np.int64], probabilities: NDArray[np.float32], ece: float) -> str:
+def _calibration(
+    spec: ModelSpec, truth: NDArray[np.int64], probabilities: NDArray[np.float32], ece: float
+) -> list[Block]:
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     place = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     bins = [
@@ -141,9 +132,8 @@ def _calibration(spec: ModelSpec, truth: NDArray[np.int64], probabilities: NDArr
         for b in range(CALIBRATION_BINS)
         if (place == b).any()
     ]
-    return f"<p>Expected calibration error {ece:.4f}.{_temperature(spec)}</p>" + charts.reliability(
-        "share right by confidence", bins
-    )
+    said = Text(f"Expected calibration error {ece:.4f}.{_temperature(spec)}")
+    return [said, charts.reliability("Share right by confidence", bins)]
 
 
 def _temperature(spec: ModelSpec) -> str:
@@ -151,7 +141,7 @@ def _temperature(spec: ModelSpec) -> str:
     if found is None:
         return ""
     if found.not_fitted:
-        return f" No temperature was fitted: {escape(found.not_fitted)}."
+        return f" No temperature was fitted: {found.not_fitted}."
     return (
         f" Logits are divided by the temperature {found.temperature:.4f}; without it the error would be "
         f"{found.ece_before:.4f} and the loss {found.nll_before:.4f} instead of {found.nll_after:.4f}."
@@ -160,7 +150,7 @@ def _temperature(spec: ModelSpec) -> str:
 
 def _mistakes(
     labels: Sequence[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32], pictures: Pictures
-) -> str:
+) -> Block:
     """Return the pictures whose right class got the least probability, worst first."""
     answered = probabilities.argmax(1)
     wrong = np.flatnonzero(answered != truth)
@@ -175,7 +165,7 @@ def _mistakes(
 
 def _several_mistakes(
     labels: Sequence[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32], pictures: Pictures
-) -> str:
+) -> Block:
     """Return the pictures of which a class got the probability that is farthest off, worst first."""
     off = np.abs(probabilities - truth)
     wrong = np.flatnonzero(((probabilities >= SHOWN) != truth).any(1))
@@ -188,17 +178,9 @@ def _several_mistakes(
     return _figures(captions, pictures)
 
 
-def _figures(captions: Mapping[int, str], pictures: Pictures) -> str:
-    figures = []
-    for index, caption in captions.items():
-        shown = base64.b64encode(jpeg(thumbnail(pictures.picture(0, index)[0], 128))).decode()
-        figures.append(
-            f'<figure><img alt="" src="data:image/jpeg;base64,{shown}"><figcaption>{escape(caption)}<br>'
-            f"<small>{escape(pictures.examples[index].key[-40:])}</small></figcaption></figure>"
-        )
-    return "".join(figures) or "<p>No mistakes.</p>"
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    body = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in values.items())
-    return f"<table>{body}</table>"
+def _figures(captions: Mapping[int, str], pictures: Pictures) -> Block:
+    found = [
+        Picture(shown(pictures.picture(0, index)[0], THUMBNAIL), caption, pictures.examples[index].key[-40:])
+        for index, caption in captions.items()
+    ]
+    return Thumbnails(found) if found else Text("No mistakes.")

@@ -29,13 +29,13 @@ from jobkit.model_spec import ModelSpec
 from jobkit.tracking import Run, client
 from training_jobs.classifier import gpu_memory, weights
 from training_jobs.classifier.config import Config
-from training_jobs.classifier.contact_sheet import sheet
 from training_jobs.classifier.data import ALONE, Batch, Part, cores, loaders, validation_loader
 from training_jobs.classifier.ddp_launcher import run_together
 from training_jobs.classifier.examples import Examples
 from training_jobs.classifier.finalize import finish
 from training_jobs.classifier.lightning_module import ClassifierModule, LossNotFinite
 from training_jobs.classifier.training_callback import Row, TrainingCallback
+from training_jobs.report_kit.pictures import sheet
 
 logger = logging.getLogger("training_jobs.train_classifier")
 NOISE = ".*many workers.*|.*TF32.*|.*LeafSpec.*|.*logging interval.*|.*no `val_dataloader`.*"

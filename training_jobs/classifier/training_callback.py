@@ -17,7 +17,7 @@ from jobkit.experiment import Experiment
 from jobkit.progress import EpochLog, Progress
 from jobkit.tracking import Run
 from training_jobs.classifier.config import Config
-from training_jobs.classifier.contact_sheet import sheet
+from training_jobs.report_kit.pictures import sheet
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -87,18 +87,27 @@ def golden_pictures(snapshot: Snapshot) -> list[Sample]:
 def finish(
     arguments: EvaluationArguments, context: job.Context, evaluation: Evaluation, answers: Answers | None = None
 ) -> Result:
-    """Write the report, and `answers` beside it; tell the log; return what the next tasks get."""
+    """Write the evaluation, beside it its report for people and `answers`; tell the log and MLflow; return what the
+    next tasks get."""
+    from training_jobs.scoring.evaluation_report import evaluation_page
+    from training_jobs.scoring.tracking import track
+
     name = Path(arguments.experiment).name
     place = f"evaluations/{checked_name(arguments.group, 'group')}/{arguments.snapshot_id}/{name}"
-    key, answers_key = f"{place}.json", f"{place}.answers.npz"
+    key, page_key, answers_key = f"{place}.json", f"{place}.html", f"{place}.answers.npz"
     if answers is not None:
         answers.write(context.bottle, answers_key)
+    page = evaluation_page(context.bottle, evaluation)
+    context.bottle.write(page_key, page)
     context.bottle.write(key, evaluation.model_dump_json(indent=1) + "\n")
     for scores in filter(None, (evaluation.candidate, evaluation.champion)):
         shown = ", ".join(f"{metric} {value:.4f}" for metric, value in scores.metrics.items())
         logger.info("%s on %d golden pictures: %s", scores.version, evaluation.pictures, shown)
         for note in scores.notes:
             logger.warning(note)
+    logger.info("report: %s/%s", context.bottle, page_key)
+    if context.is_tracked:
+        track(context, evaluation, page)
     return Result(
         report=key,
         answers=None if answers is None else answers_key,

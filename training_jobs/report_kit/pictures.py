@@ -1,6 +1,8 @@
-"""Many pictures in one, for the eye."""
+"""Pictures for people: thumbnails, and many in one."""
 
 from __future__ import annotations
+
+from base64 import b64encode
 
 import cv2
 import numpy as np
@@ -29,3 +31,8 @@ def jpeg(picture: NDArray[np.uint8]) -> bytes:
     """Return an RGB picture, uint8 [H, W, 3], as JPEG."""
     encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
     return encoded.tobytes()
+
+
+def shown(picture: NDArray[np.uint8], side: int) -> str:
+    """Return a thumbnail of a picture, uint8 [H, W, C], as the source of an `img` element."""
+    return f"data:image/jpeg;base64,{b64encode(jpeg(thumbnail(picture, side))).decode()}"

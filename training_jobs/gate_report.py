@@ -1,0 +1,63 @@
+"""The gate's report: the verdict, its rules one by one, and how far from their limits the numbers are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nightshift_common.options.gate import GateOptions
+from training_jobs.report_kit import charts
+from training_jobs.report_kit.blocks import Block, Section, Table
+from training_jobs.report_kit.page import page
+from training_jobs.scoring.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from training_jobs.gate import Decision
+
+CHARTED_SLICES = 40
+NORMAL_95 = 1.96  # standard errors to each side of an estimate, of an interval that has it in 95 of 100 cases
+
+
+def gate_page(evaluation: Evaluation, rules: GateOptions, decision: Decision) -> str:
+    """Return the report of a decision."""
+    version = evaluation.candidate.version
+    if decision.promote:
+        verdict = f"{version} goes on to be published: it meets every rule."
+    else:
+        verdict = f"{version} is rejected: {'; '.join(decision.failed)}."
+    reasons = [("not met" if reason in decision.failed else "met", reason) for reason in decision.reasons]
+    sections = [
+        Section("Rules", [Table(["", "why"], reasons)]),
+        Section("Against the champion", [*_gains(evaluation, rules), *_slices(evaluation, rules)]),
+        Section("What the rules ask for", [Table.of_pairs(rules.model_dump())]),
+    ]
+    return page(f"Gate of {evaluation.model_name}", verdict, sections, "good" if decision.promote else "bad")
+
+
+def _gains(evaluation: Evaluation, rules: GateOptions) -> list[Block]:
+    if evaluation.comparison is None:
+        return []
+    rows = []
+    for name, gain in evaluation.comparison.gains.items():
+        half = NORMAL_95 * gain.standard_error
+        met = name != rules.metric or gain.value >= rules.min_gain
+        rows.append(charts.Interval(name, gain.value, gain.value - half, gain.value + half, met))
+    title = f"Gain over the champion, with 95 % intervals; {rules.metric} decides"
+    return [charts.intervals(title, rows, "gain", rules.min_gain, f"least gain of {rules.metric}")]
+
+
+def _slices(evaluation: Evaluation, rules: GateOptions) -> list[Block]:
+    """Return by how much each slice changes, those that lose most first."""
+    if evaluation.champion is None:
+        return []
+    now, metric = evaluation.candidate.slices, evaluation.candidate.slice_metric
+    changes = {name: now[name].score - before.score for name, before in evaluation.champion.slices.items()}
+    rows = [
+        charts.Interval(
+            name, change, change, change, change >= -rules.max_slice_loss, f"{now[name].support} golden examples"
+        )
+        for name, change in sorted(changes.items(), key=lambda item: item[1])[:CHARTED_SLICES]
+    ]
+    if not rows:
+        return []
+    title = f"Change of {metric} by class and slice, largest losses first"
+    return [charts.intervals(title, rows, f"change of {metric}", -rules.max_slice_loss, "largest loss allowed")]
