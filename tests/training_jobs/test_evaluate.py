@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from jobkit.experiment import Experiment
 from jobkit.model_spec import ModelSpec, input_shape
 from jobkit.snapshot import Snapshot, read_snapshot, write_snapshot
 from nightshift_common.options.gate import GateOptions
+from tests.support.reports import assert_stands_alone, charts_of, text_of
 from tests.training_jobs.small_classifier import SmallClassifier
 from tests.training_jobs.storage import Storage
 from training_jobs import evaluate, gate
@@ -292,11 +295,36 @@ def test_mlflow_gets_numbers_and_pictures(
     (used,) = stored.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("forms", snapshot.summary.snapshot_id)
     names = {f.path for f in api.list_artifacts(stored.info.run_id)}
-    assert names == {"evaluation.json", "confusion_matrix.png", "worst_mistakes.png"}
-    for name in ("confusion_matrix.png", "worst_mistakes.png"):
-        with Image.open(api.download_artifacts(stored.info.run_id, name, str(tmp_path))) as image:
-            assert image.format == "PNG"
-            assert min(image.size) > 200
-            colors = image.convert("RGB").getcolors(1 << 24)
-            assert colors is not None
-            assert len(colors) > 50
+    assert names == {"evaluation.json", "report.html"}
+    page = Path(api.download_artifacts(stored.info.run_id, "report.html", str(tmp_path))).read_text()
+    assert page == bottle.read(result.report.replace(".json", ".html")).decode()
+
+
+def test_the_report_for_people_has_the_evaluations_numbers_and_its_mistakes_as_pictures(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    model = SmallClassifier(bottle, snapshot)
+    model.write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion, storage.archive = "0.0.7", model.archive()
+    result, evaluation = run(context, snapshot)
+    page = bottle.read(result.report.replace(".json", ".html")).decode()
+    assert_stands_alone(page)
+    drawn = charts_of(page)
+    (heat,) = drawn["Golden pictures by class and the candidate's answer"]["data"]
+    counts = [[cell[0] for cell in row] for row in heat["customdata"]]
+    assert counts == [row[: len(counts[0])] for row in evaluation.candidate.confusion]
+    assert not any(any(row[len(counts[0]) :]) for row in evaluation.candidate.confusion), "nothing is left out"
+    bars = drawn["F1 of each class and slice"]["data"]
+    assert [bar["name"] for bar in bars] == [evaluation.candidate.version, "champion 0.0.7"]
+    for bar, scores in zip(bars, (evaluation.candidate, evaluation.champion), strict=True):
+        named = dict(zip((about[0] for about in bar["customdata"]), bar["x"], strict=True))
+        assert named == {name: part.score for name, part in scores.slices.items()}
+    (gains,) = drawn["Gain over the champion, with 95 % intervals"]["data"]
+    assert gains["x"] == [gain.value for gain in evaluation.comparison.gains.values()]
+    found = re.findall(r'<figure class="picture">.*?src="data:image/jpeg;base64,(.*?)"', page, re.DOTALL)
+    assert len(found) == len(evaluation.mistakes) > 0
+    with Image.open(io.BytesIO(b64decode(found[0]))) as image:
+        colors = image.convert("RGB").getcolors(1 << 24)
+        assert colors is not None and len(colors) > 5
+    text = text_of(page)
+    assert all(f"{value:.4f}" in text for value in evaluation.candidate.metrics.values())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from jobkit import job
 from jobkit.bottle import FolderBottle
@@ -15,6 +15,7 @@ from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.model_spec import NonMaxSuppression
 from jobkit.snapshot import read_snapshot, write_snapshot
 from nightshift_common.options.gate import GateOptions
+from tests.support.reports import assert_stands_alone, charts_of
 from tests.training_jobs.small_classifier import SmallClassifier
 from tests.training_jobs.small_detector import LABELS, SmallDetector, archive, spec, write_experiment, write_scenes
 from tests.training_jobs.storage import Storage
@@ -259,15 +260,33 @@ def test_mlflow_gets_numbers_a_curve_and_pictures(
     assert stored.data.metrics["champion/class/bee/f1"] == 0
     assert stored.data.metrics["gain/ap50"] > 0.2
     names = {f.path for f in api.list_artifacts(stored.info.run_id)}
-    assert names == {"evaluation.json", "precision_recall.png", "worst_pictures.png"}
-    for name in ("precision_recall.png", "worst_pictures.png"):
-        with Image.open(api.download_artifacts(stored.info.run_id, name, str(tmp_path))) as image:
-            colors = image.convert("RGB").getcolors(1 << 24)
-            assert colors is not None
-            assert len(colors) > 50
-    with Image.open(tmp_path / "worst_pictures.png") as image:
-        shown = {color for _, color in image.convert("RGB").getcolors(1 << 24) or []}
-    assert (0, 255, 0) in shown, "objects"
+    assert names == {"evaluation.json", "report.html"}
+    page = Path(api.download_artifacts(stored.info.run_id, "report.html", str(tmp_path))).read_text()
+    assert page == bottle.read(result.report.replace(".json", ".html")).decode()
+
+
+def test_the_report_for_people_has_the_curves_and_the_boxes(
+    context: job.Context, bottle: FolderBottle, snapshot_id: str, storage: Storage, write: Callable[..., None]
+) -> None:
+    write()
+    result, evaluation = run(context, snapshot_id)
+    page = bottle.read(result.report.replace(".json", ".html")).decode()
+    assert_stands_alone(page)
+    drawn, candidate = charts_of(page), evaluation.candidate
+    line, mark = drawn["Precision over recall at IoU 0.5"]["data"]
+    assert (line["x"], line["y"]) == ([p.recall for p in candidate.curve], [p.precision for p in candidate.curve])
+    assert line["customdata"] == [p.confidence for p in candidate.curve]
+    assert (mark["x"], mark["y"]) == ([candidate.metrics["recall"]], [candidate.metrics["precision"]])
+    _, f1 = drawn["F1 by confidence threshold"]["data"]
+    assert (f1["x"], f1["y"]) == ([candidate.confidence_threshold], [pytest.approx(candidate.metrics["f1"])])
+    boxes = re.findall(r'<rect class="(\w+)" x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)"><title>(.*?)<', page)
+    wanted = [one for picture in evaluation.worst for one in (*picture.objects, *picture.predictions)]
+    assert len(boxes) == len(wanted) > 0
+    for (_, x, y, width, height, said), one in zip(boxes, wanted, strict=True):
+        assert [float(x), float(y), float(x) + float(width), float(y) + float(height)] == pytest.approx(list(one.box))
+        assert said.startswith(one.label)
+    missed = sum(picture.false_negatives for picture in evaluation.worst)
+    assert sum(said.endswith("missed") for *_, said in boxes) == missed > 0
 
 
 def test_a_classifier_in_production_under_that_name_is_an_error(

@@ -13,6 +13,7 @@ from jobkit import job
 from jobkit.bottle import FolderBottle
 from jobkit.errors import ConfigurationError, DataValidationError
 from nightshift_common.options.gate import GateOptions
+from tests.support.reports import assert_stands_alone, charts_of, text_of
 from training_jobs import gate
 from training_jobs.gate import Decision, decide
 from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice, read_evaluation
@@ -130,6 +131,37 @@ def test_a_rejection_stops_the_run_with_its_reasons(context: job.Context, bottle
 def test_a_promotion_goes_on(context: job.Context, bottle: FolderBottle) -> None:
     result = run(context, bottle, evaluation(scores("new", 0.96), scores("old", 0.95)))
     assert (result.decision, result.stop_here, len(result.reasons)) == ("promote", None, 3)
+
+
+def test_the_report_for_people_has_the_verdict_the_rules_and_how_far_the_numbers_are_from_them(
+    context: job.Context, bottle: FolderBottle
+) -> None:
+    before, after = {"class/ant": (0.9, 50), "class/bee": (0.9, 50)}, {"class/ant": (0.95, 50), "class/bee": (0.7, 50)}
+    found = evaluation(scores("new", 0.96, after), scores("old", 0.95, before))
+    result = run(context, bottle, found, min_gain=0.002, max_slice_loss=0.1)
+    page = bottle.read("evaluations/g/s/v.gate.html").decode()
+    assert_stands_alone(page)
+    text = text_of(page)
+    assert "new is rejected: class/bee loses 0.2000" in text
+    assert all(reason in text for reason in result.reasons)
+    gains, slices = charts_of(page).values()
+    (drawn,) = gains["data"]
+    assert drawn["x"] == pytest.approx([0.01, 0.01])
+    assert drawn["customdata"][0][1:3] == pytest.approx([0.01 - 1.96 * 0.004, 0.01 + 1.96 * 0.004])
+    assert gains["layout"]["shapes"][0]["x0"] == 0.002
+    named = {
+        about[0]: (one["name"], x)
+        for one in slices["data"]
+        for about, x in zip(one["customdata"], one["x"], strict=True)
+    }
+    assert named == {"class/bee": ("not met", pytest.approx(-0.2)), "class/ant": ("met", pytest.approx(0.05))}
+    assert slices["layout"]["shapes"][0]["x0"] == -0.1
+
+
+def test_a_first_model_has_a_report_without_a_comparison(context: job.Context, bottle: FolderBottle) -> None:
+    run(context, bottle, evaluation(scores("new", 0.96), None))
+    page = bottle.read("evaluations/g/s/v.gate.html").decode()
+    assert charts_of(page) == {} and "new goes on to be published" in text_of(page)
 
 
 def test_an_evaluation_that_is_not_there_or_damaged_is_refused(context: job.Context, bottle: FolderBottle) -> None:

@@ -19,7 +19,7 @@ COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, GRAY)
 DASHES = ("solid", "dash", "dot", "dashdot")  # so that lines are told apart without colors too
 LONGEST_TICK = 18  # characters of a label at an axis; the whole of it is in the hover text
 NUMBERED_CELLS = 15  # classes up to which each cell of a matrix shows its count
-LABELED_CELLS = 40  # classes up to which each row of a matrix has its label
+LABELED_CELLS = 24  # classes up to which each row of a matrix has its label
 SHARE_RANGE = [-0.02, 1.02]
 
 
@@ -60,21 +60,22 @@ def lines(
     """Return a chart of several series over the same `x`; `marked`: where on the x axis a line stands."""
     data = [
         {
-            "type": "scatter", "mode": "lines+markers", "name": escape(name), "x": list(x), "y": _finite(values),
+            "type": "scatter", "mode": "lines+markers", "name": _plain(name), "x": list(x), "y": _finite(values),
             "line": {"color": COLORS[n % len(COLORS)], "dash": DASHES[n % len(DASHES)], "width": 2},
-            "marker": {"size": 5 if len(x) <= 60 else 1}, "hovertemplate": "%{y:.4g}",
+            "marker": {"size": 9 if len(x) == 1 else 5 if len(x) <= 60 else 1}, "hovertemplate": "%{y:.4g}",
         }
         for n, (name, values) in enumerate(series.items())
     ]  # fmt: skip
     layout = _layout(x_name, y_name, legend=len(series) > 1)
     layout["hovermode"] = "x unified"
-    layout["xaxis"] |= {"unifiedhovertitle": {"text": f"{escape(x_name)} %{{x}}"}}
+    layout["xaxis"] |= {"unifiedhovertitle": {"text": f"{_plain(x_name)} %{{x}}"}}
     if log_x:
-        layout["xaxis"] |= {"type": "log"}
-    elif all(float(value).is_integer() for value in x):
-        layout["xaxis"] |= {"tickformat": "d", **({"dtick": 1} if len(x) <= 12 else {})}
+        layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
+    else:
+        room = max(0.02 * (x[-1] - x[0]), 0.25)
+        layout["xaxis"] |= {"range": [x[0] - room, x[-1] + room], **({"dtick": 1} if len(x) <= 12 else {})}
     if marked is not None:
-        layout["shapes"] = [_vertical(math.log10(marked) if log_x else marked)]
+        layout["shapes"] = [_vertical(marked)]
     rows = [[f"{at:g}", *(f"{values[n]:.6g}" for values in series.values())] for n, at in enumerate(x)]
     return Chart(title, data, layout, Table([x_name, *series], rows))
 
@@ -91,8 +92,8 @@ def bars(
     places = list(range(len(labels)))
     data = [
         {
-            "type": "bar", "orientation": "h", "name": escape(name), "x": _finite(values), "y": places,
-            "customdata": [[label, escape(detail)] for label, detail in zip(names, shown, strict=True)],
+            "type": "bar", "orientation": "h", "name": _plain(name), "x": _finite(values), "y": places,
+            "customdata": [[label, _plain(detail)] for label, detail in zip(names, shown, strict=True)],
             "marker": {"color": COLORS[n % len(COLORS)]},
             "hovertemplate": "%{customdata[0]}: %{x:.4f}<br>%{customdata[1]}<extra>%{fullData.name}</extra>",
         }
@@ -130,7 +131,7 @@ def intervals(
                     },
                     "marker": {"color": color, "size": 9, "symbol": "circle" if met else "diamond"},
                     "customdata": [
-                        [escape(row.label), row.low, row.high, f"<br>{escape(row.detail)}" if row.detail else ""]
+                        [_plain(row.label), row.low, row.high, f"<br>{_plain(row.detail)}" if row.detail else ""]
                         for _, row in chosen
                     ],
                     "hovertemplate": "%{customdata[0]}: %{x:+.4f}<br>%{customdata[1]:+.4f} to %{customdata[2]:+.4f}"
@@ -143,7 +144,7 @@ def intervals(
     if margin is not None:
         layout["shapes"] = [_vertical(margin)]
         layout["annotations"] = [
-            {"x": margin, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": escape(margin_name)}
+            {"x": margin, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": _plain(margin_name)}
         ]
         layout["margin"] |= {"t": 28}
         seen = [margin, *(edge for row in rows for edge in (row.low, row.high))]
@@ -180,7 +181,7 @@ def confusion_matrix(
     side = max(220, min(720, 34 * len(labels)))
     layout = _layout("answered", "true", height=side + 120)
     every = max(1, math.ceil(len(labels) / LABELED_CELLS))
-    layout["xaxis"] |= {**_ticks(columns, every), "side": "bottom", "tickangle": -60, "showgrid": False}
+    layout["xaxis"] |= {**_ticks(columns, every), "showgrid": False, **({"tickangle": -60} if len(columns) > 4 else {})}
     layout["yaxis"] |= {**_ticks(labels, every), "autorange": "reversed", "showgrid": False}
     rows = [[label, *map(str, row)] for label, row in zip(labels, counts, strict=True)]
     numbers = Table(["true \\ answered", *columns], rows)
@@ -195,12 +196,12 @@ def precision_recall(title: str, curves: Sequence[RankedCurve]) -> Chart:
         at_threshold = "threshold %{customdata:.4f}<br>precision %{y:.4f}<br>recall %{x:.4f}"
         data += [
             {
-                "type": "scatter", "mode": "lines", "name": escape(curve.name), "x": _finite(curve.recall),
+                "type": "scatter", "mode": "lines", "name": _plain(curve.name), "x": _finite(curve.recall),
                 "y": _finite(curve.precision), "customdata": _finite(curve.confidence),
                 "line": {"color": color, "dash": DASHES[n % len(DASHES)], "width": 2}, "hovertemplate": at_threshold,
             },
             {
-                "type": "scatter", "mode": "markers", "name": f"{escape(curve.name)} at its threshold",
+                "type": "scatter", "mode": "markers", "name": f"{_plain(curve.name)} at its threshold",
                 "x": [curve.threshold_recall], "y": [curve.threshold_precision], "customdata": [curve.threshold],
                 "marker": {"color": color, "size": 11, "symbol": "circle" if n == 0 else "diamond"},
                 "hovertemplate": at_threshold,
@@ -222,12 +223,12 @@ def f1_by_threshold(title: str, curves: Sequence[RankedCurve]) -> Chart:
         shown = "threshold %{x:.4f}<br>F1 %{y:.4f}"
         data += [
             {
-                "type": "scatter", "mode": "lines", "name": escape(curve.name), "x": _finite(curve.confidence),
+                "type": "scatter", "mode": "lines", "name": _plain(curve.name), "x": _finite(curve.confidence),
                 "y": _finite(f1), "line": {"color": color, "dash": DASHES[n % len(DASHES)], "width": 2},
                 "hovertemplate": shown,
             },
             {
-                "type": "scatter", "mode": "markers", "name": f"{escape(curve.name)} at its threshold",
+                "type": "scatter", "mode": "markers", "name": f"{_plain(curve.name)} at its threshold",
                 "x": [curve.threshold], "y": [own], "hovertemplate": shown,
                 "marker": {"color": color, "size": 11, "symbol": "circle" if n == 0 else "diamond"},
             },
@@ -278,9 +279,18 @@ def _layout(x_name: str, y_name: str, height: int = 320, legend: bool = True) ->
     return {
         "height": height, "margin": {"l": 56, "r": 16, "t": 12, "b": 48}, "hovermode": "closest", "showlegend": legend,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {"title": {"text": escape(x_name)}, "automargin": True, "zeroline": False, "ticks": "outside"},
-        "yaxis": {"title": {"text": escape(y_name)}, "automargin": True, "zeroline": False, "ticks": "outside"},
+        "xaxis": _axis(x_name), "yaxis": _axis(y_name),
     }  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Return a text as Plotly shows it unchanged: it reads tags, and no entity for quotation marks."""
+    return escape(text, quote=False)
+
+
+def _axis(name: str) -> dict[str, Any]:
+    title = {"text": _plain(name), "standoff": 12}
+    return {"title": title, "automargin": True, "zeroline": False, "ticks": "outside"}
 
 
 def _rows_of(labels: Sequence[str]) -> dict[str, Any]:
@@ -289,11 +299,11 @@ def _rows_of(labels: Sequence[str]) -> dict[str, Any]:
 
 def _ticks(labels: Sequence[str], every: int = 1) -> dict[str, Any]:
     short = [name if len(name) <= LONGEST_TICK else f"{name[: LONGEST_TICK - 1]}…" for name in labels]
-    return {"tickvals": list(range(0, len(labels), every)), "ticktext": [escape(name) for name in short[::every]]}
+    return {"tickvals": list(range(0, len(labels), every)), "ticktext": [_plain(name) for name in short[::every]]}
 
 
 def _whole(labels: Sequence[str]) -> list[str]:
-    return [escape(label) for label in labels]
+    return [_plain(label) for label in labels]
 
 
 def _vertical(x: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import yaml
 from jobkit import job
 from jobkit.bottle import FolderBottle
 from jobkit.errors import ConfigurationError, DataValidationError
+from tests.support.reports import charts_of, series_of
 from tests.training_jobs.classifier.support import TINY, config, draw, examples
 from training_jobs.classifier import rehearsal
 from training_jobs.classifier.examples import Examples
@@ -108,7 +109,11 @@ def test_rates_are_tried_and_the_table_and_chart_are_left(context: job.Context, 
     result: Any = start(Arguments(config_filename=path, find_learning_rate=True), context)
     rows = list(csv.DictReader(result.table.read_text().splitlines()))
     assert [float(row["rate"]) for row in rows] == pytest.approx([rate_of(n) for n in range(len(rows))], rel=1e-4)
-    assert "<svg" in result.chart.read_text() and 20 < len(rows) <= RATES
+    drawn = charts_of(result.chart.read_text())["Loss by learning rate"]
+    assert drawn["data"][0]["x"] == pytest.approx([float(row["rate"]) for row in rows], rel=1e-4)
+    for name, values in series_of(drawn).items():
+        assert values == pytest.approx([float(row[name]) for row in rows], rel=1e-4)
+    assert set(series_of(drawn)) == {"loss", "smoothed"} and 20 < len(rows) <= RATES
     assert result.suggestion["optimizer.fc_lr"] == pytest.approx(100 * result.suggestion["optimizer.backbone_lr"])
     losses = {float(row["rate"]): float(row["loss"]) for row in rows}
     assert all(math.isfinite(loss) for loss in losses.values())

@@ -20,6 +20,7 @@ from jobkit.classifier import Classifier
 from jobkit.errors import ConfigurationError
 from jobkit.experiment import Experiment
 from jobkit.model_spec import ModelSpec
+from tests.support.reports import assert_stands_alone, charts_of, series_of, text_of
 from tests.training_jobs.classifier.support import LABELS, config, examples, fit
 from training_jobs.classifier import gpu_memory
 from training_jobs.classifier.examples import Examples
@@ -87,11 +88,33 @@ def test_the_log_has_a_row_an_epoch(trained: tuple[FolderBottle, dict[str, Any]]
 def test_the_report_stands_alone_and_shows_mistakes(trained: tuple[FolderBottle, dict[str, Any]]) -> None:
     bottle, content = trained
     page = bottle.read(f"{PATHS.folder}/report.html").decode()
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("<svg") == 4
+    assert_stands_alone(page)
+    drawn = charts_of(page)
+    assert len(drawn) == 5
     mistakes = round((1 - content["metrics"]["val_accuracy"]) * 6)
-    assert page.count("<figure>") == mistakes > 0
-    assert all(label in page for label in LABELS)
+    assert page.count('<figure class="picture">') == mistakes > 0
+    assert all(label in text_of(page) for label in LABELS)
+
+
+def test_the_reports_charts_have_the_numbers_of_the_log_and_the_metrics(
+    trained: tuple[FolderBottle, dict[str, Any]],
+) -> None:
+    bottle, content = trained
+    drawn = charts_of(bottle.read(f"{PATHS.folder}/report.html").decode())
+    rows = list(csv.DictReader(io.StringIO(bottle.read(f"{PATHS.folder}/csv_logs/metrics.csv").decode())))
+    losses = series_of(drawn["Loss"])
+    for name in ("train_loss", "val_loss"):
+        assert losses[name] == pytest.approx([float(row[name]) for row in rows], rel=1e-4)
+    assert drawn["Loss"]["layout"]["shapes"][0]["x0"] == content["best_epoch"] + 1
+    (heat,) = drawn["Validation pictures by class and answer"]["data"]
+    counts = [[cell[0] for cell in row] for row in heat["customdata"]]
+    assert [sum(row) for row in counts] == [content["per_class"][label]["support"] for label in LABELS]
+    right = sum(counts[n][n] for n in range(len(LABELS)))
+    assert right / sum(map(sum, counts)) == pytest.approx(content["metrics"]["val_accuracy"])
+    *_, bins = drawn["Share right by confidence"]["data"]
+    gaps = [abs(x - y) * count for x, y, count in zip(bins["x"], bins["y"], bins["customdata"], strict=True)]
+    assert sum(bins["customdata"]) == sum(map(sum, counts))
+    assert sum(gaps) / sum(bins["customdata"]) == pytest.approx(content["metrics"]["val_ece"], abs=1e-4)
 
 
 def test_training_batches_are_shown_as_the_model_gets_them(trained: tuple[FolderBottle, dict[str, Any]]) -> None:
