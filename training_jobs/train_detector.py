@@ -155,7 +155,7 @@ def _finish(
     val_scores = {f"val_{name}": value for name, value in scores.metrics.items()}
     bottle.put(experiment.torchscript, script)
     bottle.write(experiment.spec, spec.model_dump_json(indent=2) + "\n")
-    content = {
+    content: dict[str, Any] = {
         "best_epoch": epoch,
         "epochs": len(callback.rows),
         "metrics": {**callback.row(epoch), **val_scores},
