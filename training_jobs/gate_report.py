@@ -26,7 +26,7 @@ def gate_page(evaluation: Evaluation, rules: GateOptions, decision: Decision) ->
         verdict = f"{version} is rejected: {'; '.join(decision.failed)}."
     reasons = [("not met" if reason in decision.failed else "met", reason) for reason in decision.reasons]
     sections = [
-        Section("Rules", [Table(["", "why"], reasons)]),
+        Section("Rules", [Table((), reasons)]),
         Section("Against the champion", [*_gains(evaluation, rules), *_slices(evaluation, rules)]),
         Section("What the rules ask for", [Table.of_pairs(rules.model_dump())]),
     ]

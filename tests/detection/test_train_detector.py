@@ -29,6 +29,7 @@ from nightshift_common.detector import EpochEnd
 from nightshift_common.options.detector import DetectorTrainingOptions
 from nightshift_common.patience import patience
 from nightshift_common.task_instance import TaskInstanceKey
+from tests.support.reports import charts_of, series_of
 from tests.support.scenes import GROUP, LABELS, write_scenes
 from tests.support.waiting import wait_for
 from training_jobs import train_detector
@@ -163,6 +164,12 @@ def test_what_it_leaves_is_what_later_steps_need(
     assert list(script(torch.zeros(3, 3, 96, 96)).shape) == [3, 6, 189]
     content = json.loads(bottle.read(experiment.metrics))
     assert content["confidence_threshold"] == spec.confidence_threshold
+    drawn = charts_of(bottle.read(f"{experiment.folder}/report.html").decode())
+    rows = [json.loads(line) for line in history(bottle)]
+    assert series_of(drawn["Validation F1"])["val_f1"] == pytest.approx([row["val_f1"] for row in rows])
+    assert series_of(drawn["Losses"])["train_box_loss"] == pytest.approx([row["train_box_loss"] for row in rows])
+    _, mark = drawn["F1 by confidence threshold"]["data"]
+    assert (mark["x"], mark["y"]) == ([spec.confidence_threshold], [pytest.approx(content["metrics"]["val_f1"])])
     assert content["provenance"]["libraries"]["ultralytics"]
     assert b"learning_rate: 0.01" in bottle.read(experiment.config)
     sizes = [bottle.path(key).stat().st_size for key in (experiment.best_weights, experiment.last_weights)]

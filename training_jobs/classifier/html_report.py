@@ -46,9 +46,10 @@ def page(
     Of several labels `truth` is 0 or 1, [N, K].
     """
     made = {name: value for name, value in content["provenance"].items() if name != "packages"}  # a hundred rows
+    source = f" of snapshot {spec.snapshot_id}" if spec.snapshot_id else ""
     metrics, best = content["metrics"], content["best_epoch"] + 1
     verdict = (
-        f"{spec.architecture} on {len(spec.labels)} classes of snapshot {spec.snapshot_id}: accuracy "
+        f"{spec.architecture} on {len(spec.labels)} classes{source}: accuracy "
         f"{metrics['val_accuracy']:.4f} and macro F1 {metrics['val_macro_f1']:.4f} on {len(truth)} validation "
         f"pictures, by epoch {best} of {content['epochs']}, the best by {config.training.best_by}."
     )

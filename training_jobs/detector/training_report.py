@@ -34,7 +34,7 @@ def training_page(
     sections = [
         Section("Scores", [Table.of_pairs({name: f"{value:.4f}" for name, value in content["metrics"].items()})]),
         Section("Learning curves", _curves(rows, best)),
-        Section("Thresholds", threshold_charts([scores], iou_threshold)),
+        Section("Thresholds", threshold_charts({scores.version: scores}, iou_threshold)),
         Section("Classes and sizes", [Table(["", "precision", "recall", "f1", "support"], classes)]),
         Section("To reproduce", [Table.of_pairs(made)]),
     ]

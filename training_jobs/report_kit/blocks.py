@@ -35,8 +35,14 @@ class Table:
 
     @classmethod
     def of_pairs(cls, values: Mapping[str, Any]) -> Table:
-        """Return a table of names and values, without a header."""
-        return cls((), [(str(name), str(value)) for name, value in values.items()])
+        """Return a table of names and values, without a header; a value may have names and values itself."""
+
+        def shown(value: Any) -> str:
+            if isinstance(value, Mapping):
+                return ", ".join(f"{name} {part}" for name, part in value.items())
+            return "none" if value is None else str(value)
+
+        return cls((), [(name, shown(value)) for name, value in values.items()])
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def lines(
     layout["hovermode"] = "x unified"
     layout["xaxis"] |= {"unifiedhovertitle": {"text": f"{_plain(x_name)} %{{x}}"}}
     if log_x:
-        layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
+        layout["xaxis"] |= {"type": "log"}
     else:
         room = max(0.02 * (x[-1] - x[0]), 0.25)
         layout["xaxis"] |= {"range": [x[0] - room, x[-1] + room], **({"dtick": 1} if len(x) <= 12 else {})}
@@ -290,7 +290,7 @@ def _plain(text: str) -> str:
 
 def _axis(name: str) -> dict[str, Any]:
     title = {"text": _plain(name), "standoff": 12}
-    return {"title": title, "automargin": True, "zeroline": False, "ticks": "outside"}
+    return {"title": title, "automargin": True, "zeroline": False, "ticks": "outside", "exponentformat": "power"}
 
 
 def _rows_of(labels: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,11 @@ def evaluation_page(bottle: Bottle, evaluation: Evaluation) -> str:
     if isinstance(evaluation, ClassifierEvaluation):
         sections.append(Section("Confusion", _confusion(evaluation)))
     if isinstance(evaluation, DetectorEvaluation):
-        detectors = [scores for scores in (evaluation.candidate, evaluation.champion) if scores is not None]
+        named = {evaluation.candidate.version: evaluation.candidate}
+        if evaluation.champion is not None:
+            named[f"champion {evaluation.champion.version}"] = evaluation.champion
         sections += [
-            Section("Thresholds", threshold_charts(detectors, evaluation.iou_threshold)),
+            Section("Thresholds", threshold_charts(named, evaluation.iou_threshold)),
             Section("Pictures with the most mistakes", _worst(bottle, evaluation.worst)),
         ]
     if isinstance(evaluation, ClassifierEvaluation | MultiLabelEvaluation):
@@ -75,11 +77,11 @@ def slices(evaluation: Evaluation) -> list[Block]:
     return [*more, charts.bars(title, drawn, series, ours.slice_metric, details)]
 
 
-def threshold_charts(models: Sequence[DetectorScores], iou_threshold: float) -> list[Block]:
-    """Return precision over recall, and F1 over the threshold, of detectors that found anything."""
+def threshold_charts(models: Mapping[str, DetectorScores], iou_threshold: float) -> list[Block]:
+    """Return precision over recall, and F1 over the threshold, of detectors by name that found anything."""
     curves = [
         charts.RankedCurve(
-            name=scores.version,
+            name=name,
             confidence=[point.confidence for point in scores.curve],
             precision=[point.precision for point in scores.curve],
             recall=[point.recall for point in scores.curve],
@@ -87,7 +89,7 @@ def threshold_charts(models: Sequence[DetectorScores], iou_threshold: float) -> 
             threshold_precision=scores.metrics["precision"],
             threshold_recall=scores.metrics["recall"],
         )
-        for scores in models
+        for name, scores in models.items()
         if scores.curve
     ]
     if not curves:
