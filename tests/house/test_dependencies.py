@@ -33,6 +33,7 @@ class Environment:
 
 
 MODELOPT = "imported by nvidia-modelopt, which is installed without its dependencies"
+REPORTS = "the plotly.js that it brings goes into reports, and nothing of it is imported"
 SIGNING = "imported by model-signing, which does not declare it"
 ENVIRONMENTS = {
     "airflow": Environment(
@@ -53,13 +54,14 @@ ENVIRONMENTS = {
             ),
             "pyopenssl": SIGNING,
             "psutil": "MLflow measures with it what a training takes of the machine",
+            "plotly": REPORTS,
         },
-        {"ultralytics": "the environment detection has it"},
+        dict.fromkeys(("ultralytics", "matplotlib"), "the environment detection has it"),
     ),
     "detection": Environment(
         ("jobkit", "training_jobs", "conversion_jobs", "nightshift_common"),
         ("detection",),
-        {},
+        {"plotly": REPORTS},
         dict.fromkeys(
             (
                 *("timm", "lightning", "bitsandbytes", "annotated_types"),
