@@ -34,7 +34,7 @@ ELSEWHERE = {
 }
 BLOCKS_ELSEWHERE = {
     "make test": "the tests do not run themselves",
-    "make up\nexport PATH": "tests/compatibility/test_readme_fine_tuning.py runs each line of it",
+    "make up\neval": "tests/compatibility/test_readme_fine_tuning.py runs each line of it",
     "make import": "tests/services/collect and tests/local/test_new_pipeline.py run what it runs",
     "dags/": "a list of folders",
 }
@@ -51,7 +51,7 @@ def blocks() -> list[tuple[str, str]]:
 
 def commands() -> list[str]:
     """Return the commands of the README's table."""
-    return [command for row in table("README.md", "command") for command in quoted(row[0])]
+    return [command for row in table("README.md", "what you want") for command in quoted(row[1])]
 
 
 def label(said: str) -> str:
