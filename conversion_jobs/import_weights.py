@@ -22,7 +22,7 @@ from conversion_jobs.families.archives import LABELS_FILE as NUM2LABEL
 from conversion_jobs.families.archives import opened_weights
 from conversion_jobs.families.probing import names_of_outputs
 from conversion_jobs.onnx.graph import compact_json
-from conversion_jobs.sandboxed.answering import answer_experiment, outputs_of, stored
+from conversion_jobs.sandboxed.answering import answer_experiment, answer_graph, outputs_of, stored
 from conversion_jobs.sandboxed.exporting import GRAPH
 from conversion_jobs.sandboxed.importing import SCRIPT, Imported, import_source
 from conversion_jobs.sandboxed.own_graph import list_external_files, take_graph
@@ -134,16 +134,16 @@ def checked_labels(bottle: Bottle, experiment: Experiment, snapshot_id: str | No
     spec = read_spec(bottle, experiment)
     if not isinstance(spec, ModelSpec) or not spec.labels or snapshot_id is None:
         return None
-    if not bottle.exists(experiment.torchscript):
-        return None
     from conversion_jobs.verification.labels import check_labels  # scipy, which the environment of detectors has not
 
-    script = bottle.local(experiment.torchscript)
+    is_own = bottle.exists(experiment.own_graph)
+    model = bottle.local(experiment.own_graph if is_own else experiment.torchscript)
 
     def answer(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         with stored(inputs) as path:
-            values = {"script": script, "spec": spec, "inputs": path}
-            with runner.run(answer_experiment, values, reads=[script, path]) as done:
+            values = {"graph": model} if is_own else {"script": model, "spec": spec}
+            function = answer_graph if is_own else answer_experiment
+            with runner.run(function, {**values, "inputs": path}, reads=[model, path]) as done:
                 return outputs_of(done, len(inputs))[0]
 
     golden = read_snapshot(bottle, spec.group, snapshot_id).split("golden")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from jobkit.files import write_atomic
 from jobkit.paths import checked_name
 from jobkit.snapshot import last_snapshot
 from nightshift_common.options.training import BatchSize, Epochs, Gpus, InferenceOptions
+from training_jobs.classifier.estimate import Estimate
 
 if TYPE_CHECKING:
     from training_jobs.classifier.config import Config
@@ -68,21 +69,6 @@ class Result(job.Result):
     epochs: int
 
 
-class CheckResult(job.Result):
-    """With `--check`: what the training would take (`training_jobs.classifier.rehearsal.Estimate`)."""
-
-    parameters: int
-    train_pictures: int
-    val_pictures: int
-    updates_per_epoch: int
-    step_seconds: float
-    val_step_seconds: float
-    epoch_seconds: float
-    total_seconds: float
-    memory_gib: float
-    device: str
-
-
 class RateResult(job.Result):
     """With `--find_learning_rate`: what to write into the file, and where the table and the chart lie."""
 
@@ -115,12 +101,12 @@ def start(arguments: Arguments, context: job.Context) -> job.Result:
     return run(arguments, context)
 
 
-def check(arguments: Arguments, context: job.Context) -> CheckResult:
+def check(arguments: Arguments, context: job.Context) -> Estimate:
     """Try the training for a few batches."""
     from training_jobs.classifier import rehearsal
 
     task = _task(arguments, context)
-    return CheckResult(**asdict(rehearsal.check(task.config, task.examples(), task.bottle, arguments.gpus)))
+    return rehearsal.check(task.config, task.examples(), task.bottle, arguments.gpus)
 
 
 def find_learning_rate(arguments: Arguments, context: job.Context) -> RateResult:

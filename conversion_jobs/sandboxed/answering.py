@@ -17,7 +17,7 @@ from conversion_jobs.families.outputs import flattened
 from conversion_jobs.families.probing import probe
 from conversion_jobs.families.sources import SourceFile, load_experiment, load_source, load_torchscript
 from conversion_jobs.onnx.mapped_file import split_file
-from conversion_jobs.onnx.session import filled
+from conversion_jobs.onnx.session import OnnxModel, filled
 from conversion_jobs.sandboxed.importing import ImportedDetector
 from jobkit.errors import DataValidationError
 from jobkit.model_spec import DetectorSpec, HeadSpec, NonMaxSuppression, Preprocessing, Spec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Array = NDArray[np.float32]
+AT_ONCE = 8  # inputs in a batch that is free
 
 
 class Answered(BaseModel):
@@ -83,6 +84,15 @@ def answer_experiment(work: Path, script: Path, spec: Spec, inputs: Path) -> Ans
     return _written(work, outputs)
 
 
+def answer_graph(work: Path, graph: Path, inputs: Path) -> Answered:
+    """Write what the ONNX file `graph` gives for `inputs` [n, ...].
+
+    Raises:
+        DataValidationError: ONNX Runtime does not take the file, or it fails on these inputs.
+    """
+    return _written(work, OnnxModel(graph).run_all(np.load(inputs, allow_pickle=False), AT_ONCE))
+
+
 def answer_file(
     work: Path, weights: Path, options: SourceOptions, inside: Preprocessing | None, inputs: Path
 ) -> Answered:
@@ -127,7 +137,7 @@ def _answers(module: nn.Module, inputs: Array, batch: int | None) -> list[Array]
     """Return each output for `inputs` [n, ...]; a `batch` that is fixed is filled up with the first inputs."""
     import torch
 
-    size, columns = batch or 8, []
+    size, columns = batch or AT_ONCE, []
     with torch.inference_mode():
         for start in range(0, len(inputs), size):
             part = inputs[start : start + size]

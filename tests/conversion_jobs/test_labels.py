@@ -75,6 +75,19 @@ def test_swapped_labels_are_named(trained: Trained, painter: Path, paintings: Pa
     assert "100.0% would be right instead of 50.0%" in warning
 
 
+def test_swapped_labels_of_a_graph_of_ones_own_are_named(trained: Trained, paintings: Path, tmp_path: Path) -> None:
+    example, axes = torch.zeros(2, 3, 16, 16), {"pictures": {0: "n"}, "scores": {0: "n"}}
+    torch.onnx.export(
+        Painter().eval(), (example,), str(tmp_path / "painter.onnx"), dynamo=False, opset_version=17,
+        input_names=["pictures"], output_names=["scores"], dynamic_axes=axes,
+    )  # fmt: skip
+    right = bring(trained, tmp_path / "painter.onnx", paintings, family="onnx")
+    assert (right.accuracy, right.warnings) == (1.0, [])
+    swapped = bring(trained, tmp_path / "painter.onnx", paintings, family="onnx", labels="green, red, blue, gray")
+    assert swapped.accuracy == 0.5
+    assert "what is called 'green' lies in the folder 'red'" in swapped.warnings[0]
+
+
 def test_labels_in_an_order_that_no_picture_agrees_with_are_near_chance_and_the_right_order_is_named(
     trained: Trained, painter: Path, paintings: Path
 ) -> None:

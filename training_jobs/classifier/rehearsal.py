@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from jobkit.progress import duration
 from training_jobs.classifier import data, gpu_memory, weights
 from training_jobs.classifier.config import Config, overridden
 from training_jobs.classifier.data import ALONE, Batch, BatchSampler, loaders
+from training_jobs.classifier.estimate import Estimate
 from training_jobs.classifier.examples import Examples
 from training_jobs.classifier.lightning_module import ClassifierModule
 from training_jobs.classifier.optimization import build_optimizer
@@ -36,25 +37,6 @@ SMOOTHING = 0.98  # of the losses, and the two below as in fast.ai's and Lightni
 DIVERGED = 4.0  # times the lowest smoothed loss
 SKIPPED = 10  # first rates, which are too low to tell
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a training will take, from a few steps of it on this machine."""
-
-    parameters: int
-    train_pictures: int
-    val_pictures: int
-    updates_per_epoch: int
-    step_seconds: float
-    """A batch of training, with what it waits for its pictures."""
-    val_step_seconds: float
-    epoch_seconds: float
-    total_seconds: float
-    """All epochs; the pictures decoded once where they fit into memory."""
-    memory_gib: float
-    """The most that was in use: of the GPU where there is one, else of this process and its pictures."""
-    device: str
 
 
 class Stopwatch(Callback):
@@ -153,7 +135,7 @@ def _measured(config: Config, examples: Examples, bottle: Bottle, gpus: int) -> 
         "%d, %.1f GiB of memory, on %s",
         found.parameters / 1e6, found.train_pictures, found.val_pictures, duration(epoch),
         duration(found.total_seconds), config.training.epochs, found.memory_gib, found.device,
-        extra={"event": "estimate", **asdict(found)},
+        extra={"event": "estimate", **found.model_dump(exclude={"stop_here"})},
     )  # fmt: skip
     return found
 

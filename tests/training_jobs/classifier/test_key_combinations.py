@@ -174,16 +174,19 @@ def file_of(row: dict[str, str], folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.fixture(autouse=True)
+def eager_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real back end takes half a minute a model; what may go wrong with other keys is the tracing."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+
+
 @pytest.mark.parametrize(
     "row", [*ROWS[:QUICK], *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS[QUICK:])], ids=range(len(ROWS))
 )
 def test_any_two_keys_train_together(
-    row: dict[str, str], folder: Path, tmp_path: Path, context: job.Context, bottle: FolderBottle,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    compiled = torch.nn.Module.compile
-    # The real back end takes half a minute a model; what may go wrong with other keys is the tracing.
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    row: dict[str, str], folder: Path, tmp_path: Path, context: job.Context, bottle: FolderBottle
+) -> None:
     check_row(Arguments(config_filename=written(row, folder, tmp_path)), context, bottle)
 
 
@@ -196,11 +199,8 @@ def test_any_two_keys_train_together(
     ids=range(len(SEVERAL_ROWS)),
 )
 def test_any_two_keys_train_together_on_pictures_of_several_labels(
-    row: dict[str, str], folder: Path, tmp_path: Path, context: job.Context, bottle: FolderBottle,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    compiled = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    row: dict[str, str], folder: Path, tmp_path: Path, context: job.Context, bottle: FolderBottle
+) -> None:
     snapshot_id = make_snapshot(bottle, 32).summary.snapshot_id
     path = written(row, folder, tmp_path)
     check_row(Arguments(config_filename=path, cat=GROUP, snapshot_id=snapshot_id), context, bottle)
