@@ -64,10 +64,21 @@ class ModelStorageClient:
         self._client.close()
 
     def upload(
-        self, model: str, archive: Path, version: str = "next", sha256: str | None = None, sent: Count | None = None
+        self,
+        model: str,
+        archive: Path,
+        version: str = "next",
+        sha256: str | None = None,
+        sent: Count | None = None,
+        triton_version: int | None = None,
     ) -> dict[str, Any]:
-        """Publish a flat zip as a version, streamed from the disk; return `{"version": ...}`."""
+        """Publish a zip as a version, streamed from the disk; return `{"version": ...}`.
+
+        It gets Triton's number `triton_version`, or the next one that is free.
+        """
         form = {"model_name": model, "model_version": version, "sha256": sha256 or checksum(archive)}
+        if triton_version is not None:
+            form["triton_version"] = str(triton_version)
         with archive.open("rb") as handle:
             files: Any = {"src_file": (archive.name, _Counted(handle, sent or _nobody))}
             answer: dict[str, Any] = self._json("POST", "/upload_new_version/", data=form, files=files)

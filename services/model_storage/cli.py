@@ -7,10 +7,12 @@ Exit codes: 0 done; 1 refused, the message says why; 75 (EX_TEMPFAIL) the storag
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import getpass
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from rich.table import Table
 
 from nightshift_common.exit_codes import ExitCode
 from nightshift_common.model_storage_client import ModelStorageClient, StorageRefused, StorageUnavailable, checksum
+from services.model_storage.importing import import_repository
 
 URL, TOKEN = "NIGHTSHIFT_STORAGE_URL", "NIGHTSHIFT_STORAGE_TOKEN"
 
@@ -42,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     else:
         options.show(answer)
-    return 0
+    return 1 if options.run is import_copy and any("refused" in row["outcome"] for row in answer) else 0
 
 
 def upload(client: ModelStorageClient, options: argparse.Namespace) -> Any:
@@ -98,6 +101,11 @@ def history(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     return client.history(options.model, options.at)
 
 
+def import_copy(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Publish what a copy of an older service's repository holds."""
+    return [dataclasses.asdict(row) for row in import_repository(client, options.folder, options.promote)]
+
+
 @contextmanager
 def _progress(what: str, of: Path | int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, nothing elsewhere; yields what to tell each amount of bytes."""
@@ -128,6 +136,12 @@ def _show_stages(answer: dict[str, Any]) -> None:
 def _show_history(answer: list[dict[str, Any]]) -> None:
     columns = ("promoted_at", "action", "version", "previous_version", "actor", "on_behalf_of", "reason", "run_id")
     _show_table(answer, (*columns, "snapshot_id"))
+
+
+def _show_imported(answer: list[dict[str, Any]]) -> None:
+    _show_table(answer, ("model", "folder", "version", "outcome", "in_production"))
+    outcomes = Counter(row["outcome"].partition(":")[0] for row in answer)
+    console.print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "no versions", markup=False)
 
 
 def _show_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
@@ -177,6 +191,11 @@ def _parser() -> argparse.ArgumentParser:
     added = command("history", history, _show_history, "which version was in production when")
     added.add_argument("model")
     added.add_argument("--at", help="what was in production at this time, say 2026-11-17T03:00+01:00")
+    added = command("import", import_copy, _show_imported, "publish what a copy of an older service's repository holds")
+    added.add_argument("folder", type=Path, help="the copy: <model>/<number>/..., <model>/config.pbtxt")
+    added.add_argument(
+        "--promote", action="store_true", help="bring the versions that its config.pbtxt name into production, too"
+    )
     return parser
 
 

@@ -30,7 +30,9 @@ class Service:
 
     def __post_init__(self) -> None:
         self.store = _open_store(self.settings.repository)
-        self.catalog = Catalog(self.store, self.settings.max_unpacked_bytes, self.settings.trusted)
+        self.catalog = Catalog(
+            self.store, self.settings.max_unpacked_bytes, self.settings.trusted, self.settings.python_models
+        )
         seconds = self.settings.triton_timeout
         self.fleet = Fleet([Triton(address, seconds, key) for address, key in self.settings.triton_servers()])
         self.history = History(self.settings.database_url)

@@ -133,6 +133,11 @@ class Served:
         wanted = [] if number is None else [number]
         return all(served.get(model, []) == wanted for served in self._servers)
 
+    def version(self, model: str) -> int | None:
+        """Return the one version of `model` that every server serves; None where there is no such version."""
+        found = [served.get(model, []) for served in self._servers]
+        return found[0][0] if len(found[0]) == 1 and all(versions == found[0] for versions in found) else None
+
     def models(self) -> set[str]:
         """Return the models that any server serves."""
         return {model for served in self._servers for model in served}

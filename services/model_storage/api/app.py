@@ -23,7 +23,7 @@ from services.model_storage.metrics import Measured
 from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
 from services.model_storage.production.promotions import Tried
 from services.model_storage.production.stages import Stage, stages
-from services.model_storage.repository.catalog import CANARY, CANDIDATE, Record, check_model_name
+from services.model_storage.repository.record import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.service import Service
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -154,8 +154,8 @@ def create_app(service: Service) -> FastAPI:
 
 
 async def _answer(_: Request, error: Exception) -> Response:
-    status = error.status if isinstance(error, StorageError) else 500
-    return JSONResponse({"detail": str(error)}, status, {"Retry-After": "5"} if status == 503 else None)
+    known = error if isinstance(error, StorageError) else StorageError(str(error))
+    return JSONResponse(known.body(), known.status, {"Retry-After": "5"} if known.status == 503 else None)
 
 
 def _health(service: Service) -> APIRouter:

@@ -6,8 +6,9 @@ import logging
 
 from services.model_storage.errors import StorageError
 from services.model_storage.production.picture_entries import PictureEntries
-from services.model_storage.repository.catalog import BESIDE, Catalog, Record
+from services.model_storage.repository.catalog import Catalog
 from services.model_storage.repository.model_config import CONFIG_FILE
+from services.model_storage.repository.record import BESIDE, Record
 from services.model_storage.triton import Fleet
 
 logger = logging.getLogger(__name__)

@@ -12,16 +12,16 @@ from services.model_storage.errors import Conflict, NotFound, NotTrusted, Servin
 from services.model_storage.production.candidates import Beside
 from services.model_storage.production.history import PRODUCTION, Action, Change, History, Note, Promotion
 from services.model_storage.production.picture_entries import PictureEntries
-from services.model_storage.repository.catalog import (
+from services.model_storage.repository.catalog import Catalog
+from services.model_storage.repository.model_config import CONFIG_FILE
+from services.model_storage.repository.record import (
     CANARY,
     CANDIDATE,
     PICTURES,
     PREVIOUS,
-    Catalog,
     Record,
     check_model_name,
 )
-from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.store import ModelLocks
 from services.model_storage.triton import Fleet, Served
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
+TAKEN_OVER = "Triton served it when the model storage took the repository over"
 
 
 class Tried(BaseModel):
@@ -117,14 +118,18 @@ class Production:
         return self._change(model, roll_back)
 
     def load(self, model: str, note: Note) -> Promotion:
-        """Load what is in production, or was before it was unloaded; for a new model the latest version."""
+        """Load what is in production, or was before it was unloaded.
+
+        Of a model that never was: the version that an earlier service has configured, else the latest.
+        """
 
         def load(change: Change) -> Promotion:
             earlier = [row.version for row in change.rows if row.version is not None]
-            versions = [record.version for record in self.catalog.versions(model)]
-            if not versions:
+            records = self.catalog.versions(model)
+            if not records:
                 raise NotFound(f"there is no model {model!r}")
-            record = self.catalog.version(model, (earlier or versions)[-1])
+            left = self.catalog.configured(model) if self.catalog.has_taken_over(model) else None
+            record = self.catalog.version(model, earlier[-1]) if earlier else left or records[-1]
             return self._switch(change, record, _data_of(change, record.version, note), "load")
 
         return self._change(model, load)
@@ -133,11 +138,14 @@ class Production:
         """Take the model out of Triton and write down that nothing is in production."""
         if not self.catalog.versions(model):
             raise NotFound(f"there is no model {model!r}")
-        with self._locks.of(model), self.history.change(model) as change:
+
+        def unload(change: Change) -> None:
             self._entries.remove(model)
             self.fleet.unload(model)
             if change.champion is not None:
                 change.add("unload", None, None, None, note)
+
+        self._change(model, unload)
 
     def stage(self, model: str, version: str) -> Record:
         """Serve `version` under the name `<model>__candidate`, beside the version in production."""
@@ -278,8 +286,24 @@ class Production:
             self._beside.remove(name)
 
     def _change(self, model: str, action: Callable[[Change], T]) -> T:
-        with self._locks.of(model), self.history.change(model) as change:
-            return action(change)
+        with self._locks.of(model):
+            self._take_over(model)
+            with self.history.change(model) as change:
+                return action(change)
+
+    def _take_over(self, model: str) -> None:
+        """Make what Triton serves of a model that was taken over the first row of its history."""
+        if not self.catalog.has_taken_over(model) or self.history.rows(model, limit=1):
+            return
+        number = self.fleet.served().version(model)
+        left = [record for record in self.catalog.versions(model) if record.taken_over is not None]
+        served = [record for record in left if record.triton_version == number]
+        if not served:
+            return
+        with self.history.change(model) as change:
+            if not change.rows:
+                change.add("load", served[0].version, number, served[0].target, Note(reason=TAKEN_OVER))
+                logger.info("Triton serves %s %s, which is in production from now on", model, served[0].version)
 
     def _roll_back(self, change: Change, model: str, note: Note) -> Promotion:
         _refuse_if_pinned(change, None)
@@ -346,6 +370,8 @@ class Production:
         served = self.fleet.served()
         if self._is_right(served, model, champion):
             return  # a change that was under way has done it
+        if not change.rows and self.catalog.has_taken_over(model):
+            return  # several versions, or others on each server: not loaded by us, so the next promotion ends it
         if champion is None or champion.version is None:
             logger.warning("Triton serves %s, which is not in production: unloaded", model)
             self._entries.remove(model)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from services.model_storage.production.history import CANARY, PRODUCTION, Promotion
 from services.model_storage.production.promotions import ways_back
-from services.model_storage.repository.catalog import Record
+from services.model_storage.repository.record import Record
 
 Stage = Literal["candidate", "canary", "champion", "previous"]
 ALL = "all"

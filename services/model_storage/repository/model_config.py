@@ -19,10 +19,15 @@ from services.model_storage.errors import Refused
 from services.model_storage.repository.onnx_interface import Tensor, read_interface
 
 CONFIG_FILE = "config.pbtxt"
-MODEL_FILES = {"model.onnx": "onnx", "model.plan": "tensorrt"}
+MODEL_FILES: dict[str, Literal["onnx", "tensorrt", "pytorch"]] = {
+    "model.onnx": "onnx",
+    "model.plan": "tensorrt",
+    "model.pt": "pytorch",
+}
+PYTHON_FILE = "model.py"
 TRITON_DEFAULT_MAX_BATCH_SIZE = 4  # what Triton takes where it completes a configuration itself
-_PLATFORM = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
-_BACKEND = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
+_PLATFORM = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "pytorch": "pytorch_libtorch"}
+_BACKEND = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "pytorch": "pytorch", "python": "python"}
 
 _Fields = Mapping[str, "Literal[True] | _Fields"]  # a message that is kept whole holds nothing but numbers
 _TENSOR: _Fields = {
@@ -82,13 +87,14 @@ def read(text: str, model: str, target: str, files: Collection[str]) -> tuple[An
         raise Refused(f"{CONFIG_FILE} is not a Triton model configuration: {error}") from error
     if config.name not in ("", model):
         raise Refused(f"{CONFIG_FILE} is for the model {config.name!r}, the upload for {model!r}")
-    if config.platform not in ("", _PLATFORM[target]) or config.backend not in ("", _BACKEND[target]):
+    platform = _PLATFORM.get(target, "")
+    if config.platform not in ("", platform) or config.backend not in ("", _BACKEND[target]):
         raise Refused(
             f"{CONFIG_FILE} names platform {config.platform!r} and backend {config.backend!r}, but the archive holds "
-            f"a model for {_PLATFORM[target]!r} ({_BACKEND[target]!r})"
+            f"a model for {platform!r} ({_BACKEND[target]!r})"
         )
     if not config.platform and not config.backend:
-        config.platform = _PLATFORM[target]
+        config.MergeFrom(of_target(target))
     return config, restrict(config, files)
 
 
@@ -164,7 +170,7 @@ def generate(target: str, folder: Path) -> Any:
     Raises:
         Refused: the ONNX file cannot be read.
     """
-    config = ModelConfig(platform=_PLATFORM[target])
+    config = of_target(target)
     if target == "onnx":
         inputs, outputs = read_interface(folder / "model.onnx")
         batched = all(tensor.shape and tensor.shape[0] is None for tensor in (*inputs, *outputs))
@@ -173,6 +179,36 @@ def generate(target: str, folder: Path) -> Any:
             for tensor in tensors:
                 entries.add(name=tensor.name, data_type=tensor.type, dims=_dims(tensor, batched))
     return config
+
+
+def of_target(target: str) -> Any:
+    """Return a configuration that says nothing but what runs the model; that of an unknown `target` is empty."""
+    if target in _PLATFORM:
+        return ModelConfig(platform=_PLATFORM[target])
+    return ModelConfig(backend=_BACKEND.get(target, ""))
+
+
+def as_found(text: str, model: str, number: int, is_beside: bool) -> str:
+    """Return the configuration `text` of a version that was taken over, for the model folder `model`.
+
+    An earlier service has served it: it is kept whole. Its labels lie in the model's folder, and not in that of
+    what is served beside it.
+    """
+    config = text_format.Parse(text, ModelConfig())
+    config.name = model
+    config.version_policy.specific.versions.append(number)
+    for output in config.output:
+        if is_beside:
+            output.ClearField("label_filename")
+    return to_text(config)
+
+
+def named_versions(text: str) -> list[int]:
+    """Return the versions that a `config.pbtxt` names; empty where it leaves that to Triton, or cannot be read."""
+    try:
+        return list(text_format.Parse(text, ModelConfig()).version_policy.specific.versions)
+    except text_format.ParseError:
+        return []
 
 
 def bound(text: str, model: str, number: int, files: Collection[str]) -> str:
