@@ -158,9 +158,13 @@ class ModelStorageClient:
         found: list[dict[str, Any]] = self._json("POST", f"{_path(model)}/try", content=picture)
         return found
 
-    def promote(self, model: str, version: str, **note: str | None) -> dict[str, Any]:
-        """Bring a version into production. The note: `reason`, `on_behalf_of`, `run_id`, `snapshot_id`."""
-        return self._object("POST", f"{_path(model, version)}/promote", json=note)
+    def promote(self, model: str, version: str, force: bool = False, **note: str | None) -> dict[str, Any]:
+        """Bring a version into production. The note: `reason`, `on_behalf_of`, `run_id`, `snapshot_id`.
+
+        With `force` although its interface is another or it does not answer as was verified, which is a 409 else.
+        """
+        forced = {"force": True} if force else {}  # earlier storages know no such key
+        return self._object("POST", f"{_path(model, version)}/promote", json={**note, **forced})
 
     def rollback(self, model: str, **note: str | None) -> dict[str, Any]:
         """Go back to the version in production before; with `from_version` in the note only from that one."""

@@ -73,7 +73,9 @@ def get(client: ModelStorageClient, options: argparse.Namespace) -> Any:
 
 def promote(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Bring a version into production."""
-    return client.promote(options.model, options.version, reason=options.reason, on_behalf_of=getpass.getuser())
+    return client.promote(
+        options.model, options.version, force=options.force, reason=options.reason, on_behalf_of=getpass.getuser()
+    )
 
 
 def pin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
@@ -177,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("model")
     added.add_argument("version")
     added.add_argument("--reason", default="by hand")
+    added.add_argument("--force", action="store_true", help="although it has another interface or is not proved")
     added = command("pin", pin, _show_one, "bring a version into production and keep it there")
     added.add_argument("model")
     added.add_argument("version")

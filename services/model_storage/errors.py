@@ -65,6 +65,14 @@ class Conflict(StorageError):
     status = 409
 
 
+class NotProved(Conflict):
+    """A version is not promoted: it does not answer as was verified, or has another interface."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(f"not promoted: {'; '.join(problems)}; 'force' promotes it all the same")
+        self.problems = problems
+
+
 class ServingFailed(StorageError):
     """Triton refused a model, or serves something else than it was told to."""
 

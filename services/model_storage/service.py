@@ -37,7 +37,7 @@ class Service:
         self.fleet = Fleet([Triton(address, seconds, key) for address, key in self.settings.triton_servers()])
         self.history = History(self.settings.database_url)
         entries = PictureEntries(self.catalog, self.fleet, self.settings.picture_entries == "on")
-        self.production = Production(self.catalog, self.fleet, self.history, entries)
+        self.production = Production(self.catalog, self.fleet, self.history, entries, self.settings.max_latency_ms)
         self.aliases: Aliases | None = None
         if self.settings.mlflow_url:
             login = (self.settings.mlflow_username, self.settings.mlflow_password)

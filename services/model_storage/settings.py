@@ -107,6 +107,12 @@ class Settings(BaseSettings):
         description="whether packages may hold a model.py, code that Triton runs with Triton's rights: "
         "off: none; signed: packages that a trusted key has signed; on: everyone's who may publish",
     )
+    max_latency_ms: float = Field(
+        2000.0,
+        gt=0,
+        description="milliseconds that a version may take for one of its verified inputs (median) to be promoted; a "
+        "promotion may say another limit",
+    )
     watch_seconds: float = Field(
         15.0, gt=0, description="how often to see that Triton serves the champions: a restarted one serves nothing"
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from services.model_storage.errors import ServingFailed, Unavailable
 
@@ -88,6 +90,22 @@ class Triton:
         """Load `model` and check that exactly the version `number` is served."""
         self.load(model)
         self.check_serves(model, number)
+
+    def config(self, model: str) -> Any:
+        """Return the configuration that a model is served by, with what Triton has completed."""
+        answer = self._ask(f"ask for {model}", self._client.get_model_config, model, client_timeout=ASK_SECONDS)
+        return answer.config
+
+    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], str]:
+        """Send inputs to a model; return its outputs by name, and the version that answered."""
+        tensors = []
+        for name, array in inputs.items():
+            tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            tensor.set_data_from_numpy(array)
+            tensors.append(tensor)
+        answer = self._ask(f"answer for {model}", self._client.infer, model, tensors, client_timeout=self._load_seconds)
+        said = answer.get_response()
+        return {output.name: answer.as_numpy(output.name) for output in said.outputs}, str(said.model_version)
 
     def show(self, entry: str, picture: bytes) -> tuple[list[str], list[float]]:
         """Send an encoded picture to an entry for pictures; return the likeliest classes and their probabilities."""

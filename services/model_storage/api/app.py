@@ -22,6 +22,7 @@ from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
 from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
 from services.model_storage.production.promotions import Tried
+from services.model_storage.production.proof import Proof
 from services.model_storage.production.stages import Stage, stages
 from services.model_storage.repository.record import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.service import Service
@@ -60,13 +61,19 @@ class Champion(BaseModel):
     promoted_at: datetime
 
 
-class Promoted(BaseModel):
-    """What a promotion or rollback came to."""
+class Switched(BaseModel):
+    """What serves after a rollback, and what served before."""
 
     model: str
     version: str
     triton_version: int
     previous_version: str | None
+
+
+class Promoted(Switched):
+    """What a promotion came to; `proof` is null where the version was in production already."""
+
+    proof: Proof | None
 
 
 class Route(BaseModel):
@@ -107,6 +114,21 @@ class Change(BaseModel):
             actor=actor,
             on_behalf_of=self.on_behalf_of,
         )
+
+
+class PromotionChange(Change):
+    """Why a version is promoted, and what it need not show."""
+
+    force: bool = Field(False, description="promote it although it has another interface or is not proved")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="milliseconds that one verified input may take; left out: MODEL_STORAGE_MAX_LATENCY_MS"
+    )
+
+
+class PinChange(Change):
+    """Why a version is pinned, and what it need not show."""
+
+    force: bool = Field(False, description="promote it although it has another interface or is not proved")
 
 
 class CanaryChange(Change):
@@ -312,17 +334,25 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
         return {"removed": production.end_canary(model, Note(reason="ended by hand", actor=actor))}
 
     @router.post("/models/{model}/versions/{version}/promote")
-    def promote(model: str, version: str, actor: Actor, change: Change | None = None) -> Promoted:
-        """Bring a version into production; on any failure the one before serves on."""
+    def promote(model: str, version: str, actor: Actor, change: PromotionChange | None = None) -> Promoted:
+        """Bring a version into production; on any failure the one before serves on.
+
+        Before that it has to show that it has the interface of the one in production and answers its verified inputs,
+        else the answer is 409.
+        """
         with changes.labels("promote", "failed").count_exceptions():
-            row = production.promote(model, version, (change or Change()).note(actor))
+            wanted = change or PromotionChange()
+            row, proof = production.promote_with_proof(
+                model, version, wanted.note(actor), wanted.force, wanted.max_latency_ms
+            )
         changes.labels("promote", "done").inc()
-        return Promoted.model_validate(row.model_dump())
+        return Promoted.model_validate({**row.model_dump(), "proof": proof})
 
     @router.post("/models/{model}/versions/{version}/pin")
-    def pin(model: str, version: str, actor: Actor, change: Change | None = None) -> Champion:
+    def pin(model: str, version: str, actor: Actor, change: PinChange | None = None) -> Champion:
         """Bring a version into production and keep it: until it is unpinned, promotions and rollbacks answer 409."""
-        row = production.pin(model, version, (change or Change()).note(actor))
+        wanted = change or PinChange()
+        row = production.pin(model, version, wanted.note(actor), wanted.force)
         return Champion.model_validate(row.model_dump())
 
     @router.delete("/models/{model}/pin")
@@ -339,12 +369,12 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
         return {"removed": production.unpin(model, note)}
 
     @router.post("/models/{model}/rollback")
-    def rollback(model: str, actor: Actor, change: RollbackChange | None = None) -> Promoted:
+    def rollback(model: str, actor: Actor, change: RollbackChange | None = None) -> Switched:
         """Go back to the version that was in production before."""
         with changes.labels("rollback", "failed").count_exceptions():
             change = change or RollbackChange()
             row = production.rollback(model, change.note(actor), change.from_version)
         changes.labels("rollback", "done").inc()
-        return Promoted.model_validate(row.model_dump())
+        return Switched.model_validate(row.model_dump())
 
     return router

@@ -54,7 +54,7 @@ def _uploads(service: Service, routes: APIRouter) -> APIRouter:
         served, and files such as .DS_Store.
         """
         record, already = await _publish(service, request, "src_file", "triton_version")
-        answer: dict[str, Any] = {"version": record.version} | _left_out(record)
+        answer: dict[str, Any] = {"version": record.version} | _besides(record)
         return answer | {"already_published": True} if already else answer
 
     @routes.post("/upload_model", tags=["publish"], openapi_extra=_form(
@@ -65,7 +65,7 @@ def _uploads(service: Service, routes: APIRouter) -> APIRouter:
         with in_old_words("Invalid Zip file", NoZip), in_old_words(EXISTS, AlreadyThere):
             record, _ = await _publish(service, request, "file", "version")
         message = f"Model '{record.model}' uploaded successfully with version {record.triton_version}"
-        return {"message": message, "semantic_version": record.version} | _left_out(record)
+        return {"message": message, "semantic_version": record.version} | _besides(record)
 
     return routes
 
@@ -134,8 +134,10 @@ def _serving(service: Service, routes: APIRouter) -> APIRouter:
     return routes
 
 
-def _left_out(record: Record) -> dict[str, list[str]]:
-    return {"left_out": record.left_out} if record.left_out else {}
+def _besides(record: Record) -> dict[str, Any]:
+    """Return what a publisher should know of a version besides its name."""
+    left_out: dict[str, Any] = {"left_out": record.left_out} if record.left_out else {}
+    return left_out | ({"inherited": record.inherited.model_dump()} if record.inherited else {})
 
 
 @contextmanager

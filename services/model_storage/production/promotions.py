@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from pydantic import BaseModel
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from services.model_storage.errors import Conflict, NotFound, NotTrusted, ServingFailed, StorageError
+from nightshift_common.verified_examples import VERIFIED_FILE, VerifiedExamples
+from services.model_storage.errors import Conflict, NotFound, NotProved, NotTrusted, ServingFailed, StorageError
 from services.model_storage.production.candidates import Beside
 from services.model_storage.production.history import PRODUCTION, Action, Change, History, Note, Promotion
 from services.model_storage.production.picture_entries import PictureEntries
+from services.model_storage.production.proof import Proof, ask, compare_interfaces, read_examples
 from services.model_storage.repository.catalog import Catalog
 from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.record import (
@@ -19,6 +23,7 @@ from services.model_storage.repository.record import (
     CANDIDATE,
     PICTURES,
     PREVIOUS,
+    PROOF,
     Record,
     check_model_name,
 )
@@ -29,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
+MAX_LATENCY_MS = 2000.0  # of a verified input, where nobody says otherwise
 TAKEN_OVER = "Triton served it when the model storage took the repository over"
 
 
@@ -45,41 +51,61 @@ class Tried(BaseModel):
 class Production:
     """What Triton serves. The history in PostgreSQL is the truth; Triton is brought to it."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet, history: History, entries: PictureEntries) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        fleet: Fleet,
+        history: History,
+        entries: PictureEntries,
+        max_latency_ms: float = MAX_LATENCY_MS,
+    ) -> None:
         self.catalog, self.fleet, self.history = catalog, fleet, history
+        self._max_latency_ms = max_latency_ms
         self._entries = entries
         self._beside = Beside(catalog, fleet, entries)
         self._locks = ModelLocks()  # not those of the catalog: an upload need not wait for a load
 
-    def promote(self, model: str, version: str, note: Note, action: Action = "promote") -> Promotion:
+    def promote(self, model: str, version: str, note: Note, force: bool = False) -> Promotion:
+        """Do what `promote_with_proof` does; return the row alone."""
+        return self.promote_with_proof(model, version, note, force)[0]
+
+    def promote_with_proof(
+        self, model: str, version: str, note: Note, force: bool = False, max_latency_ms: float | None = None
+    ) -> tuple[Promotion, Proof | None]:
         """Serve `version` under the model's name and write it down; the old version serves on if that fails.
 
-        A version that is in production already is only loaded again, where Triton does not serve it.
+        Before anything is switched the version shows that it has the interface of the one in production and answers
+        its verified inputs; with `force` it need not. A version that is in production already is only loaded again,
+        where Triton does not serve it, and shows nothing.
 
         Raises:
             NotFound: there is no such version.
             Conflict: another version is pinned.
+            NotProved: it has another interface, or does not answer as was verified; nothing was changed.
             ServingFailed: Triton refused the version; the old one serves.
             Unavailable: Triton or PostgreSQL does not answer; nothing was changed.
         """
         record = self.catalog.version(model, version)
 
-        def promote(change: Change) -> Promotion:
+        def promote(change: Change) -> tuple[Promotion, Proof | None]:
             _refuse_if_pinned(change, record.version)
-            return self._switch(change, record, note, action)
+            proof = self._prove(change, record, force, max_latency_ms)
+            return self._switch(change, record, note, "promote"), proof
 
         return self._change(model, promote)
 
-    def pin(self, model: str, version: str, note: Note) -> Promotion:
-        """Bring `version` into production where it is not, and keep it there until `unpin`.
+    def pin(self, model: str, version: str, note: Note, force: bool = False) -> Promotion:
+        """Bring `version` into production where it is not, by proof as `promote` does, and keep it until `unpin`.
 
         Raises:
             Conflict: another version is pinned.
+            NotProved: as of `promote_with_proof`.
         """
         record = self.catalog.version(model, version)
 
         def pin(change: Change) -> Promotion:
             _refuse_if_pinned(change, record.version)
+            self._prove(change, record, force)
             self._switch(change, record, note, "promote")
             return change.pin or change.add("pin", record.version, record.triton_version, record.target, note)
 
@@ -250,7 +276,7 @@ class Production:
             if not self._is_right(served, model, canary, model + CANARY):
                 failed += self._attempt(model, lambda change, model=model: self._ensure_canary(change, model))  # type: ignore[misc]
         for name, model in self._beside.names():
-            unwanted = name.endswith(PREVIOUS) or (name.endswith(CANARY) and model not in canaries)
+            unwanted = name.endswith((PREVIOUS, PROOF)) or (name.endswith(CANARY) and model not in canaries)
             if unwanted or name not in served.models():
                 failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
         return failed
@@ -282,7 +308,7 @@ class Production:
     def _remove_stray(self, change: Change, name: str) -> None:
         """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
         is_canary = name.endswith(CANARY) and change.canary is not None
-        if not is_canary and (name.endswith((CANARY, PREVIOUS)) or name not in self.fleet.served().models()):
+        if not is_canary and (name.endswith((CANARY, PREVIOUS, PROOF)) or name not in self.fleet.served().models()):
             self._beside.remove(name)
 
     def _change(self, model: str, action: Callable[[Change], T]) -> T:
@@ -349,6 +375,67 @@ class Production:
         except StorageError as error:
             logger.warning("the canary of %s is over, but not yet out of Triton: %s", record.model, error)
         return row
+
+    def _prove(self, change: Change, record: Record, force: bool, max_latency_ms: float | None = None) -> Proof | None:
+        """Let a version show that it can take the place of the one in production; None where it has that already."""
+        if change.champion is not None and change.champion.version == record.version:
+            return None
+        self._check(record, change.rows)
+        proof = Proof()
+        try:
+            examples = read_examples(self.catalog, record)
+            if examples is None:
+                proof.notes.append(f"nothing was proved: the package has no {VERIFIED_FILE}")
+            self._compare(proof, self._record_of(change.champion), record, examples, max_latency_ms)
+        except NotProved as error:
+            proof.problems += error.problems
+        what = f"{record.model} {record.version}"
+        for sentence in proof.notes:
+            logger.info("%s: %s", what, sentence)
+        if proof.problems and not force:
+            raise NotProved(proof.problems)
+        if proof.problems:
+            logger.warning("%s is promoted by force, although: %s", what, "; ".join(proof.problems))
+        return proof
+
+    def _compare(
+        self, proof: Proof, champion: Record | None, record: Record, examples: VerifiedExamples | None,
+        max_latency_ms: float | None,
+    ) -> None:  # fmt: skip
+        """Compare interfaces and ask the verified inputs; serve the version beside the champion where it takes that."""
+        name = record.model + PROOF
+        told = self._told_interface(record)
+        present = None if champion is None else self._told_interface(champion)
+        if champion is not None and present is not None and told is not None:
+            self._note(proof, present, told)
+        if proof.problems or (examples is None and (champion is None or (present is not None and told is not None))):
+            return
+        self._beside.serve(record, name, with_pictures=False)
+        try:
+            server = self.fleet.servers[0]
+            if champion is not None and (present is None or told is None):
+                try:
+                    self._note(proof, present or server.config(record.model), told or server.config(name))
+                except ServingFailed as error:
+                    proof.notes.append(f"the interfaces could not be compared: {error}")
+            limit = max_latency_ms or self._max_latency_ms
+            for server in self.fleet.servers if examples is not None and not proof.problems else []:
+                latency, problems = ask(server, name, record.triton_version, examples, record.target, limit)
+                proof.examples, proof.latency_ms = examples.count, max(proof.latency_ms or 0.0, round(latency, 3))
+                proof.problems += problems
+        finally:
+            self._beside.remove(name)
+
+    @staticmethod
+    def _note(proof: Proof, present: Any, coming: Any) -> None:
+        problems, notes = compare_interfaces(present, coming)
+        proof.problems += [f"another interface than the version in production has: {problem}" for problem in problems]
+        proof.notes += notes
+
+    def _told_interface(self, record: Record) -> Any | None:
+        """Return the configuration of a version where it tells inputs and outputs; Triton completes others."""
+        config = text_format.Parse(self.catalog.config(record, record.model).decode(), ModelConfig())
+        return config if config.input and config.output else None
 
     def _check(self, record: Record, rows: list[Promotion]) -> None:
         """Check before `record` is loaded that it is what was signed, as far as it must be; `rows`: its history."""

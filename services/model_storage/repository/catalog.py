@@ -180,7 +180,9 @@ class Catalog:
         try:
             with out_of_space():
                 files, junk = unpack(archive, folder, self._max_bytes, diverted)
-            draft = examine(model, folder, files, sha256, self.signatures, self._python_models)
+            present = self.configured(model)
+            champion = None if present is None else (present, self.config(present, model).decode())
+            draft = examine(model, folder, files, sha256, self.signatures, self._python_models, champion)
             draft = draft.model_copy(update={"published_by": published_by, "left_out": [*draft.left_out, *junk]})
             with self.locks.of(model):
                 return self._place(draft, wanted, folder, number)

@@ -23,6 +23,7 @@ from services.model_storage.repository.record import (
     RECORD_FILE,
     UPLOADED,
     WRITTEN,
+    Inherited,
     Record,
     Target,
 )
@@ -47,8 +48,13 @@ def examine(
     sha256: str,
     signatures: Signatures,
     python_models: PythonModels = "off",
+    champion: tuple[Record, str] | None = None,
 ) -> Record:
-    """Return a record of the unpacked archive, its version still to come; make its configuration."""
+    """Return a record of the unpacked archive, its version still to come; make its configuration.
+
+    Args:
+        champion: the version in production and its configuration, which an archive without one takes over.
+    """
     for name in {RECORD_FILE, *(f"{name}{UPLOADED}" for name in WRITTEN)} & set(files):
         raise Refused(f"{name} is written by the model storage; the archive must not hold one")
     for name in (META_FILE, CONFIG_FILE, SIGNATURE_FILE, PROVENANCE_FILE):
@@ -61,7 +67,8 @@ def examine(
         if signed_by is not None:
             for name in WRITTEN & set(files):
                 shutil.copyfile(folder / name, folder / f"{name}{UPLOADED}")
-        config, left_out = _config(model, folder, target, files)
+        meta = _meta(folder)
+        config, left_out, inherited = _config(model, folder, target, files, meta, champion)
         write(folder / CONFIG_FILE, model_config.to_text(config))
     about = (SIGNATURE_FILE, PROVENANCE_FILE)  # others each time that the same model is packed
     lines = sorted(f"{file.sha256}  {name}\n" for name, file in files.items() if name not in about)
@@ -75,7 +82,8 @@ def examine(
             content_sha256=hashlib.sha256("".join(lines).encode()).hexdigest(),
             created_at=datetime.now(UTC),
             files=dict(files),
-            meta=_meta(folder),
+            meta=meta,
+            inherited=inherited,
             left_out=left_out,
             signed_by=signed_by,
             provenance=provenance_of(provenance.read_bytes()) if signed_by and provenance.exists() else None,
@@ -121,12 +129,26 @@ def _signer(model: str, folder: Path, files: Mapping[str, File], signatures: Sig
     return None
 
 
-def _config(model: str, folder: Path, target: str, files: Collection[str]) -> tuple[Any, list[str]]:
+def _config(
+    model: str,
+    folder: Path,
+    target: str,
+    files: Collection[str],
+    meta: Mapping[str, Any],
+    champion: tuple[Record, str] | None,
+) -> tuple[Any, list[str], Inherited | None]:
+    """Return the configuration, what of an uploaded one was left out, and what was taken from the champion's."""
     path = folder / CONFIG_FILE
     if not path.exists():
-        return model_config.generate(target, folder), []
+        made = model_config.generate(target, folder)
+        told = made if made.input else model_config.described(target, meta)
+        if champion is not None and champion[0].target == target and told is not None:
+            record, text = champion
+            if found := model_config.inherit(told, text, files):
+                return found[0], [], Inherited(version=record.version, settings=found[1])
+        return made, [], None
     try:
-        return model_config.read(path.read_text(), model, target, files)
+        return *model_config.read(path.read_text(), model, target, files), None
     except UnicodeDecodeError as error:
         raise Refused(f"{CONFIG_FILE} is not UTF-8 text: {error}") from error
 

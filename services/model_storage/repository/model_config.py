@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from services.model_storage.errors import Refused
 from services.model_storage.repository.onnx_interface import Tensor, read_interface
@@ -68,6 +68,10 @@ ACCELERATORS = {
     "cuda": frozenset[str](),
     "openvino": frozenset[str](),
 }
+_TYPE = {
+    "float32": "TYPE_FP32", "float16": "TYPE_FP16", "float64": "TYPE_FP64", "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8", "bool": "TYPE_BOOL",
+}  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -179,6 +183,50 @@ def generate(target: str, folder: Path) -> Any:
             for tensor in tensors:
                 entries.add(name=tensor.name, data_type=tensor.type, dims=_dims(tensor, batched))
     return config
+
+
+def described(target: str, meta: Mapping[str, Any]) -> Any | None:
+    """Return a configuration with the inputs and outputs that a `meta.json` tells; None where it does not tell them."""
+    config = of_target(target)
+    try:
+        for key, entries in (("inputs", config.input), ("outputs", config.output)):
+            for tensor in meta[key]:
+                dims = [int(size) for size in tensor["shape"]]
+                entries.add(name=str(tensor["name"]), data_type=_TYPE[tensor["dtype"]], dims=dims)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return config
+
+
+def inherit(config: Any, champion: str, files: Collection[str]) -> tuple[Any, dict[str, str]] | None:
+    """Return the configuration `champion` for a version of the interface `config`, and its settings as texts.
+
+    None where their inputs or outputs differ: names, types, shapes.
+    """
+    taken = text_format.Parse(champion, ModelConfig())
+    if not taken.input or any(tensors(config, what) != tensors(taken, what) for what in ("input", "output")):
+        return None
+    restrict(taken, files)
+    taken.ClearField("name")
+    taken.ClearField("version_policy")
+    settings = {}
+    for field, value in taken.ListFields():
+        if field.name not in ("input", "output", "platform", "backend"):
+            alone = ModelConfig()
+            alone.MergeFrom(taken)
+            for other, _ in taken.ListFields():
+                if other.name != field.name:
+                    alone.ClearField(other.name)
+            text = text_format.MessageToString(alone, as_one_line=True)
+            settings[field.name] = str(value) if isinstance(value, int) else text
+    return taken, settings
+
+
+def tensors(config: Any, what: str) -> dict[str, tuple[str, list[int]]]:
+    """Return type and shape of each input or output (`what`) by its name; a batch of any size is -1 in front."""
+    batch = [-1] if config.max_batch_size else []
+    entries = config.input if what == "input" else config.output
+    return {entry.name: (DataType.Name(entry.data_type), batch + list(entry.dims)) for entry in entries}
 
 
 def of_target(target: str) -> Any:

@@ -30,6 +30,15 @@ Target = Literal["onnx", "tensorrt", "pytorch", "python", "other"]
 _VERSION = re.compile(r"v?(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?", re.ASCII)
 
 
+class Inherited(BaseModel):
+    """Settings of a version without a `config.pbtxt`, each as it stands there, and whose they were."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    settings: dict[str, str]
+
+
 class Record(BaseModel):
     """One version of a model; immutable."""
 
@@ -54,6 +63,8 @@ class Record(BaseModel):
     """Fingerprint of the key, or the identity, that signed the package; None: it was not signed, or nobody looked."""
     provenance: dict[str, Any] | None = None
     """Of a signed package: what its provenance.json says."""
+    inherited: Inherited | None = None
+    """Of a version that came without a configuration: what it took from the one in production."""
     taken_over: str | None = None
     """Of a version that an earlier service left: the configuration that its model had then; its folder is as it was."""
 
