@@ -170,6 +170,13 @@ class ModelStorageClient:
         """Go back to the version in production before; with `from_version` in the note only from that one."""
         return self._object("POST", f"{_path(model)}/rollback", json=note)
 
+    def clean(self, model: str, older_than_days: float | None = None, dry_run: bool = False) -> dict[str, Any]:
+        """Delete the versions that nothing needs; return which, and what the others are needed for."""
+        params: dict[str, str] = {"dry_run": "true"} if dry_run else {}
+        if older_than_days is not None:
+            params["older_than_days"] = str(older_than_days)
+        return self._object("DELETE", f"{_path(model)}/versions", params=params)
+
     def unload(self, model: str) -> None:
         """Take a model out of Triton: nothing is in production then."""
         self._object("POST", f"/unload_model/{_quoted(model)}")

@@ -103,6 +103,12 @@ def history(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     return client.history(options.model, options.at)
 
 
+def clean(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Delete the versions that nothing needs, of one model or of all."""
+    models = client.models() if options.model is None else [options.model]
+    return [client.clean(model, options.older_than_days, options.dry_run) for model in models]
+
+
 def import_copy(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Publish what a copy of an older service's repository holds."""
     return [dataclasses.asdict(row) for row in import_repository(client, options.folder, options.promote)]
@@ -138,6 +144,15 @@ def _show_stages(answer: dict[str, Any]) -> None:
 def _show_history(answer: list[dict[str, Any]]) -> None:
     columns = ("promoted_at", "action", "version", "previous_version", "actor", "on_behalf_of", "reason", "run_id")
     _show_table(answer, (*columns, "snapshot_id"))
+
+
+def _show_cleaned(answer: list[dict[str, Any]]) -> None:
+    for found in answer:
+        what = "would be deleted" if found["dry_run"] else "deleted"
+        deleted = ", ".join(found["deleted"]) or "nothing"
+        console.print(f"{found['model']}: {what}: {deleted} ({found['freed_bytes'] >> 20} MiB)", markup=False)
+        for version, why in found["kept"].items():
+            console.print(f"  {version} is kept: {why}", markup=False)
 
 
 def _show_imported(answer: list[dict[str, Any]]) -> None:
@@ -194,6 +209,10 @@ def _parser() -> argparse.ArgumentParser:
     added = command("history", history, _show_history, "which version was in production when")
     added.add_argument("model")
     added.add_argument("--at", help="what was in production at this time, say 2026-11-17T03:00+01:00")
+    added = command("clean", clean, _show_cleaned, "delete versions that nothing needs, of one model or of all")
+    added.add_argument("model", nargs="?")
+    added.add_argument("--older_than_days", type=float, help="default: MODEL_STORAGE_KEEP_DAYS of the service")
+    added.add_argument("--dry_run", action="store_true", help="only tell which")
     added = command("import", import_copy, _show_imported, "publish what a copy of an older service's repository holds")
     added.add_argument("folder", type=Path, help="the copy: <model>/<number>/..., <model>/config.pbtxt")
     added.add_argument(

@@ -113,6 +113,17 @@ class Settings(BaseSettings):
         description="milliseconds that a version may take for one of its verified inputs (median) to be promoted; a "
         "promotion may say another limit",
     )
+    keep_days: float = Field(
+        30.0,
+        ge=0,
+        description="days after its publication in which a version is kept, unless the call says others",
+    )
+    min_free_bytes: int = Field(
+        512 << 20,
+        ge=0,
+        description="free space of a repository that is a folder below which the service is not ready: before the disk "
+        "is full",
+    )
     watch_seconds: float = Field(
         15.0, gt=0, description="how often to see that Triton serves the champions: a restarted one serves nothing"
     )

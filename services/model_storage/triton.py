@@ -13,6 +13,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from services.model_storage.errors import ServingFailed, Unavailable
+from services.model_storage.repository.record import BESIDE
 
 ASK_SECONDS = 5.0
 KEY_HEADER = "triton-grpc-protocol-nightshift-triton-key"
@@ -107,6 +108,13 @@ class Triton:
         said = answer.get_response()
         return {output.name: answer.as_numpy(output.name) for output in said.outputs}, str(said.model_version)
 
+    def has_lost(self, model: str, number: int) -> bool:
+        """Whether the server answers and does not serve the version `number` of `model`."""
+        try:
+            return not self._client.is_model_ready(model, str(number), client_timeout=ASK_SECONDS)
+        except InferenceServerException as error:
+            return str(error.status()) not in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+
     def show(self, entry: str, picture: bytes) -> tuple[list[str], list[float]]:
         """Send an encoded picture to an entry for pictures; return the likeliest classes and their probabilities."""
         tensor = InferInput("picture", [1, 1], "BYTES")
@@ -156,6 +164,11 @@ class Served:
         found = [served.get(model, []) for served in self._servers]
         return found[0][0] if len(found[0]) == 1 and all(versions == found[0] for versions in found) else None
 
+    def numbers(self, model: str) -> set[int]:
+        """Return the versions of `model` that any server serves, under its name or beside it."""
+        names = [model, *(model + end for end in BESIDE)]
+        return {number for served in self._servers for name in names for number in served.get(name, [])}
+
     def models(self) -> set[str]:
         """Return the models that any server serves."""
         return {model for served in self._servers for model in served}
@@ -166,6 +179,10 @@ class Fleet:
 
     def __init__(self, servers: list[Triton]) -> None:
         self.servers = servers
+
+    def has_lost(self, model: str, number: int) -> bool:
+        """Whether a server that answers does not serve the version `number` of `model`."""
+        return any(server.has_lost(model, number) for server in self.servers)
 
     def serve(self, model: str, number: int) -> None:
         """Load and check a model on one server after another; stop at the first that fails."""

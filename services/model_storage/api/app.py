@@ -21,7 +21,7 @@ from services.model_storage.api.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
 from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
-from services.model_storage.production.promotions import Tried
+from services.model_storage.production.promotions import Cleaned, Tried
 from services.model_storage.production.proof import Proof
 from services.model_storage.production.stages import Stage, stages
 from services.model_storage.repository.record import CANARY, CANDIDATE, Record, check_model_name
@@ -134,7 +134,7 @@ class PinChange(Change):
 class CanaryChange(Change):
     """Which share of the requests the canary gets, and why."""
 
-    share: float = Field(gt=0, le=0.5)
+    share: float = Field(ge=1e-6, le=0.5, description="of the requests; less than a millionth gets none")
 
 
 class RollbackChange(Change):
@@ -150,6 +150,10 @@ class Staged(BaseModel):
     triton_version: str
 
 
+KeepDays = Annotated[
+    float | None,
+    Query(ge=0, le=36500, description="days since it was published; left out: MODEL_STORAGE_KEEP_DAYS"),
+]
 MAX_PICTURE = 32 << 20
 PICTURE_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"format": "binary"}}}}
 
@@ -170,6 +174,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(_health(service))
     app.include_router(_reading(service, access.router("read")), tags=["models"])
     app.include_router(_promoting(service, access.router("promote")), tags=["production"])
+    app.include_router(_retaining(service, access.router("promote")), tags=["production"])
     app.include_router(_trying(service, access.router("promote", max_body=MAX_PICTURE)), tags=["production"])
     app.include_router(legacy_calls.router(service, access))
     return app
@@ -282,6 +287,25 @@ def _reading(service: Service, router: APIRouter) -> APIRouter:
         if at is None:
             return history.rows(model)
         return history.rows(model, _in_utc(at), limit=1, actions=PRODUCTION)
+
+    return router
+
+
+def _retaining(service: Service, router: APIRouter) -> APIRouter:
+    production, days = service.production, service.settings.keep_days
+
+    @router.delete("/models/{model}/versions/{version}")
+    def delete(model: str, version: str, older_than_days: KeepDays = None) -> Cleaned:
+        """Delete a version for good: 409 where it is served, pinned, what a rollback goes to, or too young.
+
+        Its name and its number are not used again.
+        """
+        return production.delete(model, version, days if older_than_days is None else older_than_days)
+
+    @router.delete("/models/{model}/versions")
+    def clean(model: str, older_than_days: KeepDays = None, dry_run: bool = False) -> Cleaned:
+        """Delete all versions of a model that may be deleted, and tell why each other one is kept."""
+        return production.clean(model, days if older_than_days is None else older_than_days, dry_run)
 
     return router
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
@@ -48,6 +49,16 @@ class Tried(BaseModel):
     problem: str | None = None
 
 
+class Cleaned(BaseModel):
+    """Which versions were deleted, or with `dry_run` would be, and what each other one is needed for."""
+
+    model: str
+    deleted: list[str]
+    freed_bytes: int
+    kept: dict[str, str] = {}
+    dry_run: bool = False
+
+
 class Production:
     """What Triton serves. The history in PostgreSQL is the truth; Triton is brought to it."""
 
@@ -61,6 +72,7 @@ class Production:
     ) -> None:
         self.catalog, self.fleet, self.history = catalog, fleet, history
         self._max_latency_ms = max_latency_ms
+        self._glanced_at: Promotion | None = None
         self._entries = entries
         self._beside = Beside(catalog, fleet, entries)
         self._locks = ModelLocks()  # not those of the catalog: an upload need not wait for a load
@@ -206,9 +218,14 @@ class Production:
                 self._beside.serve(record, model + CANARY)
             elif change.canary.version != version:
                 raise Conflict(f"version {change.canary.version} is the canary of {model!r}: end it first")
-            return change.add(
-                "canary", version, record.triton_version, record.target, note, share, signed_by=record.signed_by
-            )
+            try:
+                return change.add(
+                    "canary", version, record.triton_version, record.target, note, share, signed_by=record.signed_by
+                )
+            except Exception:
+                if change.canary is None:
+                    self._beside.remove(model + CANARY)
+                raise
 
         return self._change(model, start)
 
@@ -223,6 +240,66 @@ class Production:
             return self._beside.remove(model + CANARY) or canary is not None
 
         return self._change(model, end)
+
+    def delete(self, model: str, version: str, older_than_days: float) -> Cleaned:
+        """Delete a version for good.
+
+        Raises:
+            Conflict: it is needed, or younger than that; the message says what for.
+        """
+        record = self.catalog.version(model, version)
+
+        def delete(change: Change) -> Cleaned:
+            if why := self._needed(change, [record], older_than_days).get(version):
+                raise Conflict(f"version {version} of {model!r} is not deleted: {why}")
+            return self._deleted(model, [record])
+
+        return self._change(model, delete)
+
+    def clean(self, model: str, older_than_days: float, dry_run: bool = False) -> Cleaned:
+        """Delete each version that is neither served, pinned, what a rollback goes to, nor younger than that.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        if not self.catalog.has_versions(model):
+            raise NotFound(f"there is no model {model!r}")
+
+        def clean(change: Change) -> Cleaned:
+            records = self.catalog.versions(model)
+            kept = self._needed(change, records, older_than_days)
+            unneeded = [record for record in records if record.version not in kept]
+            done = _told(model, unneeded) if dry_run else self._deleted(model, unneeded)
+            return done.model_copy(update={"kept": kept, "dry_run": dry_run})
+
+        return self._change(model, clean)
+
+    def _needed(self, change: Change, records: Sequence[Record], older_than_days: float) -> dict[str, str]:
+        """Return what each of `records` that has to stay is needed for."""
+        rows = {"in production": change.champion, "the canary": change.canary, "pinned": change.pin}
+        why = {str(row.version): text for text, row in rows.items() if row is not None}
+        if back := ways_back(change.rows):
+            why.setdefault(back[-1], "a rollback goes to it")
+        numbers = self.fleet.served().numbers(records[0].model)
+        configured = self.catalog.configured(records[0].model)
+        limit = datetime.now(UTC) - timedelta(days=older_than_days)
+        needed = {}
+        for record in records:
+            found = why.get(record.version)
+            if found is None and record.triton_version in numbers:
+                found = "Triton serves it"
+            if found is None and configured is not None and configured.version == record.version:
+                found = "the model's configuration names it"
+            if found is None and record.created_at > limit:
+                found = f"it is younger than {older_than_days:g} days"
+            if found is not None:
+                needed[record.version] = found
+        return needed
+
+    def _deleted(self, model: str, records: Sequence[Record]) -> Cleaned:
+        for record in records:
+            self.catalog.delete(record)
+        return _told(model, records)
 
     def try_picture(self, model: str, picture: bytes) -> list[Tried]:
         """Ask the version in production, and the one that a rollback goes to, what an encoded picture shows.
@@ -279,7 +356,15 @@ class Production:
             unwanted = name.endswith((PREVIOUS, PROOF)) or (name.endswith(CANARY) and model not in canaries)
             if unwanted or name not in served.models():
                 failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
+        troubled = {sentence.partition(":")[0] for sentence in failed}
+        sound = [row for model, row in champions.items() if model not in troubled]
+        self._glanced_at = min(sound, key=lambda row: row.model, default=None)
         return failed
+
+    def has_lost_a_model(self) -> bool:
+        """Whether a Triton no longer serves a version that it served after the last `reconcile`: it was restarted."""
+        row = self._glanced_at
+        return row is not None and row.triton_version is not None and self.fleet.has_lost(row.model, row.triton_version)
 
     def _is_right(self, served: Served, model: str, row: Promotion | None, name: str = "") -> bool:
         """Whether every server serves what `row` says as `name`, and the entry for its pictures."""
@@ -496,6 +581,11 @@ class Production:
         except StorageError as error:
             logger.error("%s: the version before could not be brought back yet: %s", model, error)
             raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error
+
+
+def _told(model: str, records: Sequence[Record]) -> Cleaned:
+    freed = sum(file.size for record in records for file in record.files.values())
+    return Cleaned(model=model, deleted=[record.version for record in records], freed_bytes=freed)
 
 
 def _refuse_if_pinned(change: Change, version: str | None) -> None:

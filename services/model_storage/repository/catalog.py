@@ -36,6 +36,7 @@ from services.model_storage.repository.store import ModelLocks, Store, digest_of
 logger = logging.getLogger(__name__)
 
 MAX_CACHED = 10_000  # records in memory, a few KiB each
+DELETED = ".deleted"
 EXISTS = "This model version already exists."
 
 NOT_LOOKED_AT = Signatures("off")
@@ -58,6 +59,7 @@ class Catalog:
         self._max_bytes = max_unpacked_bytes
         self._cache: dict[tuple[str, str], Record] = {}
         self._cache_guard = threading.Lock()
+        self._known: set[str] = set()  # models with versions: one at least is never deleted
 
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
@@ -85,8 +87,12 @@ class Catalog:
         raise NotFound(f"the model {model!r} has no version {version!r}; the latest are: {shown}")
 
     def has_versions(self, model: str) -> bool:
-        """Whether `model` has a version here; Triton may serve others that were put there by hand."""
-        return bool(is_name(model) and self.store.files(f"{model}/.versions"))
+        """Whether `model` has a version here; asked in each round, so what is known is not looked up again."""
+        if model in self._known or not is_name(model) or model.endswith(RESERVED):
+            return model in self._known
+        if self.store.files(f"{model}/.versions"):
+            self._known.add(model)
+        return model in self._known
 
     def by_number(self, model: str, number: int) -> Record:
         """Return the version in Triton's folder `number`.
@@ -176,6 +182,8 @@ class Catalog:
             raise Refused(f"{wanted!r} is no semantic version such as 0.0.1, 1.0, v2 or 1.0.0-rc1, nor {NEXT!r}")
         if wanted != NEXT and self._is_there(model, wanted):
             raise AlreadyThere(EXISTS)
+        if wanted != NEXT and wanted in self.store.files(f"{model}/{DELETED}"):
+            raise AlreadyThere(f"{EXISTS} It was deleted, and its name is not used again.")
         folder = self.store.workspace()
         try:
             with out_of_space():
@@ -189,6 +197,26 @@ class Catalog:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def delete(self, record: Record) -> None:
+        """Delete a version for good; what is left of it says that its name and its number are taken.
+
+        The caller has seen that nothing needs it.
+        """
+        with self.locks.of(record.model):
+            self.store.create(f"{record.model}/{DELETED}/{record.version}", record.model_dump_json(indent=2).encode())
+            self._finish_deleting(record)
+        logger.info("deleted %s %s, Triton version %d", record.model, record.version, record.triton_version)
+
+    def _finish_deleting(self, record: Record) -> None:
+        self.store.delete(f"{record.model}/.versions/{record.version}")
+        with self._cache_guard:
+            self._cache.pop((record.model, record.version), None)
+        self.store.remove(record.folder)
+
+    def _deleted(self, model: str) -> list[Record]:
+        contents = [self.store.read(f"{model}/{DELETED}/{name}") for name in self.store.files(f"{model}/{DELETED}")]
+        return [Record.model_validate_json(content) for content in contents if content is not None]
+
     def reconcile(self) -> None:
         """Finish or undo what an interrupted process has left: afterwards every version is whole.
 
@@ -200,6 +228,8 @@ class Catalog:
             if not is_name(model):
                 logger.warning("%r is no name of a model: ignored", model)
                 continue
+            for record in self._deleted(model):
+                self._finish_deleting(record)
             numbers = {int(name) for name in self.store.folders(model) if name.isdecimal()}
             if len(numbers) != len(self.store.files(f"{model}/.versions")):  # or reading every record takes minutes
                 self._adopt(model, numbers - {record.triton_version for record in self.versions(model)})
@@ -218,8 +248,10 @@ class Catalog:
             ]
             if wanted == NEXT and number is None and same:
                 return same[0], True
-            version = following(record.version for record in records) if wanted == NEXT else wanted
+            gone = self._deleted(model)
+            version = following(record.version for record in [*records, *gone]) if wanted == NEXT else wanted
             taken = {int(name) for name in self.store.folders(model) if name.isdecimal()}
+            taken |= {record.triton_version for record in gone}
             if any(record.version == version for record in records) or number in taken:
                 raise AlreadyThere(EXISTS)
             chosen = number or max(taken, default=0) + 1

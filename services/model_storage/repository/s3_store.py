@@ -185,6 +185,11 @@ class S3Store:
                 if keys:
                     self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
 
+    def delete(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        with _answering():
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
     def clean(self) -> None:
         """Remove claimed Triton versions whose upload was given up: no `version.json` an hour after the claim."""
         self.create(".keep", b"")  # Triton does not start on an empty prefix

@@ -71,6 +71,9 @@ class Store(Protocol):
     def remove(self, key: str) -> None:
         """Remove a folder and what is in it; nothing happens where there is none."""
 
+    def delete(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+
     def clean(self) -> None:
         """Remove what interrupted uploads have left."""
 
@@ -88,8 +91,9 @@ class FolderStore:
         Conflict: another process has the folder.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, min_free_bytes: int = 0) -> None:
         self.root = root.absolute()
+        self._min_free = min_free_bytes
         self._incoming = self.root / INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / LOCK).open("w")
@@ -199,6 +203,12 @@ class FolderStore:
         finally:
             shutil.rmtree(away, ignore_errors=True)
 
+    def delete(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        path = self.root / key
+        path.unlink(missing_ok=True)
+        sync(path.parent)
+
     def clean(self) -> None:
         """Remove what interrupted uploads have left; only before the first upload."""
         shutil.rmtree(self._incoming, ignore_errors=True)
@@ -210,11 +220,16 @@ class FolderStore:
                 continue
 
     def check(self) -> None:
-        """Raise `StorageError` where the folder cannot be written to."""
+        """Raise `StorageError` where the folder cannot be written to, or its disk is nearly full."""
         try:
             self.workspace().rmdir()
         except OSError as error:
             raise StorageError(f"{self.root} cannot be written to: {error}") from error
+        if (free := shutil.disk_usage(self.root).free) < self._min_free:
+            raise StorageError(
+                f"the disk of {self.root} is nearly full: {free >> 20} MiB are free, not {self._min_free >> 20}; "
+                "delete versions that are not needed (python -m services.model_storage.cli clean)"
+            )
 
     @contextmanager
     def _made_anew(self, target: str) -> Iterator[Path]:
