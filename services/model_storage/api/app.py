@@ -21,8 +21,9 @@ from services.model_storage.api.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
 from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
-from services.model_storage.production.promotions import Cleaned, Tried
+from services.model_storage.production.promotions import Tried
 from services.model_storage.production.proof import Proof
+from services.model_storage.production.retention import Cleaned
 from services.model_storage.production.stages import Stage, stages
 from services.model_storage.repository.record import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.service import Service

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from google.protobuf import text_format  # type: ignore[import-untyped]
 from pydantic import BaseModel
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from nightshift_common.verified_examples import VERIFIED_FILE, VerifiedExamples
-from services.model_storage.errors import Conflict, NotFound, NotProved, NotTrusted, ServingFailed, StorageError
+from services.model_storage.errors import Conflict, NotFound, NotTrusted, ServingFailed, StorageError
 from services.model_storage.production.candidates import Beside
 from services.model_storage.production.history import PRODUCTION, Action, Change, History, Note, Promotion
 from services.model_storage.production.picture_entries import PictureEntries
-from services.model_storage.production.proof import Proof, ask, compare_interfaces, read_examples
+from services.model_storage.production.proof import MAX_LATENCY_MS, Proof, Prover
+from services.model_storage.production.retention import Cleaned, cleaned, needed
+from services.model_storage.production.stages import ways_back
 from services.model_storage.repository.catalog import Catalog
 from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.record import (
@@ -35,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
-MAX_LATENCY_MS = 2000.0  # of a verified input, where nobody says otherwise
 TAKEN_OVER = "Triton served it when the model storage took the repository over"
 
 
@@ -47,16 +44,6 @@ class Tried(BaseModel):
     labels: list[str] = []
     probabilities: list[float] = []
     problem: str | None = None
-
-
-class Cleaned(BaseModel):
-    """Which versions were deleted, or with `dry_run` would be, and what each other one is needed for."""
-
-    model: str
-    deleted: list[str]
-    freed_bytes: int
-    kept: dict[str, str] = {}
-    dry_run: bool = False
 
 
 class Production:
@@ -71,10 +58,10 @@ class Production:
         max_latency_ms: float = MAX_LATENCY_MS,
     ) -> None:
         self.catalog, self.fleet, self.history = catalog, fleet, history
-        self._max_latency_ms = max_latency_ms
         self._glanced_at: Promotion | None = None
         self._entries = entries
         self._beside = Beside(catalog, fleet, entries)
+        self._prover = Prover(catalog, fleet, self._beside, max_latency_ms)
         self._locks = ModelLocks()  # not those of the catalog: an upload need not wait for a load
 
     def promote(self, model: str, version: str, note: Note, force: bool = False) -> Promotion:
@@ -269,37 +256,21 @@ class Production:
             records = self.catalog.versions(model)
             kept = self._needed(change, records, older_than_days)
             unneeded = [record for record in records if record.version not in kept]
-            done = _told(model, unneeded) if dry_run else self._deleted(model, unneeded)
+            done = cleaned(model, unneeded) if dry_run else self._deleted(model, unneeded)
             return done.model_copy(update={"kept": kept, "dry_run": dry_run})
 
         return self._change(model, clean)
 
     def _needed(self, change: Change, records: Sequence[Record], older_than_days: float) -> dict[str, str]:
-        """Return what each of `records` that has to stay is needed for."""
-        rows = {"in production": change.champion, "the canary": change.canary, "pinned": change.pin}
-        why = {str(row.version): text for text, row in rows.items() if row is not None}
-        if back := ways_back(change.rows):
-            why.setdefault(back[-1], "a rollback goes to it")
-        numbers = self.fleet.served().numbers(records[0].model)
-        configured = self.catalog.configured(records[0].model)
-        limit = datetime.now(UTC) - timedelta(days=older_than_days)
-        needed = {}
-        for record in records:
-            found = why.get(record.version)
-            if found is None and record.triton_version in numbers:
-                found = "Triton serves it"
-            if found is None and configured is not None and configured.version == record.version:
-                found = "the model's configuration names it"
-            if found is None and record.created_at > limit:
-                found = f"it is younger than {older_than_days:g} days"
-            if found is not None:
-                needed[record.version] = found
-        return needed
+        model = records[0].model
+        return needed(
+            change, records, older_than_days, self.fleet.served().numbers(model), self.catalog.configured(model)
+        )
 
     def _deleted(self, model: str, records: Sequence[Record]) -> Cleaned:
         for record in records:
             self.catalog.delete(record)
-        return _told(model, records)
+        return cleaned(model, records)
 
     def try_picture(self, model: str, picture: bytes) -> list[Tried]:
         """Ask the version in production, and the one that a rollback goes to, what an encoded picture shows.
@@ -466,61 +437,7 @@ class Production:
         if change.champion is not None and change.champion.version == record.version:
             return None
         self._check(record, change.rows)
-        proof = Proof()
-        try:
-            examples = read_examples(self.catalog, record)
-            if examples is None:
-                proof.notes.append(f"nothing was proved: the package has no {VERIFIED_FILE}")
-            self._compare(proof, self._record_of(change.champion), record, examples, max_latency_ms)
-        except NotProved as error:
-            proof.problems += error.problems
-        what = f"{record.model} {record.version}"
-        for sentence in proof.notes:
-            logger.info("%s: %s", what, sentence)
-        if proof.problems and not force:
-            raise NotProved(proof.problems)
-        if proof.problems:
-            logger.warning("%s is promoted by force, although: %s", what, "; ".join(proof.problems))
-        return proof
-
-    def _compare(
-        self, proof: Proof, champion: Record | None, record: Record, examples: VerifiedExamples | None,
-        max_latency_ms: float | None,
-    ) -> None:  # fmt: skip
-        """Compare interfaces and ask the verified inputs; serve the version beside the champion where it takes that."""
-        name = record.model + PROOF
-        told = self._told_interface(record)
-        present = None if champion is None else self._told_interface(champion)
-        if champion is not None and present is not None and told is not None:
-            self._note(proof, present, told)
-        if proof.problems or (examples is None and (champion is None or (present is not None and told is not None))):
-            return
-        self._beside.serve(record, name, with_pictures=False)
-        try:
-            server = self.fleet.servers[0]
-            if champion is not None and (present is None or told is None):
-                try:
-                    self._note(proof, present or server.config(record.model), told or server.config(name))
-                except ServingFailed as error:
-                    proof.notes.append(f"the interfaces could not be compared: {error}")
-            limit = max_latency_ms or self._max_latency_ms
-            for server in self.fleet.servers if examples is not None and not proof.problems else []:
-                latency, problems = ask(server, name, record.triton_version, examples, record.target, limit)
-                proof.examples, proof.latency_ms = examples.count, max(proof.latency_ms or 0.0, round(latency, 3))
-                proof.problems += problems
-        finally:
-            self._beside.remove(name)
-
-    @staticmethod
-    def _note(proof: Proof, present: Any, coming: Any) -> None:
-        problems, notes = compare_interfaces(present, coming)
-        proof.problems += [f"another interface than the version in production has: {problem}" for problem in problems]
-        proof.notes += notes
-
-    def _told_interface(self, record: Record) -> Any | None:
-        """Return the configuration of a version where it tells inputs and outputs; Triton completes others."""
-        config = text_format.Parse(self.catalog.config(record, record.model).decode(), ModelConfig())
-        return config if config.input and config.output else None
+        return self._prover.prove(self._record_of(change.champion), record, force, max_latency_ms)
 
     def _check(self, record: Record, rows: list[Promotion]) -> None:
         """Check before `record` is loaded that it is what was signed, as far as it must be; `rows`: its history."""
@@ -583,11 +500,6 @@ class Production:
             raise type(error)(f"{cause}; and the version before could not be brought back yet: {error}") from error
 
 
-def _told(model: str, records: Sequence[Record]) -> Cleaned:
-    freed = sum(file.size for record in records for file in record.files.values())
-    return Cleaned(model=model, deleted=[record.version for record in records], freed_bytes=freed)
-
-
 def _refuse_if_pinned(change: Change, version: str | None) -> None:
     pin = change.pin
     if pin is not None and pin.version != version:
@@ -596,24 +508,6 @@ def _refuse_if_pinned(change: Change, version: str | None) -> None:
             f"version {pin.version} of {pin.model!r} is pinned since {pin.promoted_at:%Y-%m-%d %H:%M} UTC by "
             f"{pin.by}{why}; unpin it first"
         )
-
-
-def ways_back(rows: list[Promotion]) -> list[str]:
-    """Return the versions that a rollback can go to, the nearest last.
-
-    A rollback leaves the version that it comes from for good: one after it goes further back, not forward again.
-    """
-    stack: list[str] = []
-    for row in rows:
-        if row.version is None:
-            continue
-        if row.action == "rollback" and row.version in stack:
-            del stack[stack.index(row.version) + 1 :]
-        elif row.action == "rollback":  # to kin of the version before
-            stack[-2:] = [row.version]
-        elif not stack or stack[-1] != row.version:
-            stack = [version for version in stack if version != row.version] + [row.version]
-    return stack[:-1]
 
 
 def _data_of(change: Change, version: str, note: Note) -> Note:

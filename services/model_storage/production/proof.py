@@ -8,17 +8,22 @@ import time
 from typing import Any
 
 import numpy as np
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from pydantic import BaseModel
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nightshift_common.verified_examples import MAX_BYTES, VERIFIED_FILE, Arrays, VerifiedExamples, differences
 from nightshift_common.verified_examples import read_examples as parse_examples
 from services.model_storage.errors import NotProved, ServingFailed
+from services.model_storage.production.candidates import Beside
 from services.model_storage.repository.catalog import Catalog
 from services.model_storage.repository.model_config import tensors
-from services.model_storage.repository.record import Record
-from services.model_storage.triton import Triton
+from services.model_storage.repository.record import PROOF, Record
+from services.model_storage.triton import Fleet, Triton
 
 logger = logging.getLogger(__name__)
+
+MAX_LATENCY_MS = 2000.0  # of a verified input, where nobody says otherwise
 
 
 class Proof(BaseModel):
@@ -32,6 +37,79 @@ class Proof(BaseModel):
     """why it would not have been promoted, had it not been forced"""
     notes: list[str] = []
     """what else is worth knowing: what could not be looked at, outputs of another size"""
+
+
+class Prover:
+    """Lets versions show what they can before they are promoted. The caller holds the lock of the model."""
+
+    def __init__(self, catalog: Catalog, fleet: Fleet, beside: Beside, max_latency_ms: float) -> None:
+        self._catalog, self._fleet, self._beside = catalog, fleet, beside
+        self._max_latency_ms = max_latency_ms
+
+    def prove(self, champion: Record | None, record: Record, force: bool, max_latency_ms: float | None = None) -> Proof:
+        """Compare interfaces with the version in production and ask the verified inputs; serve nothing but for that.
+
+        Raises:
+            NotProved: it cannot take that place, and it is not forced.
+            ServingFailed: Triton does not load it.
+        """
+        proof = Proof()
+        try:
+            examples = read_examples(self._catalog, record)
+            if examples is None:
+                proof.notes.append(f"nothing was proved: the package has no {VERIFIED_FILE}")
+            self._compare(proof, champion, record, examples, max_latency_ms)
+        except NotProved as error:
+            proof.problems += error.problems
+        what = f"{record.model} {record.version}"
+        for sentence in proof.notes:
+            logger.info("%s: %s", what, sentence)
+        if proof.problems and not force:
+            raise NotProved(proof.problems)
+        if proof.problems:
+            logger.warning("%s is promoted by force, although: %s", what, "; ".join(proof.problems))
+        return proof
+
+    def _compare(
+        self, proof: Proof, champion: Record | None, record: Record, examples: VerifiedExamples | None,
+        max_latency_ms: float | None,
+    ) -> None:  # fmt: skip
+        """Compare interfaces and ask the verified inputs; serve the version beside the champion where it takes that."""
+        name = record.model + PROOF
+        told = self._told_interface(record)
+        present = None if champion is None else self._told_interface(champion)
+        if champion is not None and present is not None and told is not None:
+            self._note(proof, present, told)
+        if proof.problems or (examples is None and (champion is None or (present is not None and told is not None))):
+            return
+        self._beside.serve(record, name, with_pictures=False)
+        try:
+            server = self._fleet.servers[0]
+            if champion is not None and (present is None or told is None):
+                try:
+                    self._note(proof, present or server.config(record.model), told or server.config(name))
+                except ServingFailed as error:
+                    proof.notes.append(f"the interfaces could not be compared: {error}")
+            if examples is not None and not proof.problems:
+                limit = max_latency_ms or self._max_latency_ms
+                for each in self._fleet.servers:
+                    latency, problems = ask(each, name, record.triton_version, examples, record.target, limit)
+                    proof.latency_ms = max(proof.latency_ms or 0.0, round(latency, 3))
+                    proof.problems += problems
+                proof.examples = examples.count
+        finally:
+            self._beside.remove(name)
+
+    @staticmethod
+    def _note(proof: Proof, present: Any, coming: Any) -> None:
+        problems, notes = compare_interfaces(present, coming)
+        proof.problems += [f"another interface than the version in production has: {problem}" for problem in problems]
+        proof.notes += notes
+
+    def _told_interface(self, record: Record) -> Any | None:
+        """Return the configuration of a version where it tells inputs and outputs; Triton completes others."""
+        config = text_format.Parse(self._catalog.config(record, record.model).decode(), ModelConfig())
+        return config if config.input and config.output else None
 
 
 def read_examples(catalog: Catalog, record: Record) -> VerifiedExamples | None:

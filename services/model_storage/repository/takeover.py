@@ -47,7 +47,7 @@ def found(store: Store, model: str, numbers: Collection[int], known: Collection[
     metas = {number: _meta(store, f"{model}/{number}/{META_FILE}") for number in files}
     names = version_names({number: meta.get("model_version") for number, meta in metas.items()}, known)
     for number, paths in files.items():
-        target = next((TARGETS[path] for path in paths if path in TARGETS), "other")
+        target: Target = next((TARGETS[path] for path in paths if path in TARGETS), "other")
         sums = {path: File(*digest_of(store, f"{model}/{number}/{path}")) for path in paths}
         lines = sorted(f"{file.sha256}  {path}\n" for path, file in sums.items())
         content = hashlib.sha256("".join(lines).encode()).hexdigest()

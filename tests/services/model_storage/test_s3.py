@@ -230,14 +230,21 @@ def test_a_round_lists_the_bucket_once_however_many_models_there_are(on_s3: Stor
         on_s3.promote(name, on_s3.published(name, 2.0))
     production, store = on_s3.service.production, on_s3.service.store
     production.reconcile()
-    asked: list[str] = []
+    asked: list[tuple[str, object]] = []
     events = store._client.meta.events
-    events.register("before-call.s3.*", lambda model, **_: asked.append(model.name), unique_id="counted")
+    def count(model: object, params: dict[str, object], **_: object) -> None:
+        asked.append((model.name, params["query_string"]))
+
+    events.register("before-call.s3.*", count, unique_id="counted")
+        "before-call.s3.*",
+        lambda model, params, **_: asked.append((model.name, params["query_string"])),
+        unique_id="counted",
+    )
     try:
         assert production.reconcile() == []
     finally:
         events.unregister("before-call.s3.*", unique_id="counted")
-    assert asked == ["ListObjectsV2"]
+    assert [name for name, _ in asked] == ["ListObjectsV2"], asked
 
 
 def test_a_version_in_a_bucket_with_folders_is_served_and_can_be_deleted(on_s3: Storage, model: str) -> None:
@@ -246,7 +253,7 @@ def test_a_version_in_a_bucket_with_folders_is_served_and_can_be_deleted(on_s3: 
     assert on_s3.upload(model, model_zip(model, 4.0, **{"more/labels.txt": "zero"})).json()["version"] == "0.0.3"
     assert on_s3.client.post(f"/models/{model}/versions/0.0.3/stage").status_code == 200
     assert on_s3.scale_served(f"{model}__candidate") == 4.0
-    assert f"shared/{model}__candidate/3/more/labels.txt" in keys(f"shared/{model}__candidate/")
+    assert "3/more/labels.txt" in keys(f"shared/{model}__candidate/")
     assert on_s3.client.delete(f"/models/{model}/stage").status_code == 200
     done = on_s3.client.delete(f"/models/{model}/versions", params={"older_than_days": 0}).json()
     assert done["deleted"] == ["0.0.3"]
