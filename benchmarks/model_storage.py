@@ -36,7 +36,7 @@ from local import postgres
 from local.settings import HOST, ROOT
 from local.triton import TritonServer
 from services.model_storage.production.history import History
-from services.model_storage.repository.catalog import Record
+from services.model_storage.repository.record import Record
 from tests.services.model_storage.support import ask_scale, model_zip
 from tests.support.servers import free_ports
 from tests.support.tiny_onnx import scaling_config, scaling_model

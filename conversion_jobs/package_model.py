@@ -15,6 +15,7 @@ from conversion_jobs.onnx.graph import GraphInterface, interface, read_graph, st
 from conversion_jobs.publishing.package_archive import write_archive
 from conversion_jobs.tensorrt.plan import Plan, PlanPaths
 from conversion_jobs.triton.model_config import LABELS_FILE, Device, contradictions, model_config, parse, to_text
+from conversion_jobs.triton.served_model import Reference
 from conversion_jobs.triton.tuning import Tuning, tuned
 from conversion_jobs.verification.record import passed_verification, read_model
 from jobkit import job
@@ -27,6 +28,7 @@ from jobkit.paths import checked_name, inference_model
 from jobkit.sbom import SBOM_FILE, ModelFacts, model_sbom
 from nightshift_common.options.conversion import PackageOptions
 from nightshift_common.options.serving import ServingOptions
+from nightshift_common.verified_examples import VERIFIED_FILE, VerifiedExamples, fitting, write_examples
 
 logger = logging.getLogger("conversion_jobs.package_model")
 
@@ -116,7 +118,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     if tuning is not None:
         texts[TUNING_FILE] = tuning.model_dump_json(indent=2) + "\n"
     folder = inference_model(experiment.group)
-    archive, digest = write_package(bottle, folder, artifact, texts)
+    archive, digest = write_package(bottle, folder, artifact, texts, verified_examples(bottle, experiment, graph))
     logger.info("%s: %s", archive, digest)
     return Result(folder=folder, archive=archive, sha256=digest)
 
@@ -136,13 +138,36 @@ def refuse_foreign_tuning(tuning: Tuning, arguments: Arguments, structure: str, 
         )
 
 
-def write_package(bottle: Bottle, folder: str, artifact: Artifact, texts: dict[str, str]) -> tuple[str, str]:
+def verified_examples(bottle: Bottle, experiment: Experiment, graph: GraphInterface) -> VerifiedExamples | None:
+    """Return a few of the inputs that `verify_onnx` has compared, with their outputs; None where there are none."""
+    if not bottle.exists(experiment.reference):
+        logger.warning("%s is missing: the package has no verified examples", experiment.reference)
+        return None
+    reference = Reference(bottle.local(experiment.reference))
+    count = fitting(reference.inputs)
+    if not count or len(graph.inputs) != 1:
+        logger.warning("the package has no verified examples: the inputs are too large, or there are several")
+        return None
+    outputs = {graph.outputs[0].name: reference.outputs, **reference.further}
+    return VerifiedExamples(
+        {graph.inputs[0].name: reference.inputs[:count]},
+        {name: array[:count] for name, array in outputs.items()},
+        reference.output,
+    )
+
+
+def write_package(
+    bottle: Bottle, folder: str, artifact: Artifact, texts: dict[str, str], examples: VerifiedExamples | None = None
+) -> tuple[str, str]:
     """Write the artifact, `meta.json` and the archive of all to `folder`; return the archive's key and sha256."""
     with tempfile.TemporaryDirectory(prefix="nightshift-package-") as scratch:
         files = {artifact.name: artifact.file}
         for file_name, text in texts.items():
             files[file_name] = Path(scratch) / file_name
             files[file_name].write_text(text, encoding="utf-8")
+        if examples is not None:
+            files[VERIFIED_FILE] = Path(scratch) / VERIFIED_FILE
+            write_examples(files[VERIFIED_FILE], examples)
         archive = Path(scratch) / artifact.archive
         write_archive(archive, files)
         for file_name in ("meta.json", artifact.name):

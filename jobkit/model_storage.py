@@ -162,8 +162,9 @@ class ModelStorage:
         message = f"the model storage {self.url} answered {error.status} to {error.call}: {error.reason}"
         if error.status in (401, 403):
             return ConfigurationError(f"{message}; see {settings.STORAGE_TOKEN}")
+        not_proved = error.status == 409 and error.reason.startswith("not promoted:")
         triton_refused = error.status == 502 and "Triton" in error.reason
-        if triton_refused or error.status in (400, 404, 413, 422):
+        if not_proved or triton_refused or error.status in (400, 404, 413, 422):
             return DataValidationError(message)
         return TransientError(message)
 

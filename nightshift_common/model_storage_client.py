@@ -64,10 +64,21 @@ class ModelStorageClient:
         self._client.close()
 
     def upload(
-        self, model: str, archive: Path, version: str = "next", sha256: str | None = None, sent: Count | None = None
+        self,
+        model: str,
+        archive: Path,
+        version: str = "next",
+        sha256: str | None = None,
+        sent: Count | None = None,
+        triton_version: int | None = None,
     ) -> dict[str, Any]:
-        """Publish a flat zip as a version, streamed from the disk; return `{"version": ...}`."""
+        """Publish a zip as a version, streamed from the disk; return `{"version": ...}`.
+
+        It gets Triton's number `triton_version`, or the next one that is free.
+        """
         form = {"model_name": model, "model_version": version, "sha256": sha256 or checksum(archive)}
+        if triton_version is not None:
+            form["triton_version"] = str(triton_version)
         with archive.open("rb") as handle:
             files: Any = {"src_file": (archive.name, _Counted(handle, sent or _nobody))}
             answer: dict[str, Any] = self._json("POST", "/upload_new_version/", data=form, files=files)
@@ -147,13 +158,24 @@ class ModelStorageClient:
         found: list[dict[str, Any]] = self._json("POST", f"{_path(model)}/try", content=picture)
         return found
 
-    def promote(self, model: str, version: str, **note: str | None) -> dict[str, Any]:
-        """Bring a version into production. The note: `reason`, `on_behalf_of`, `run_id`, `snapshot_id`."""
-        return self._object("POST", f"{_path(model, version)}/promote", json=note)
+    def promote(self, model: str, version: str, force: bool = False, **note: str | None) -> dict[str, Any]:
+        """Bring a version into production. The note: `reason`, `on_behalf_of`, `run_id`, `snapshot_id`.
+
+        With `force` although its interface is another or it does not answer as was verified, which is a 409 else.
+        """
+        forced = {"force": True} if force else {}  # earlier storages know no such key
+        return self._object("POST", f"{_path(model, version)}/promote", json={**note, **forced})
 
     def rollback(self, model: str, **note: str | None) -> dict[str, Any]:
         """Go back to the version in production before; with `from_version` in the note only from that one."""
         return self._object("POST", f"{_path(model)}/rollback", json=note)
+
+    def clean(self, model: str, older_than_days: float | None = None, dry_run: bool = False) -> dict[str, Any]:
+        """Delete the versions that nothing needs; return which, and what the others are needed for."""
+        params: dict[str, str] = {"dry_run": "true"} if dry_run else {}
+        if older_than_days is not None:
+            params["older_than_days"] = str(older_than_days)
+        return self._object("DELETE", f"{_path(model)}/versions", params=params)
 
     def unload(self, model: str) -> None:
         """Take a model out of Triton: nothing is in production then."""

@@ -7,10 +7,12 @@ Exit codes: 0 done; 1 refused, the message says why; 75 (EX_TEMPFAIL) the storag
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import getpass
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from rich.table import Table
 
 from nightshift_common.exit_codes import ExitCode
 from nightshift_common.model_storage_client import ModelStorageClient, StorageRefused, StorageUnavailable, checksum
+from services.model_storage.importing import import_repository
 
 URL, TOKEN = "NIGHTSHIFT_STORAGE_URL", "NIGHTSHIFT_STORAGE_TOKEN"
 
@@ -42,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     else:
         options.show(answer)
-    return 0
+    return 1 if options.run is import_copy and any("refused" in row["outcome"] for row in answer) else 0
 
 
 def upload(client: ModelStorageClient, options: argparse.Namespace) -> Any:
@@ -70,7 +73,9 @@ def get(client: ModelStorageClient, options: argparse.Namespace) -> Any:
 
 def promote(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Bring a version into production."""
-    return client.promote(options.model, options.version, reason=options.reason, on_behalf_of=getpass.getuser())
+    return client.promote(
+        options.model, options.version, force=options.force, reason=options.reason, on_behalf_of=getpass.getuser()
+    )
 
 
 def pin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
@@ -96,6 +101,17 @@ def stages(client: ModelStorageClient, options: argparse.Namespace) -> Any:
 def history(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Return what was in production when."""
     return client.history(options.model, options.at)
+
+
+def clean(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Delete the versions that nothing needs, of one model or of all."""
+    models = client.models() if options.model is None else [options.model]
+    return [client.clean(model, options.older_than_days, options.dry_run) for model in models]
+
+
+def import_copy(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Publish what a copy of an older service's repository holds."""
+    return [dataclasses.asdict(row) for row in import_repository(client, options.folder, options.promote)]
 
 
 @contextmanager
@@ -128,6 +144,21 @@ def _show_stages(answer: dict[str, Any]) -> None:
 def _show_history(answer: list[dict[str, Any]]) -> None:
     columns = ("promoted_at", "action", "version", "previous_version", "actor", "on_behalf_of", "reason", "run_id")
     _show_table(answer, (*columns, "snapshot_id"))
+
+
+def _show_cleaned(answer: list[dict[str, Any]]) -> None:
+    for found in answer:
+        what = "would be deleted" if found["dry_run"] else "deleted"
+        deleted = ", ".join(found["deleted"]) or "nothing"
+        console.print(f"{found['model']}: {what}: {deleted} ({found['freed_bytes'] >> 20} MiB)", markup=False)
+        for version, why in found["kept"].items():
+            console.print(f"  {version} is kept: {why}", markup=False)
+
+
+def _show_imported(answer: list[dict[str, Any]]) -> None:
+    _show_table(answer, ("model", "folder", "version", "outcome", "in_production"))
+    outcomes = Counter(row["outcome"].partition(":")[0] for row in answer)
+    console.print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "no versions", markup=False)
 
 
 def _show_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
@@ -163,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("model")
     added.add_argument("version")
     added.add_argument("--reason", default="by hand")
+    added.add_argument("--force", action="store_true", help="although it has another interface or is not proved")
     added = command("pin", pin, _show_one, "bring a version into production and keep it there")
     added.add_argument("model")
     added.add_argument("version")
@@ -177,6 +209,15 @@ def _parser() -> argparse.ArgumentParser:
     added = command("history", history, _show_history, "which version was in production when")
     added.add_argument("model")
     added.add_argument("--at", help="what was in production at this time, say 2026-11-17T03:00+01:00")
+    added = command("clean", clean, _show_cleaned, "delete versions that nothing needs, of one model or of all")
+    added.add_argument("model", nargs="?")
+    added.add_argument("--older_than_days", type=float, help="default: MODEL_STORAGE_KEEP_DAYS of the service")
+    added.add_argument("--dry_run", action="store_true", help="only tell which")
+    added = command("import", import_copy, _show_imported, "publish what a copy of an older service's repository holds")
+    added.add_argument("folder", type=Path, help="the copy: <model>/<number>/..., <model>/config.pbtxt")
+    added.add_argument(
+        "--promote", action="store_true", help="bring the versions that its config.pbtxt name into production, too"
+    )
     return parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from services.model_storage.triton import Fleet, Triton
 
 logger = logging.getLogger(__name__)
 
+GLANCE_SECONDS = 0.5  # between looks at one model; one that is lost means that Triton was restarted
+
 
 @dataclass
 class Service:
@@ -29,13 +32,15 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
-        self.store = _open_store(self.settings.repository)
-        self.catalog = Catalog(self.store, self.settings.max_unpacked_bytes, self.settings.trusted)
+        self.store = _open_store(self.settings)
+        self.catalog = Catalog(
+            self.store, self.settings.max_unpacked_bytes, self.settings.trusted, self.settings.python_models
+        )
         seconds = self.settings.triton_timeout
         self.fleet = Fleet([Triton(address, seconds, key) for address, key in self.settings.triton_servers()])
         self.history = History(self.settings.database_url)
         entries = PictureEntries(self.catalog, self.fleet, self.settings.picture_entries == "on")
-        self.production = Production(self.catalog, self.fleet, self.history, entries)
+        self.production = Production(self.catalog, self.fleet, self.history, entries, self.settings.max_latency_ms)
         self.aliases: Aliases | None = None
         if self.settings.mlflow_url:
             login = (self.settings.mlflow_username, self.settings.mlflow_password)
@@ -85,8 +90,12 @@ class Service:
             self._prepared = True
 
     def _keep_watch(self) -> None:
-        while not self._stop.wait(self.settings.watch_seconds):
-            self._look_after_everything()
+        """Look after everything now and then, and at once where a Triton that was restarted serves nothing."""
+        looked = time.monotonic()
+        while not self._stop.wait(min(GLANCE_SECONDS, self.settings.watch_seconds)):
+            if time.monotonic() - looked >= self.settings.watch_seconds or self.production.has_lost_a_model():
+                self._look_after_everything()
+                looked = time.monotonic()
 
     def _look_after_everything(self) -> None:
         try:
@@ -106,9 +115,10 @@ class Service:
         self.metrics.not_serving.set(len(failed))
 
 
-def _open_store(repository: str) -> Store:
+def _open_store(settings: Settings) -> Store:
+    repository = settings.repository
     if repository.startswith("s3://"):
         from services.model_storage.repository.s3_store import S3Store  # boto3 takes memory and time to import
 
         return S3Store(repository)
-    return FolderStore(Path(repository))
+    return FolderStore(Path(repository), settings.min_free_bytes)

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nightshift_common.names import NAME_RULE, is_name
 from nightshift_common.storage_tokens import Scope
+from services.model_storage.repository.examination import PythonModels
 from services.model_storage.repository.keyless import Identity
 from services.model_storage.repository.signatures import Policy, Signatures
 
@@ -101,6 +102,28 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(32 << 30, gt=0, description="size of one uploaded archive")
     max_unpacked_bytes: int = Field(64 << 30, gt=0, description="size of what is in one archive")
+    python_models: PythonModels = Field(
+        "off",
+        description="whether packages may hold a model.py, code that Triton runs with Triton's rights: "
+        "off: none; signed: packages that a trusted key has signed; on: everyone's who may publish",
+    )
+    max_latency_ms: float = Field(
+        2000.0,
+        gt=0,
+        description="milliseconds that a version may take for one of its verified inputs (median) to be promoted; a "
+        "promotion may say another limit",
+    )
+    keep_days: float = Field(
+        30.0,
+        ge=0,
+        description="days after its publication in which a version is kept, unless the call says others",
+    )
+    min_free_bytes: int = Field(
+        512 << 20,
+        ge=0,
+        description="free space of a repository that is a folder below which the service is not ready: before the disk "
+        "is full",
+    )
     watch_seconds: float = Field(
         15.0, gt=0, description="how often to see that Triton serves the champions: a restarted one serves nothing"
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerClient, InferInput
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from services.model_storage.errors import ServingFailed, Unavailable
+from services.model_storage.repository.record import BESIDE
 
 ASK_SECONDS = 5.0
 KEY_HEADER = "triton-grpc-protocol-nightshift-triton-key"
@@ -89,6 +92,29 @@ class Triton:
         self.load(model)
         self.check_serves(model, number)
 
+    def config(self, model: str) -> Any:
+        """Return the configuration that a model is served by, with what Triton has completed."""
+        answer = self._ask(f"ask for {model}", self._client.get_model_config, model, client_timeout=ASK_SECONDS)
+        return answer.config
+
+    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], str]:
+        """Send inputs to a model; return its outputs by name, and the version that answered."""
+        tensors = []
+        for name, array in inputs.items():
+            tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            tensor.set_data_from_numpy(array)
+            tensors.append(tensor)
+        answer = self._ask(f"answer for {model}", self._client.infer, model, tensors, client_timeout=self._load_seconds)
+        said = answer.get_response()
+        return {output.name: answer.as_numpy(output.name) for output in said.outputs}, str(said.model_version)
+
+    def has_lost(self, model: str, number: int) -> bool:
+        """Whether the server answers and does not serve the version `number` of `model`."""
+        try:
+            return not self._client.is_model_ready(model, str(number), client_timeout=ASK_SECONDS)
+        except InferenceServerException as error:
+            return str(error.status()) not in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+
     def show(self, entry: str, picture: bytes) -> tuple[list[str], list[float]]:
         """Send an encoded picture to an entry for pictures; return the likeliest classes and their probabilities."""
         tensor = InferInput("picture", [1, 1], "BYTES")
@@ -133,6 +159,16 @@ class Served:
         wanted = [] if number is None else [number]
         return all(served.get(model, []) == wanted for served in self._servers)
 
+    def version(self, model: str) -> int | None:
+        """Return the one version of `model` that every server serves; None where there is no such version."""
+        found = [served.get(model, []) for served in self._servers]
+        return found[0][0] if len(found[0]) == 1 and all(versions == found[0] for versions in found) else None
+
+    def numbers(self, model: str) -> set[int]:
+        """Return the versions of `model` that any server serves, under its name or beside it."""
+        names = [model, *(model + end for end in BESIDE)]
+        return {number for served in self._servers for name in names for number in served.get(name, [])}
+
     def models(self) -> set[str]:
         """Return the models that any server serves."""
         return {model for served in self._servers for model in served}
@@ -143,6 +179,10 @@ class Fleet:
 
     def __init__(self, servers: list[Triton]) -> None:
         self.servers = servers
+
+    def has_lost(self, model: str, number: int) -> bool:
+        """Whether a server that answers does not serve the version `number` of `model`."""
+        return any(server.has_lost(model, number) for server in self.servers)
 
     def serve(self, model: str, number: int) -> None:
         """Load and check a model on one server after another; stop at the first that fails."""

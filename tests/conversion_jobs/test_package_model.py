@@ -14,10 +14,12 @@ from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as schema
 
 from conversion_jobs.onnx.graph import GraphInterface, TensorInterface, interface, read_graph
+from conversion_jobs.onnx.session import OnnxModel
 from conversion_jobs.triton.model_config import contradictions, model_config, parse, to_text
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.provenance import ROOT, provenance
+from nightshift_common.verified_examples import VERIFIED_FILE, differences, read_examples
 from tests.conversion_jobs.conftest import Trained
 from tests.support.trained import LABELS
 
@@ -30,13 +32,19 @@ def test_the_folder_and_the_flat_archive_hold_what_model_storage_expects(verifie
     ]
     with zipfile.ZipFile(verified.bottle.local(result.archive)) as archive:
         assert archive.namelist() == [
-            *("config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx", "sbom.cdx.json")
+            *("config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx", "sbom.cdx.json", VERIFIED_FILE)
         ]
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}, "no times: same content"
         assert archive.read("labels.txt").decode().splitlines() == LABELS
         assert archive.read("model.onnx") == verified.bottle.read(Experiment(verified.experiment).onnx)
+        proof = read_examples(archive.read(VERIFIED_FILE))
+        answers = OnnxModel(verified.bottle.local(Experiment(verified.experiment).onnx), 1).run_all(
+            proof.inputs["input"], 1
+        )
         meta = json.loads(archive.read("meta.json"))
         config = parse(archive.read("config.pbtxt").decode())
+    assert proof.count == 4
+    assert differences(proof, {"logits": answers[0]}, "onnx") == []
     assert meta["inputs"] == [{"name": "input", "dtype": "float32", "shape": [-1, 3, 32, 32]}]
     assert meta["snapshot_id"] == verified.snapshot_id
     assert config.name == "digits"

@@ -61,7 +61,7 @@ def test_versions_count_up_and_the_same_content_keeps_its_version(
     assert record["meta"]["snapshot_id"] == verified.snapshot_id
     assert set(record["files"]) == {
         "config.pbtxt", "labels.txt", "meta.json", "model.json", "model.onnx", "model.sig", "provenance.json",
-        "sbom.cdx.json",
+        "sbom.cdx.json", "verified.npz",
     }  # fmt: skip
 
 

@@ -22,8 +22,10 @@ from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
 from services.model_storage.production.history import PRODUCTION, Note, Promotion, Text
 from services.model_storage.production.promotions import Tried
+from services.model_storage.production.proof import Proof
+from services.model_storage.production.retention import Cleaned
 from services.model_storage.production.stages import Stage, stages
-from services.model_storage.repository.catalog import CANARY, CANDIDATE, Record, check_model_name
+from services.model_storage.repository.record import CANARY, CANDIDATE, Record, check_model_name
 from services.model_storage.service import Service
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -60,13 +62,19 @@ class Champion(BaseModel):
     promoted_at: datetime
 
 
-class Promoted(BaseModel):
-    """What a promotion or rollback came to."""
+class Switched(BaseModel):
+    """What serves after a rollback, and what served before."""
 
     model: str
     version: str
     triton_version: int
     previous_version: str | None
+
+
+class Promoted(Switched):
+    """What a promotion came to; `proof` is null where the version was in production already."""
+
+    proof: Proof | None
 
 
 class Route(BaseModel):
@@ -109,10 +117,25 @@ class Change(BaseModel):
         )
 
 
+class PromotionChange(Change):
+    """Why a version is promoted, and what it need not show."""
+
+    force: bool = Field(False, description="promote it although it has another interface or is not proved")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="milliseconds that one verified input may take; left out: MODEL_STORAGE_MAX_LATENCY_MS"
+    )
+
+
+class PinChange(Change):
+    """Why a version is pinned, and what it need not show."""
+
+    force: bool = Field(False, description="promote it although it has another interface or is not proved")
+
+
 class CanaryChange(Change):
     """Which share of the requests the canary gets, and why."""
 
-    share: float = Field(gt=0, le=0.5)
+    share: float = Field(ge=1e-6, le=0.5, description="of the requests; less than a millionth gets none")
 
 
 class RollbackChange(Change):
@@ -128,6 +151,10 @@ class Staged(BaseModel):
     triton_version: str
 
 
+KeepDays = Annotated[
+    float | None,
+    Query(ge=0, le=36500, description="days since it was published; left out: MODEL_STORAGE_KEEP_DAYS"),
+]
 MAX_PICTURE = 32 << 20
 PICTURE_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"format": "binary"}}}}
 
@@ -148,14 +175,15 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(_health(service))
     app.include_router(_reading(service, access.router("read")), tags=["models"])
     app.include_router(_promoting(service, access.router("promote")), tags=["production"])
+    app.include_router(_retaining(service, access.router("promote")), tags=["production"])
     app.include_router(_trying(service, access.router("promote", max_body=MAX_PICTURE)), tags=["production"])
     app.include_router(legacy_calls.router(service, access))
     return app
 
 
 async def _answer(_: Request, error: Exception) -> Response:
-    status = error.status if isinstance(error, StorageError) else 500
-    return JSONResponse({"detail": str(error)}, status, {"Retry-After": "5"} if status == 503 else None)
+    known = error if isinstance(error, StorageError) else StorageError(str(error))
+    return JSONResponse(known.body(), known.status, {"Retry-After": "5"} if known.status == 503 else None)
 
 
 def _health(service: Service) -> APIRouter:
@@ -264,6 +292,25 @@ def _reading(service: Service, router: APIRouter) -> APIRouter:
     return router
 
 
+def _retaining(service: Service, router: APIRouter) -> APIRouter:
+    production, days = service.production, service.settings.keep_days
+
+    @router.delete("/models/{model}/versions/{version}")
+    def delete(model: str, version: str, older_than_days: KeepDays = None) -> Cleaned:
+        """Delete a version for good: 409 where it is served, pinned, what a rollback goes to, or too young.
+
+        Its name and its number are not used again.
+        """
+        return production.delete(model, version, days if older_than_days is None else older_than_days)
+
+    @router.delete("/models/{model}/versions")
+    def clean(model: str, older_than_days: KeepDays = None, dry_run: bool = False) -> Cleaned:
+        """Delete all versions of a model that may be deleted, and tell why each other one is kept."""
+        return production.clean(model, days if older_than_days is None else older_than_days, dry_run)
+
+    return router
+
+
 def share_of(model: str, key: str) -> float:
     """Return a number in 0 to 1 that is as good as random, and always the same for one key of a model."""
     return int.from_bytes(hashlib.sha256(f"{model}\0{key}".encode(errors="replace")).digest()[:8], "big") / 2**64
@@ -312,17 +359,25 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
         return {"removed": production.end_canary(model, Note(reason="ended by hand", actor=actor))}
 
     @router.post("/models/{model}/versions/{version}/promote")
-    def promote(model: str, version: str, actor: Actor, change: Change | None = None) -> Promoted:
-        """Bring a version into production; on any failure the one before serves on."""
+    def promote(model: str, version: str, actor: Actor, change: PromotionChange | None = None) -> Promoted:
+        """Bring a version into production; on any failure the one before serves on.
+
+        Before that it has to show that it has the interface of the one in production and answers its verified inputs,
+        else the answer is 409.
+        """
         with changes.labels("promote", "failed").count_exceptions():
-            row = production.promote(model, version, (change or Change()).note(actor))
+            wanted = change or PromotionChange()
+            row, proof = production.promote_with_proof(
+                model, version, wanted.note(actor), wanted.force, wanted.max_latency_ms
+            )
         changes.labels("promote", "done").inc()
-        return Promoted.model_validate(row.model_dump())
+        return Promoted.model_validate({**row.model_dump(), "proof": proof})
 
     @router.post("/models/{model}/versions/{version}/pin")
-    def pin(model: str, version: str, actor: Actor, change: Change | None = None) -> Champion:
+    def pin(model: str, version: str, actor: Actor, change: PinChange | None = None) -> Champion:
         """Bring a version into production and keep it: until it is unpinned, promotions and rollbacks answer 409."""
-        row = production.pin(model, version, (change or Change()).note(actor))
+        wanted = change or PinChange()
+        row = production.pin(model, version, wanted.note(actor), wanted.force)
         return Champion.model_validate(row.model_dump())
 
     @router.delete("/models/{model}/pin")
@@ -339,12 +394,12 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
         return {"removed": production.unpin(model, note)}
 
     @router.post("/models/{model}/rollback")
-    def rollback(model: str, actor: Actor, change: RollbackChange | None = None) -> Promoted:
+    def rollback(model: str, actor: Actor, change: RollbackChange | None = None) -> Switched:
         """Go back to the version that was in production before."""
         with changes.labels("rollback", "failed").count_exceptions():
             change = change or RollbackChange()
             row = production.rollback(model, change.note(actor), change.from_version)
         changes.labels("rollback", "done").inc()
-        return Promoted.model_validate(row.model_dump())
+        return Switched.model_validate(row.model_dump())
 
     return router

@@ -10,7 +10,8 @@ from typing import IO
 
 from nightshift_common.archive import CHUNK
 from services.model_storage.errors import StorageError
-from services.model_storage.repository.catalog import UPLOADED, WRITTEN, Record
+from services.model_storage.repository.model_config import CONFIG_FILE
+from services.model_storage.repository.record import UPLOADED, WRITTEN, Record
 from services.model_storage.repository.store import Store
 
 
@@ -25,7 +26,9 @@ def stream_zip(store: Store, record: Record, as_signed: bool = False) -> Iterato
     pipe = _Pipe()
     stamp = record.created_at.timetuple()[:6]
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        written = frozenset() if as_signed else WRITTEN
+        written = frozenset() if as_signed or record.taken_over is not None else WRITTEN
+        if record.taken_over is not None and CONFIG_FILE not in record.files:
+            archive.writestr(zipfile.ZipInfo(CONFIG_FILE, stamp), record.taken_over)
         for name in sorted({*record.files, *written}):
             stored = f"{name}{UPLOADED}" if as_signed and name in WRITTEN else name
             entry = zipfile.ZipInfo(name, stamp)

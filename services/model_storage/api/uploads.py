@@ -23,13 +23,13 @@ from services.model_storage.repository.store import out_of_space
 
 BLOCK = 1 << 20  # what is collected in memory before it is written; each upload under way has two of them
 MAX_FIELD = 4096
-MAX_FIELDS = 20
+FIELDS = frozenset({"model_name", "model_version", "version", "triton_version", "sha256"})
 MAX_AROUND = 1 << 20  # bytes of a form besides its file
 
 
 @dataclass
 class Upload:
-    """A received form: its text fields, and its one file."""
+    """A received form: those of its text fields that are known, and its one file."""
 
     path: Path
     fields: dict[str, str] = field(default_factory=dict)
@@ -147,17 +147,13 @@ class _Reader:
             if self._upload.size > self._max_bytes:
                 raise TooLong(f"the file is longer than the allowed {self._max_bytes} bytes")
             self._block += memoryview(data)[start:end]
-        else:
+        elif self._name in FIELDS:  # others are passed over, as the older service did
             self._part += data[start:end]
             if len(self._part) > MAX_FIELD:
                 raise Refused(f"the field {self._name!r} is longer than {MAX_FIELD} bytes")
 
     def _on_part_end(self) -> None:
-        if not self._is_file:
-            if self._name in self._upload.fields:
-                raise Refused(f"the form has the field {self._name!r} twice")
-            if len(self._upload.fields) == MAX_FIELDS:
-                raise Refused(f"the form has more than {MAX_FIELDS} fields")
+        if self._name in FIELDS and not self._is_file:  # of several the last one counts
             try:
                 self._upload.fields[self._name] = self._part.decode()
             except UnicodeDecodeError as error:

@@ -6,8 +6,9 @@ import logging
 
 from services.model_storage.errors import StorageError
 from services.model_storage.production.picture_entries import PictureEntries
-from services.model_storage.repository.catalog import BESIDE, Catalog, Record
+from services.model_storage.repository.catalog import Catalog
 from services.model_storage.repository.model_config import CONFIG_FILE
+from services.model_storage.repository.record import BESIDE, Record
 from services.model_storage.triton import Fleet
 
 logger = logging.getLogger(__name__)
@@ -19,14 +20,18 @@ class Beside:
     def __init__(self, catalog: Catalog, fleet: Fleet, entries: PictureEntries) -> None:
         self._catalog, self._fleet, self._entries = catalog, fleet, entries
 
-    def serve(self, record: Record, name: str) -> None:
-        """Serve `record` as the model `name`, in place of what had that name; where that fails nothing has it."""
+    def serve(self, record: Record, name: str, with_pictures: bool = True) -> None:
+        """Serve `record` as the model `name`, in place of what had that name; where that fails nothing has it.
+
+        Its entry for pictures is served too, unless that is not wanted.
+        """
         config = self._catalog.config(record, name)
         self._catalog.store.link(record.folder, name, {CONFIG_FILE: config})
         try:
             self._fleet.serve(name, record.triton_version)
-            self._entries.follow(record, name)
-        except StorageError:
+            if with_pictures:
+                self._entries.follow(record, name)
+        except Exception:
             try:
                 self.remove(name)
             except StorageError as error:

@@ -18,13 +18,13 @@ from services.model_storage.errors import StorageError
 from services.model_storage.production.history import History
 from services.model_storage.production.stages import ALL, Stage, stages
 from services.model_storage.repository.catalog import Catalog
+from services.model_storage.repository.record import Target
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 VERSION_TAG = "semantic_version"  # what publish_model writes to a registered version
 PATIENCE_SECONDS = 3600.0  # a version is registered after its upload: looked for ever more rarely, until this pause
-TARGETS = ("onnx", "tensorrt")
-OURS = {stage + end for stage in get_args(Stage) for end in ("", *(f"-{target}" for target in TARGETS))}
+OURS = {stage + end for stage in get_args(Stage) for end in ("", *(f"-{target}" for target in get_args(Target)))}
 
 
 class Aliases:

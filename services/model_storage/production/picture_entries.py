@@ -10,7 +10,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.model_storage.errors import Refused, ServingFailed
 from services.model_storage.picture_entry.files import SPEC_FILE, entry_files, spec_of
-from services.model_storage.repository.catalog import MAX_SMALL_FILE, PICTURES, Catalog, Record
+from services.model_storage.repository.catalog import Catalog
+from services.model_storage.repository.record import MAX_SMALL_FILE, PICTURES, Record
 from services.model_storage.triton import Fleet, Served
 
 logger = logging.getLogger(__name__)

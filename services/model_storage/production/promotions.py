@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel
@@ -12,16 +12,20 @@ from services.model_storage.errors import Conflict, NotFound, NotTrusted, Servin
 from services.model_storage.production.candidates import Beside
 from services.model_storage.production.history import PRODUCTION, Action, Change, History, Note, Promotion
 from services.model_storage.production.picture_entries import PictureEntries
-from services.model_storage.repository.catalog import (
+from services.model_storage.production.proof import MAX_LATENCY_MS, Proof, Prover
+from services.model_storage.production.retention import Cleaned, cleaned, needed
+from services.model_storage.production.stages import ways_back
+from services.model_storage.repository.catalog import Catalog
+from services.model_storage.repository.model_config import CONFIG_FILE
+from services.model_storage.repository.record import (
     CANARY,
     CANDIDATE,
     PICTURES,
     PREVIOUS,
-    Catalog,
+    PROOF,
     Record,
     check_model_name,
 )
-from services.model_storage.repository.model_config import CONFIG_FILE
 from services.model_storage.repository.store import ModelLocks
 from services.model_storage.triton import Fleet, Served
 
@@ -29,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
+TAKEN_OVER = "Triton served it when the model storage took the repository over"
 
 
 class Tried(BaseModel):
@@ -44,41 +49,62 @@ class Tried(BaseModel):
 class Production:
     """What Triton serves. The history in PostgreSQL is the truth; Triton is brought to it."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet, history: History, entries: PictureEntries) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        fleet: Fleet,
+        history: History,
+        entries: PictureEntries,
+        max_latency_ms: float = MAX_LATENCY_MS,
+    ) -> None:
         self.catalog, self.fleet, self.history = catalog, fleet, history
+        self._glanced_at: Promotion | None = None
         self._entries = entries
         self._beside = Beside(catalog, fleet, entries)
+        self._prover = Prover(catalog, fleet, self._beside, max_latency_ms)
         self._locks = ModelLocks()  # not those of the catalog: an upload need not wait for a load
 
-    def promote(self, model: str, version: str, note: Note, action: Action = "promote") -> Promotion:
+    def promote(self, model: str, version: str, note: Note, force: bool = False) -> Promotion:
+        """Do what `promote_with_proof` does; return the row alone."""
+        return self.promote_with_proof(model, version, note, force)[0]
+
+    def promote_with_proof(
+        self, model: str, version: str, note: Note, force: bool = False, max_latency_ms: float | None = None
+    ) -> tuple[Promotion, Proof | None]:
         """Serve `version` under the model's name and write it down; the old version serves on if that fails.
 
-        A version that is in production already is only loaded again, where Triton does not serve it.
+        Before anything is switched the version shows that it has the interface of the one in production and answers
+        its verified inputs; with `force` it need not. A version that is in production already is only loaded again,
+        where Triton does not serve it, and shows nothing.
 
         Raises:
             NotFound: there is no such version.
             Conflict: another version is pinned.
+            NotProved: it has another interface, or does not answer as was verified; nothing was changed.
             ServingFailed: Triton refused the version; the old one serves.
             Unavailable: Triton or PostgreSQL does not answer; nothing was changed.
         """
         record = self.catalog.version(model, version)
 
-        def promote(change: Change) -> Promotion:
+        def promote(change: Change) -> tuple[Promotion, Proof | None]:
             _refuse_if_pinned(change, record.version)
-            return self._switch(change, record, note, action)
+            proof = self._prove(change, record, force, max_latency_ms)
+            return self._switch(change, record, note, "promote"), proof
 
         return self._change(model, promote)
 
-    def pin(self, model: str, version: str, note: Note) -> Promotion:
-        """Bring `version` into production where it is not, and keep it there until `unpin`.
+    def pin(self, model: str, version: str, note: Note, force: bool = False) -> Promotion:
+        """Bring `version` into production where it is not, by proof as `promote` does, and keep it until `unpin`.
 
         Raises:
             Conflict: another version is pinned.
+            NotProved: as of `promote_with_proof`.
         """
         record = self.catalog.version(model, version)
 
         def pin(change: Change) -> Promotion:
             _refuse_if_pinned(change, record.version)
+            self._prove(change, record, force)
             self._switch(change, record, note, "promote")
             return change.pin or change.add("pin", record.version, record.triton_version, record.target, note)
 
@@ -117,14 +143,18 @@ class Production:
         return self._change(model, roll_back)
 
     def load(self, model: str, note: Note) -> Promotion:
-        """Load what is in production, or was before it was unloaded; for a new model the latest version."""
+        """Load what is in production, or was before it was unloaded.
+
+        Of a model that never was: the version that an earlier service has configured, else the latest.
+        """
 
         def load(change: Change) -> Promotion:
             earlier = [row.version for row in change.rows if row.version is not None]
-            versions = [record.version for record in self.catalog.versions(model)]
-            if not versions:
+            records = self.catalog.versions(model)
+            if not records:
                 raise NotFound(f"there is no model {model!r}")
-            record = self.catalog.version(model, (earlier or versions)[-1])
+            left = self.catalog.configured(model) if self.catalog.has_taken_over(model) else None
+            record = self.catalog.version(model, earlier[-1]) if earlier else left or records[-1]
             return self._switch(change, record, _data_of(change, record.version, note), "load")
 
         return self._change(model, load)
@@ -133,11 +163,14 @@ class Production:
         """Take the model out of Triton and write down that nothing is in production."""
         if not self.catalog.versions(model):
             raise NotFound(f"there is no model {model!r}")
-        with self._locks.of(model), self.history.change(model) as change:
+
+        def unload(change: Change) -> None:
             self._entries.remove(model)
             self.fleet.unload(model)
             if change.champion is not None:
                 change.add("unload", None, None, None, note)
+
+        self._change(model, unload)
 
     def stage(self, model: str, version: str) -> Record:
         """Serve `version` under the name `<model>__candidate`, beside the version in production."""
@@ -172,9 +205,14 @@ class Production:
                 self._beside.serve(record, model + CANARY)
             elif change.canary.version != version:
                 raise Conflict(f"version {change.canary.version} is the canary of {model!r}: end it first")
-            return change.add(
-                "canary", version, record.triton_version, record.target, note, share, signed_by=record.signed_by
-            )
+            try:
+                return change.add(
+                    "canary", version, record.triton_version, record.target, note, share, signed_by=record.signed_by
+                )
+            except Exception:
+                if change.canary is None:
+                    self._beside.remove(model + CANARY)
+                raise
 
         return self._change(model, start)
 
@@ -189,6 +227,50 @@ class Production:
             return self._beside.remove(model + CANARY) or canary is not None
 
         return self._change(model, end)
+
+    def delete(self, model: str, version: str, older_than_days: float) -> Cleaned:
+        """Delete a version for good.
+
+        Raises:
+            Conflict: it is needed, or younger than that; the message says what for.
+        """
+        record = self.catalog.version(model, version)
+
+        def delete(change: Change) -> Cleaned:
+            if why := self._needed(change, [record], older_than_days).get(version):
+                raise Conflict(f"version {version} of {model!r} is not deleted: {why}")
+            return self._deleted(model, [record])
+
+        return self._change(model, delete)
+
+    def clean(self, model: str, older_than_days: float, dry_run: bool = False) -> Cleaned:
+        """Delete each version that is neither served, pinned, what a rollback goes to, nor younger than that.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        if not self.catalog.has_versions(model):
+            raise NotFound(f"there is no model {model!r}")
+
+        def clean(change: Change) -> Cleaned:
+            records = self.catalog.versions(model)
+            kept = self._needed(change, records, older_than_days)
+            unneeded = [record for record in records if record.version not in kept]
+            done = cleaned(model, unneeded) if dry_run else self._deleted(model, unneeded)
+            return done.model_copy(update={"kept": kept, "dry_run": dry_run})
+
+        return self._change(model, clean)
+
+    def _needed(self, change: Change, records: Sequence[Record], older_than_days: float) -> dict[str, str]:
+        model = records[0].model
+        return needed(
+            change, records, older_than_days, self.fleet.served().numbers(model), self.catalog.configured(model)
+        )
+
+    def _deleted(self, model: str, records: Sequence[Record]) -> Cleaned:
+        for record in records:
+            self.catalog.delete(record)
+        return cleaned(model, records)
 
     def try_picture(self, model: str, picture: bytes) -> list[Tried]:
         """Ask the version in production, and the one that a rollback goes to, what an encoded picture shows.
@@ -242,10 +324,18 @@ class Production:
             if not self._is_right(served, model, canary, model + CANARY):
                 failed += self._attempt(model, lambda change, model=model: self._ensure_canary(change, model))  # type: ignore[misc]
         for name, model in self._beside.names():
-            unwanted = name.endswith(PREVIOUS) or (name.endswith(CANARY) and model not in canaries)
+            unwanted = name.endswith((PREVIOUS, PROOF)) or (name.endswith(CANARY) and model not in canaries)
             if unwanted or name not in served.models():
                 failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
+        troubled = {sentence.partition(":")[0] for sentence in failed}
+        sound = [row for model, row in champions.items() if model not in troubled]
+        self._glanced_at = min(sound, key=lambda row: row.model, default=None)
         return failed
+
+    def has_lost_a_model(self) -> bool:
+        """Whether a Triton no longer serves a version that it served after the last `reconcile`: it was restarted."""
+        row = self._glanced_at
+        return row is not None and row.triton_version is not None and self.fleet.has_lost(row.model, row.triton_version)
 
     def _is_right(self, served: Served, model: str, row: Promotion | None, name: str = "") -> bool:
         """Whether every server serves what `row` says as `name`, and the entry for its pictures."""
@@ -274,12 +364,28 @@ class Production:
     def _remove_stray(self, change: Change, name: str) -> None:
         """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
         is_canary = name.endswith(CANARY) and change.canary is not None
-        if not is_canary and (name.endswith((CANARY, PREVIOUS)) or name not in self.fleet.served().models()):
+        if not is_canary and (name.endswith((CANARY, PREVIOUS, PROOF)) or name not in self.fleet.served().models()):
             self._beside.remove(name)
 
     def _change(self, model: str, action: Callable[[Change], T]) -> T:
-        with self._locks.of(model), self.history.change(model) as change:
-            return action(change)
+        with self._locks.of(model):
+            self._take_over(model)
+            with self.history.change(model) as change:
+                return action(change)
+
+    def _take_over(self, model: str) -> None:
+        """Make what Triton serves of a model that was taken over the first row of its history."""
+        if not self.catalog.has_taken_over(model) or self.history.rows(model, limit=1):
+            return
+        number = self.fleet.served().version(model)
+        left = [record for record in self.catalog.versions(model) if record.taken_over is not None]
+        served = [record for record in left if record.triton_version == number]
+        if not served:
+            return
+        with self.history.change(model) as change:
+            if not change.rows:
+                change.add("load", served[0].version, number, served[0].target, Note(reason=TAKEN_OVER))
+                logger.info("Triton serves %s %s, which is in production from now on", model, served[0].version)
 
     def _roll_back(self, change: Change, model: str, note: Note) -> Promotion:
         _refuse_if_pinned(change, None)
@@ -326,6 +432,13 @@ class Production:
             logger.warning("the canary of %s is over, but not yet out of Triton: %s", record.model, error)
         return row
 
+    def _prove(self, change: Change, record: Record, force: bool, max_latency_ms: float | None = None) -> Proof | None:
+        """Let a version show that it can take the place of the one in production; None where it has that already."""
+        if change.champion is not None and change.champion.version == record.version:
+            return None
+        self._check(record, change.rows)
+        return self._prover.prove(self._record_of(change.champion), record, force, max_latency_ms)
+
     def _check(self, record: Record, rows: list[Promotion]) -> None:
         """Check before `record` is loaded that it is what was signed, as far as it must be; `rows`: its history."""
         self.catalog.check(record, [row.signed_by for row in rows if row.version == record.version])
@@ -346,6 +459,8 @@ class Production:
         served = self.fleet.served()
         if self._is_right(served, model, champion):
             return  # a change that was under way has done it
+        if not change.rows and self.catalog.has_taken_over(model):
+            return  # several versions, or others on each server: not loaded by us, so the next promotion ends it
         if champion is None or champion.version is None:
             logger.warning("Triton serves %s, which is not in production: unloaded", model)
             self._entries.remove(model)
@@ -393,24 +508,6 @@ def _refuse_if_pinned(change: Change, version: str | None) -> None:
             f"version {pin.version} of {pin.model!r} is pinned since {pin.promoted_at:%Y-%m-%d %H:%M} UTC by "
             f"{pin.by}{why}; unpin it first"
         )
-
-
-def ways_back(rows: list[Promotion]) -> list[str]:
-    """Return the versions that a rollback can go to, the nearest last.
-
-    A rollback leaves the version that it comes from for good: one after it goes further back, not forward again.
-    """
-    stack: list[str] = []
-    for row in rows:
-        if row.version is None:
-            continue
-        if row.action == "rollback" and row.version in stack:
-            del stack[stack.index(row.version) + 1 :]
-        elif row.action == "rollback":  # to kin of the version before
-            stack[-2:] = [row.version]
-        elif not stack or stack[-1] != row.version:
-            stack = [version for version in stack if version != row.version] + [row.version]
-    return stack[:-1]
 
 
 def _data_of(change: Change, version: str, note: Note) -> Note:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from services.model_storage.production.history import CANARY, PRODUCTION, Promotion
-from services.model_storage.production.promotions import ways_back
-from services.model_storage.repository.catalog import Record
+from services.model_storage.repository.record import Record
 
 Stage = Literal["candidate", "canary", "champion", "previous"]
 ALL = "all"
@@ -45,3 +44,21 @@ def _of(records: Sequence[Record], rows: Sequence[Promotion]) -> dict[Stage, str
     if records and records[-1].version not in tried:
         found["candidate"] = records[-1].version
     return found
+
+
+def ways_back(rows: list[Promotion]) -> list[str]:
+    """Return the versions that a rollback can go to, the nearest last.
+
+    A rollback leaves the version that it comes from for good: one after it goes further back, not forward again.
+    """
+    stack: list[str] = []
+    for row in rows:
+        if row.version is None:
+            continue
+        if row.action == "rollback" and row.version in stack:
+            del stack[stack.index(row.version) + 1 :]
+        elif row.action == "rollback":  # to kin of the version before
+            stack[-2:] = [row.version]
+        elif not stack or stack[-1] != row.version:
+            stack = [version for version in stack if version != row.version] + [row.version]
+    return stack[:-1]

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from services.model_storage.errors import Refused
 from services.model_storage.repository.onnx_interface import Tensor, read_interface
 
 CONFIG_FILE = "config.pbtxt"
-MODEL_FILES = {"model.onnx": "onnx", "model.plan": "tensorrt"}
+MODEL_FILES: dict[str, Literal["onnx", "tensorrt", "pytorch"]] = {
+    "model.onnx": "onnx",
+    "model.plan": "tensorrt",
+    "model.pt": "pytorch",
+}
+PYTHON_FILE = "model.py"
 TRITON_DEFAULT_MAX_BATCH_SIZE = 4  # what Triton takes where it completes a configuration itself
-_PLATFORM = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
-_BACKEND = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
+_PLATFORM = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "pytorch": "pytorch_libtorch"}
+_BACKEND = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "pytorch": "pytorch", "python": "python"}
 
 _Fields = Mapping[str, "Literal[True] | _Fields"]  # a message that is kept whole holds nothing but numbers
 _TENSOR: _Fields = {
@@ -63,6 +68,10 @@ ACCELERATORS = {
     "cuda": frozenset[str](),
     "openvino": frozenset[str](),
 }
+_TYPE = {
+    "float32": "TYPE_FP32", "float16": "TYPE_FP16", "float64": "TYPE_FP64", "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8", "bool": "TYPE_BOOL",
+}  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -82,13 +91,14 @@ def read(text: str, model: str, target: str, files: Collection[str]) -> tuple[An
         raise Refused(f"{CONFIG_FILE} is not a Triton model configuration: {error}") from error
     if config.name not in ("", model):
         raise Refused(f"{CONFIG_FILE} is for the model {config.name!r}, the upload for {model!r}")
-    if config.platform not in ("", _PLATFORM[target]) or config.backend not in ("", _BACKEND[target]):
+    platform = _PLATFORM.get(target, "")
+    if config.platform not in ("", platform) or config.backend not in ("", _BACKEND[target]):
         raise Refused(
             f"{CONFIG_FILE} names platform {config.platform!r} and backend {config.backend!r}, but the archive holds "
-            f"a model for {_PLATFORM[target]!r} ({_BACKEND[target]!r})"
+            f"a model for {platform!r} ({_BACKEND[target]!r})"
         )
     if not config.platform and not config.backend:
-        config.platform = _PLATFORM[target]
+        config.MergeFrom(of_target(target))
     return config, restrict(config, files)
 
 
@@ -164,7 +174,7 @@ def generate(target: str, folder: Path) -> Any:
     Raises:
         Refused: the ONNX file cannot be read.
     """
-    config = ModelConfig(platform=_PLATFORM[target])
+    config = of_target(target)
     if target == "onnx":
         inputs, outputs = read_interface(folder / "model.onnx")
         batched = all(tensor.shape and tensor.shape[0] is None for tensor in (*inputs, *outputs))
@@ -173,6 +183,80 @@ def generate(target: str, folder: Path) -> Any:
             for tensor in tensors:
                 entries.add(name=tensor.name, data_type=tensor.type, dims=_dims(tensor, batched))
     return config
+
+
+def described(target: str, meta: Mapping[str, Any]) -> Any | None:
+    """Return a configuration with the inputs and outputs that a `meta.json` tells; None where it does not tell them."""
+    config = of_target(target)
+    try:
+        for key, entries in (("inputs", config.input), ("outputs", config.output)):
+            for tensor in meta[key]:
+                dims = [int(size) for size in tensor["shape"]]
+                entries.add(name=str(tensor["name"]), data_type=_TYPE[tensor["dtype"]], dims=dims)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return config
+
+
+def inherit(config: Any, champion: str, files: Collection[str]) -> tuple[Any, dict[str, str]] | None:
+    """Return the configuration `champion` for a version of the interface `config`, and its settings as texts.
+
+    None where their inputs or outputs differ: names, types, shapes.
+    """
+    taken = text_format.Parse(champion, ModelConfig())
+    if not taken.input or any(tensors(config, what) != tensors(taken, what) for what in ("input", "output")):
+        return None
+    restrict(taken, files)
+    taken.ClearField("name")
+    taken.ClearField("version_policy")
+    settings = {}
+    for field, value in taken.ListFields():
+        if field.name not in ("input", "output", "platform", "backend"):
+            alone = ModelConfig()
+            alone.MergeFrom(taken)
+            for other, _ in taken.ListFields():
+                if other.name != field.name:
+                    alone.ClearField(other.name)
+            text = text_format.MessageToString(alone, as_one_line=True)
+            settings[field.name] = str(value) if isinstance(value, int) else text
+    return taken, settings
+
+
+def tensors(config: Any, what: str) -> dict[str, tuple[str, list[int]]]:
+    """Return type and shape of each input or output (`what`) by its name; a batch of any size is -1 in front."""
+    batch = [-1] if config.max_batch_size else []
+    entries = config.input if what == "input" else config.output
+    return {entry.name: (DataType.Name(entry.data_type), batch + list(entry.dims)) for entry in entries}
+
+
+def of_target(target: str) -> Any:
+    """Return a configuration that says nothing but what runs the model; that of an unknown `target` is empty."""
+    if target in _PLATFORM:
+        return ModelConfig(platform=_PLATFORM[target])
+    return ModelConfig(backend=_BACKEND.get(target, ""))
+
+
+def as_found(text: str, model: str, number: int, is_beside: bool) -> str:
+    """Return the configuration `text` of a version that was taken over, for the model folder `model`.
+
+    An earlier service has served it: it is kept whole. Its labels lie in the model's folder, and not in that of
+    what is served beside it.
+    """
+    config = text_format.Parse(text, ModelConfig())
+    config.name = model
+    config.version_policy.specific.versions.append(number)
+    for output in config.output:
+        if is_beside:
+            output.ClearField("label_filename")
+    return to_text(config)
+
+
+def named_versions(text: str) -> list[int]:
+    """Return the versions that a `config.pbtxt` names; empty where it leaves that to Triton, or cannot be read."""
+    try:
+        return list(text_format.Parse(text, ModelConfig()).version_policy.specific.versions)
+    except text_format.ParseError:
+        return []
 
 
 def bound(text: str, model: str, number: int, files: Collection[str]) -> str:

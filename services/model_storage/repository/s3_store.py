@@ -24,10 +24,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from services.model_storage.errors import StorageError, Unavailable
+from services.model_storage.repository.store import CLAIM
 
 logger = logging.getLogger(__name__)
 
-CLAIM = ".claim"
 LAST = "version.json"  # the file whose presence says that the others are there
 ABANDONED = timedelta(hours=1)
 _TRANSFER = TransferConfig(multipart_chunksize=32 << 20, max_concurrency=2)  # memory: what is under way at once
@@ -68,6 +68,13 @@ class S3Store:
         prefix = f"{self._prefix}{key}/"
         pages = self._pages(Prefix=prefix, Delimiter="/")
         return sorted(entry["Key"][len(prefix) :] for page in pages for entry in page.get("Contents", []))
+
+    def tree(self, key: str) -> list[str]:
+        """Return the paths of all files below the folder `key`, seen from it."""
+        prefix = f"{self._prefix}{key}/"
+        pages = self._pages(Prefix=prefix)
+        names = [entry["Key"][len(prefix) :] for page in pages for entry in page.get("Contents", [])]
+        return sorted(name for name in names if name and not name.endswith("/"))
 
     def read(self, key: str) -> bytes | None:
         """Return the content of a small file, None where there is none; a body that is cut off is asked for again."""
@@ -129,8 +136,9 @@ class S3Store:
             return False
         try:
             with _answering():
-                for path in sorted(folder.iterdir(), key=lambda path: path.name == LAST):
-                    target = f"{self._prefix}{key}/{path.name}"
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                for path in sorted(files, key=lambda path: path == folder / LAST):
+                    target = f"{self._prefix}{key}/{path.relative_to(folder)}"
                     self._client.upload_file(str(path), self._bucket, target, Config=_TRANSFER)
         except StorageError:
             with suppress(StorageError):  # what cannot be removed now goes an hour after its claim
@@ -147,7 +155,7 @@ class S3Store:
         self.remove(target)
         number = Path(source).name
         with _answering():
-            for name in self.files(source):
+            for name in self.tree(source):
                 origin = {"Bucket": self._bucket, "Key": f"{self._prefix}{source}/{name}"}
                 self._client.copy(origin, self._bucket, f"{self._prefix}{target}/{number}/{name}", Config=_TRANSFER)
             for name, content in files.items():
@@ -176,6 +184,11 @@ class S3Store:
                 keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
                 if keys:
                     self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
+
+    def delete(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        with _answering():
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
     def clean(self) -> None:
         """Remove claimed Triton versions whose upload was given up: no `version.json` an hour after the claim."""

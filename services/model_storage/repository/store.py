@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from services.model_storage.errors import Conflict, OutOfSpace, StorageError
+from nightshift_common.archive import CHUNK
+from services.model_storage.errors import Conflict, OutOfSpace, StorageError, Unavailable
 
 INCOMING = ".incoming"
+CLAIM = ".claim"  # the file of a version in a bucket that says whose its number is
 LOCK = ".lock"
 
 
@@ -37,6 +40,9 @@ class Store(Protocol):
 
     def files(self, key: str) -> list[str]:
         """Return the names of the files in the folder `key`; empty where there is none."""
+
+    def tree(self, key: str) -> list[str]:
+        """Return the paths of all files below the folder `key`, seen from it."""
 
     def read(self, key: str) -> bytes | None:
         """Return the content of a small file, None where there is none."""
@@ -65,6 +71,9 @@ class Store(Protocol):
     def remove(self, key: str) -> None:
         """Remove a folder and what is in it; nothing happens where there is none."""
 
+    def delete(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+
     def clean(self) -> None:
         """Remove what interrupted uploads have left."""
 
@@ -82,8 +91,9 @@ class FolderStore:
         Conflict: another process has the folder.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, min_free_bytes: int = 0) -> None:
         self.root = root.absolute()
+        self._min_free = min_free_bytes
         self._incoming = self.root / INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / LOCK).open("w")
@@ -109,6 +119,10 @@ class FolderStore:
     def files(self, key: str) -> list[str]:
         """Return the names of the files in the folder `key`; empty where there is none."""
         return sorted(e.name for e in self._scan(key) if e.is_file())
+
+    def tree(self, key: str) -> list[str]:
+        """Return the paths of all files below the folder `key`, seen from it."""
+        return _tree(self.root / key)
 
     def read(self, key: str) -> bytes | None:
         """Return the content of a small file, None where there is none."""
@@ -143,8 +157,8 @@ class FolderStore:
         """Put the local `folder` at `key` by a rename, unless there is something; return whether it was put."""
         target = self._parent_made(key)
         with out_of_space():
-            for path in folder.iterdir():
-                path.chmod(0o444)
+            for path in folder.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o444)
                 sync(path)
             folder.chmod(0o755)
             sync(folder)
@@ -163,34 +177,21 @@ class FolderStore:
 
     def link(self, source: str, target: str, files: dict[str, bytes]) -> None:
         """Make the folder `target` anew: hard links to the files of `source`, and `files`."""
-        made = self.workspace()
-        try:
-            with out_of_space():
-                inner = made / Path(source).name
-                inner.mkdir()
-                for path in (self.root / source).iterdir():
-                    os.link(path, inner / path.name)
-                for name, content in files.items():
-                    (made / name).write_bytes(content)
-                made.chmod(0o755)
-                self.remove(target)
-                made.rename(self.root / target)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        with self._made_anew(target) as made:
+            inner = made / Path(source).name
+            inner.mkdir()
+            for name in self.tree(source):
+                (inner / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(self.root / source / name, inner / name)
+            for name, content in files.items():
+                (made / name).write_bytes(content)
 
     def make(self, target: str, files: dict[str, bytes]) -> None:
         """Make the folder `target` anew, with small files by their paths in it."""
-        made = self.workspace()
-        try:
-            with out_of_space():
-                for name, content in files.items():
-                    (made / name).parent.mkdir(exist_ok=True)
-                    (made / name).write_bytes(content)
-                made.chmod(0o755)
-                self.remove(target)
-                made.rename(self.root / target)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        with self._made_anew(target) as made:
+            for name, content in files.items():
+                (made / name).parent.mkdir(exist_ok=True)
+                (made / name).write_bytes(content)
 
     def remove(self, key: str) -> None:
         """Remove a folder and what is in it: first it disappears by a rename, then its content goes."""
@@ -201,6 +202,12 @@ class FolderStore:
             return
         finally:
             shutil.rmtree(away, ignore_errors=True)
+
+    def delete(self, key: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        path = self.root / key
+        path.unlink(missing_ok=True)
+        sync(path.parent)
 
     def clean(self) -> None:
         """Remove what interrupted uploads have left; only before the first upload."""
@@ -213,11 +220,29 @@ class FolderStore:
                 continue
 
     def check(self) -> None:
-        """Raise `StorageError` where the folder cannot be written to."""
+        """Raise `StorageError` where the folder cannot be written to, or its disk is nearly full."""
         try:
             self.workspace().rmdir()
         except OSError as error:
             raise StorageError(f"{self.root} cannot be written to: {error}") from error
+        if (free := shutil.disk_usage(self.root).free) < self._min_free:
+            raise StorageError(
+                f"the disk of {self.root} is nearly full: {free >> 20} MiB are free, not {self._min_free >> 20}; "
+                "delete versions that are not needed (python -m services.model_storage.cli clean)"
+            )
+
+    @contextmanager
+    def _made_anew(self, target: str) -> Iterator[Path]:
+        """Yield a new folder to be filled, which then takes the place of `target` by a rename."""
+        made = self.workspace()
+        try:
+            with out_of_space():
+                yield made
+                made.chmod(0o755)
+                self.remove(target)
+                made.rename(self.root / target)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
     def _scan(self, key: str) -> list[os.DirEntry[str]]:
         try:
@@ -258,6 +283,29 @@ class ModelLocks:
         """Return the lock of `model`."""
         with self._guard:
             return self._locks.setdefault(model, threading.RLock())
+
+
+def digest_of(store: Store, key: str) -> tuple[int, str]:
+    """Return the size of a file and its SHA-256 as hex digits.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        with closing(store.open(key)) as source:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+    except StorageError:
+        raise
+    except Exception as error:  # each back end has its own
+        raise Unavailable(f"{key} could not be read: {error}") from error
+    return size, digest.hexdigest()
+
+
+def _tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager

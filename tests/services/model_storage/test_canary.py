@@ -4,6 +4,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from local.triton import TritonServer
+from services.model_storage.production.history import Change, Note
 from tests.services.model_storage.support import Storage, model_zip, new_triton, serving, settings_for
 
 
@@ -67,7 +68,7 @@ def test_a_canary_is_over_when_it_is_ended_or_production_changes(storage: Storag
 def test_a_canary_that_makes_no_sense_or_does_not_load_is_refused(storage: Storage, named: str) -> None:
     assert start(storage, named, "0.0.1").status_code == 409
     assert start(storage, named, "9.9.9").status_code == 404
-    for share in (0, 0.6, -1, "much"):
+    for share in (0, 2.7e-159, 0.6, -1, "much"):
         assert start(storage, named, "0.0.2", share).status_code == 422
     storage.upload(named, model_zip(named, 9.0, **{"model.onnx": b"no model"}))
     assert start(storage, named, "0.0.3").status_code == 502
@@ -78,6 +79,21 @@ def test_a_canary_that_makes_no_sense_or_does_not_load_is_refused(storage: Stora
     new = storage.published(f"{named}x", 2.0)
     assert start(storage, f"{named}x", new).status_code == 409, "nothing is in production"
     assert storage.client.get(f"/models/{named}x/route", params={"key": "a"}).status_code == 404
+
+
+def test_a_canary_whose_row_is_not_written_is_undone(
+    storage: Storage, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ArithmeticError("value out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Change, "add", fail)
+        with pytest.raises(ArithmeticError):
+            storage.service.production.start_canary(named, "0.0.2", 0.25, Note())
+    assert not (storage.repository / f"{named}__canary").exists()
+    assert f"{named}__canary" not in storage.service.fleet.served().models()
+    assert start(storage, named, "0.0.2").status_code == 200
 
 
 def test_a_canary_comes_back_with_a_restarted_triton(database_url: str, tmp_path: object) -> None:

@@ -64,11 +64,11 @@ def test_setting_a_semantic_version_serves_it_at_once(storage: Storage, model: s
     query = {"model_name": model, "semantic_version": "0.0.2"}
     assert storage.client.post("/set_semantic_version/", params=query).json() == {"version": "2"}
     assert storage.scale_served(model) == 3.0
-    assert storage.client.get(f"/get_version/{model}").json() == 2
+    assert storage.client.get(f"/get_version/{model}").json() == "2"
     assert storage.client.get(f"/get_meta/{model}").json()["model_version"] == "0.0.2"
     assert storage.client.post(f"/set_version/{model}", params={"version": 1}).status_code == 200
     assert storage.scale_served(model) == 2.0
-    assert storage.client.get(f"/get_version/{model}").json() == 1
+    assert storage.client.get(f"/get_version/{model}").json() == "1"
     assert storage.client.get(f"/latest_semantic_version/{model}").json() == {"latest_version": "0.0.2"}
 
 
@@ -77,9 +77,10 @@ def test_an_unknown_version_is_a_404_that_names_those_there_are(storage: Storage
     query = {"model_name": model, "semantic_version": "0.0.9"}
     reply = storage.client.post("/set_semantic_version/", params=query)
     assert reply.status_code == 404
-    assert "0.0.1" in reply.json()["detail"]
+    assert reply.json()["detail"] == "Semantic version not found."
+    assert "0.0.1" in reply.json()["reason"]
     assert storage.client.post(f"/set_version/{model}", params={"version": 9}).status_code == 404
-    for call in (f"/get_version/{model}", f"/get_meta/{model}", "/latest_semantic_version/none", "/get_meta/none"):
+    for call in ("/get_version/none", "/latest_semantic_version/none", "/get_meta/none"):
         assert storage.client.get(call).status_code == 404
 
 
@@ -99,7 +100,8 @@ def test_loading_and_unloading_is_written_down_as_what_is_in_production(storage:
 def test_a_bare_model_file_is_published_with_a_configuration_of_its_graph(storage: Storage, model: str) -> None:
     file = {"file": ("classifier.onnx", scaling_model(5.0))}
     reply = storage.client.post("/upload_model", files=file, data={"model_name": model, "version": "7"})
-    assert reply.json() == {"message": f"{model} 0.0.1 is Triton version 7"}
+    message = f"Model '{model}' uploaded successfully with version 7"
+    assert reply.json() == {"message": message, "semantic_version": "0.0.1"}
     assert storage.client.post(f"/set_version/{model}", params={"version": 7}).status_code == 200
     assert storage.scale_served(model) == 5.0
     again = storage.client.post("/upload_model", files=file, data={"model_name": model, "version": "7"})

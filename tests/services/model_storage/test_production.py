@@ -25,7 +25,11 @@ def test_a_promoted_version_is_served_and_its_origin_is_known(storage: Storage, 
     reply = storage.promote(
         model, "0.0.1", run_id="run 1", snapshot_id="snap 1", reason="better", on_behalf_of="nightly"
     )
-    assert reply.json() == {"model": model, "version": "0.0.1", "triton_version": 1, "previous_version": None}
+    answer = reply.json()
+    proof = answer.pop("proof")
+    assert answer == {"model": model, "version": "0.0.1", "triton_version": 1, "previous_version": None}
+    assert proof["examples"] == 0
+    assert "nothing was proved" in proof["notes"][0]
     assert storage.scale_served(model) == 2.0
     answer = storage.client.get(f"/models/{model}/champion").json()
     assert (answer["version"], answer["triton_version"], answer["target"]) == ("0.0.1", 1, "onnx")
@@ -37,7 +41,7 @@ def test_a_promoted_version_is_served_and_its_origin_is_known(storage: Storage, 
 def test_promoting_what_is_in_production_already_adds_no_row(storage: Storage, model: str) -> None:
     storage.published(model, 2.0)
     first = storage.promote(model, "0.0.1").json()
-    assert storage.promote(model, "0.0.1").json() == first
+    assert storage.promote(model, "0.0.1").json() == first | {"proof": None}
     assert history(storage, model) == [("promote", "0.0.1")]
 
 

@@ -24,7 +24,8 @@ from services.model_storage.errors import Conflict, NotFound, Refused, ServingFa
 from services.model_storage.production.history import Change, History, Note
 from services.model_storage.production.picture_entries import PictureEntries
 from services.model_storage.production.promotions import Production
-from services.model_storage.repository.catalog import Catalog, order
+from services.model_storage.repository.catalog import Catalog
+from services.model_storage.repository.record import order
 from services.model_storage.repository.store import FolderStore
 from services.model_storage.triton import Fleet
 from tests.services.model_storage.support import Database, zip_of

@@ -223,3 +223,37 @@ def test_a_signed_version_that_was_altered_in_the_bucket_is_not_loaded_and_one_t
         refused = storage.promote(model, "0.0.2")
         assert refused.status_code == 400 and "model.onnx was altered" in refused.text
         assert storage.scale_served(model) == 2.0
+
+
+def test_a_round_lists_the_bucket_once_however_many_models_there_are(on_s3: Storage, model: str) -> None:
+    for name in (model, f"{model}b", f"{model}c"):
+        on_s3.promote(name, on_s3.published(name, 2.0))
+    production, store = on_s3.service.production, on_s3.service.store
+    production.reconcile()
+    asked: list[str] = []
+
+    def note(params: dict[str, object], **_: object) -> None:
+        if threading.current_thread() is threading.main_thread():  # the watch has rounds of its own
+            asked.append(f"{params['method']} {params['url']}")
+
+    events = store._client.meta.events
+    events.register("before-call.s3", note, unique_id="noted")
+    try:
+        assert production.reconcile() == []
+    finally:
+        events.unregister("before-call.s3", unique_id="noted")
+    assert len(asked) == 1, asked
+    assert "list-type=2" in asked[0]
+
+
+def test_a_version_in_a_bucket_with_folders_is_served_and_can_be_deleted(on_s3: Storage, model: str) -> None:
+    on_s3.promote(model, on_s3.published(model, 2.0))
+    on_s3.promote(model, on_s3.published(model, 3.0))
+    assert on_s3.upload(model, model_zip(model, 4.0, **{"more/labels.txt": "zero"})).json()["version"] == "0.0.3"
+    assert on_s3.client.post(f"/models/{model}/versions/0.0.3/stage").status_code == 200
+    assert on_s3.scale_served(f"{model}__candidate") == 4.0
+    assert "3/more/labels.txt" in keys(f"shared/{model}__candidate/")
+    assert on_s3.client.delete(f"/models/{model}/stage").status_code == 200
+    done = on_s3.client.delete(f"/models/{model}/versions", params={"older_than_days": 0}).json()
+    assert done["deleted"] == ["0.0.3"]
+    assert keys(f"shared/{model}/3/") == []

@@ -9,7 +9,7 @@ import pytest
 from local.triton import TritonServer
 from services.model_storage.production.history import Promotion
 from services.model_storage.production.stages import stages
-from services.model_storage.repository.catalog import Record
+from services.model_storage.repository.record import Record
 from tests.services.model_storage.support import Storage, new_triton, serving, settings_for
 from tests.support.waiting import wait_for
 

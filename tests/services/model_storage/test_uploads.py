@@ -64,11 +64,11 @@ def damaged() -> bytes:
 
 
 BAD = {
-    "a path upwards": (with_entry("../evil"), "must be flat"),
-    "an absolute path": (with_entry("/etc/passwd"), "must be flat"),
-    "a path with backslashes": (with_entry("..\\evil"), "must be flat"),
-    "a folder": (with_entry("folder/"), "must be flat"),
-    "a file in a folder": (with_entry("inference_model/labels.txt"), "must be flat"),
+    "a path upwards": (with_entry("../evil"), "leads out of the folder"),
+    "an absolute path": (with_entry("/etc/passwd"), "leads out of the folder"),
+    "a path with backslashes": (with_entry("..\\evil"), "leads out of the folder"),
+    "a hidden folder": (with_entry("folder/.git/config"), "no leading dot"),
+    "code": (zip_of({"model.py": "raise SystemExit", "config.pbtxt": ""}), "MODEL_STORAGE_PYTHON_MODELS"),
     "a symbolic link": (with_entry("link", stat.S_IFLNK | 0o777, b"/etc/passwd"), "link or a special file"),
     "a device": (with_entry("null", stat.S_IFCHR | 0o666), "link or a special file"),
     "a hidden file": (with_entry(".profile"), "no leading dot"),
@@ -86,7 +86,7 @@ BAD = {
     "an empty upload": (b"", "no zip file"),
     "a truncated zip": (model_zip("m", 2.0)[:-30], "no zip file"),
     "an empty zip": (zip_of({}), "is empty"),
-    "no model": (zip_of({"meta.json": "{}"}), "exactly one of model.onnx and model.plan"),
+    "no model": (zip_of({"meta.json": "{}"}), "exactly one of model.onnx and model.plan and model.pt"),
     "two models": (zip_of({"model.onnx": b"1", "model.plan": b"2"}), "exactly one of"),
     "a meta.json that is no JSON": (model_zip("m", 2.0, **{"meta.json": "{"}), "meta.json is not JSON"),
     "a meta.json that is a list": (model_zip("m", 2.0, **{"meta.json": "[]"}), "must be a JSON object"),
@@ -124,7 +124,7 @@ def test_a_model_name_that_is_no_folder_is_refused(storage: Storage, name: str) 
     assert storage.client.post(f"/load_model/{quote(name)}").status_code in (400, 404, 405)
 
 
-@pytest.mark.parametrize("version", ["1", "1.2", "v1.2.3", "1.2.3-rc", "01.2.3", "1.2.3.4", "../1.2.3", "latest"])
+@pytest.mark.parametrize("version", ["1.2.3.4", "../1.2.3", "1.0.0-", "1.0+cu12", "latest", "1" * 10])
 def test_a_version_that_is_not_semantic_is_refused(storage: Storage, model: str, version: str) -> None:
     reply = storage.upload(model, model_zip(model, 2.0), version)
     assert (reply.status_code, "semantic version" in reply.json()["detail"]) == (400, True)
@@ -224,8 +224,6 @@ def test_a_published_version_cannot_be_changed(storage: Storage, model: str) -> 
         ({"data": {"model_name": "m"}}, "multipart/form-data"),
         ({"json": {"model_name": "m"}}, "multipart/form-data"),
         ({"data": {"model_name": "m" * 5000}, "files": {"src_file": b"x"}}, "longer than 4096 bytes"),
-        ({"data": {"model_name": ["m", "n"]}, "files": {"src_file": b"x"}}, "twice"),
-        ({"data": {str(i): "" for i in range(30)}, "files": {"src_file": b"x"}}, "more than 20 fields"),
         ({"files": [("src_file", b"x"), ("src_file", b"y")]}, "two files"),
         ({"content": b"--b\r\nContent-Dis", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, "cut off"),
         ({"content": b"rubbish", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, "damaged"),
