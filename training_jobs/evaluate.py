@@ -18,6 +18,7 @@ from training_jobs.scoring.evaluation_job import EvaluationArguments, Result, co
 from training_jobs.scoring.metrics import ClassifierScores
 from training_jobs.scoring.models import Model
 from training_jobs.scoring.multi_label import MultiLabelScores
+from training_jobs.scoring.paired import group_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,11 +80,11 @@ def _evaluate(
             found[role] = scores, probabilities
     scores, probabilities = found["the candidate"]
     rival_scores, rival = found.get("the champion", (None, None))
-    comparison = None
+    comparison, groups = None, group_numbers([sample.split_group for sample in golden])
     if rival is not None and several:
-        comparison = multi_label.compare(truth, probabilities, rival)
+        comparison = multi_label.compare(labels, truth, probabilities, rival, groups)
     elif rival is not None:
-        comparison = metrics.compare(len(labels), truth, probabilities.argmax(1), rival.argmax(1))
+        comparison = metrics.compare(labels, truth, probabilities.argmax(1), rival.argmax(1), groups)
     found_mistakes = _several_mistakes if several else _mistakes
     values = {
         "kind": "classification",

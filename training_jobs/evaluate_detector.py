@@ -13,6 +13,7 @@ from training_jobs.scoring.detection import DetectorEvaluation, Drawn, Judged, W
 from training_jobs.scoring.detector_predictions import predict
 from training_jobs.scoring.evaluation_job import EvaluationArguments, Result, contenders, finish, golden_pictures
 from training_jobs.scoring.models import Model
+from training_jobs.scoring.paired import group_numbers
 from training_jobs.scoring.predict import differences
 
 SHOWN_PICTURES = 12
@@ -40,11 +41,12 @@ def run(arguments: Arguments, context: job.Context) -> Result:
                 notes = _notes(model, labels, support, f"{role} {model.version}")
                 found.append((judged, score(model.version, labels, judged, notes)))
         task = models[0].spec.task
+    groups = group_numbers([sample.split_group for sample in golden])
     (ours, candidate), rival = found[0], found[1] if len(found) > 1 else None
     report = DetectorEvaluation(
         kind=KINDS[task], group=arguments.group, snapshot_id=arguments.snapshot_id, experiment=arguments.experiment,
         model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=candidate,
-        champion=rival[1] if rival else None, comparison=compare(ours, rival[0]) if rival else None,
+        champion=rival[1] if rival else None, comparison=compare(ours, rival[0], labels, groups) if rival else None,
         iou_threshold=options.iou_threshold, worst=worst_pictures(golden, ours, labels),
     )  # fmt: skip
     result = finish(arguments, context, report)

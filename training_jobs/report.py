@@ -23,7 +23,7 @@ class Arguments(job.Arguments):
     snapshot_id: str | None = Field(None, description="the snapshot that was used; none where pulling failed")
     outcome: str | None = Field(
         None,
-        description="the outcome of a task that stopped the run: nothing_new, rejected, pinned; else: by the states",
+        description="the outcome of a task that stopped the run: nothing_new, rejected, undecided, pinned; else: by the states",
     )
     reason: str | None = Field(None, description="the reason that came with the outcome")
     version: str | None = Field(None, description="the version that was deployed")
@@ -36,7 +36,7 @@ class Arguments(job.Arguments):
 
 
 class Result(job.Result):
-    """What the run came to: promoted, rejected, pinned, nothing_new, not_published or failed."""
+    """What the run came to: promoted, rejected, undecided, pinned, nothing_new, not_published or failed."""
 
     outcome: str
     reason: str

@@ -44,6 +44,9 @@ def evaluation(candidate: Scores, champion: Scores | None) -> Evaluation:
     )  # fmt: skip
 
 
+MEASURED = {"min_gain": 0.0, "undecided": "promote"}  # what was promoted before there were intervals
+
+
 def judge(candidate: Scores, champion: Scores | None, **rules: object) -> Decision:
     return decide(evaluation(candidate, champion), GateOptions.model_validate({"metric": "accuracy", **rules}))
 
@@ -66,15 +69,18 @@ def test_without_a_champion_the_floor_alone_decides() -> None:
     ("value", "min_gain", "promote"),
     [(0.96, 0.01, True), (0.96, 0.02, False), (0.95, 0.0, True), (0.949, 0.0, False), (0.946, -0.005, True)],
 )
-def test_the_gain_over_the_champion(value: float, min_gain: float, promote: bool) -> None:
-    decision = judge(scores("new", value), scores("0.0.3", 0.95), min_gain=min_gain)
-    assert decision.promote is promote
+def test_where_too_few_pictures_decide_nothing_the_numbers_as_measured_may(
+    value: float, min_gain: float, promote: bool
+) -> None:
+    decision = judge(scores("new", value), scores("0.0.3", 0.95), min_gain=min_gain, undecided="promote")
+    assert (decision.verdict, decision.promote) == ("undecided", promote)
+    assert ("meet the rules" in decision.reasons[-1]) is promote
     gain = decision.reasons[1]
     assert "the champion 0.0.3 (0.9500)" in gain
     assert f"{value - 0.95:+.4f}" in gain
     assert "Standard error 0.0040" in gain
-    assert "candidate alone is right on 5 pictures, the champion alone on 1 (McNemar p = 0.22)" in gain
-    assert ("not enough" in gain) is not promote
+    assert "candidate alone is right on 5 pictures, the champion 0.0.3 alone on 1 (McNemar p = 0.22)" in gain
+    assert decision.undecided == [gain]
 
 
 def test_the_metric_that_is_asked_for_counts() -> None:
@@ -85,20 +91,20 @@ def test_the_metric_that_is_asked_for_counts() -> None:
 def test_a_class_may_not_lose_more_than_the_limit() -> None:
     before = {"class/ant": (0.99, 100), "class/bee": (0.90, 40)}
     after = {"class/ant": (1.0, 100), "class/bee": (0.84, 40)}
-    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05)
+    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05, **MEASURED)
     assert not decision.promote
     (reason,) = decision.failed
     assert "class/bee loses 0.0600 of F1 (0.9000 to 0.8400, 40 golden pictures)" in reason
-    assert judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.06).promote
+    assert judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.06, **MEASURED).promote
 
 
 def test_a_class_with_few_pictures_does_not_veto_but_is_named() -> None:
     before, after = {"class/bee": (1.0, 19)}, {"class/bee": (0.8, 19)}
-    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05)
+    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05, **MEASURED)
     assert decision.promote
-    assert "class/bee loses 0.2000" in decision.reasons[-1]
-    assert "no veto" in decision.reasons[-1]
-    assert not judge(scores("new", 0.97, after), scores("old", 0.95, before), min_support=19).promote
+    assert "class/bee loses 0.2000" in decision.reasons[2]
+    assert "no veto" in decision.reasons[2]
+    assert not judge(scores("new", 0.97, after), scores("old", 0.95, before), min_support=19, **MEASURED).promote
 
 
 def test_every_broken_rule_is_named() -> None:
@@ -124,12 +130,32 @@ def test_a_rejection_stops_the_run_with_its_reasons(context: job.Context, bottle
     assert result.stop_here is not None
     assert result.stop_here.outcome == "rejected"
     assert "new was rejected: accuracy 0.9000 is a gain of -0.0500" in result.stop_here.reason
+    assert result.sentence.startswith(
+        "reject: accuracy 0.9000, -0.0500 against the champion old, in truth between -0.06"
+    )
     assert "floor" not in result.stop_here.reason
 
 
 def test_a_promotion_goes_on(context: job.Context, bottle: FolderBottle) -> None:
     result = run(context, bottle, evaluation(scores("new", 0.96), scores("old", 0.95)))
     assert (result.decision, result.stop_here, len(result.reasons)) == ("promote", None, 3)
+    (evidence,) = result.evidence
+    assert evidence.lower < 0.01 < evidence.upper
+
+
+@pytest.mark.parametrize(
+    ("policy", "decided", "outcome"), [("keep", "keep", "undecided"), ("reject", "reject", "rejected")]
+)
+def test_what_is_undecided_is_left_to_the_policy(
+    context: job.Context, bottle: FolderBottle, policy: str, decided: str, outcome: str
+) -> None:
+    found = evaluation(scores("new", 0.951), scores("old", 0.95))
+    result = run(context, bottle, found, min_gain=0.0, undecided=policy)
+    assert (result.verdict, result.decision) == ("undecided", decided)
+    assert result.stop_here is not None
+    assert result.stop_here.outcome == outcome
+    assert "golden pictures would decide" in result.stop_here.reason
+    assert f"gate.undecided is {policy}" in result.stop_here.reason
 
 
 def test_an_evaluation_that_is_not_there_or_damaged_is_refused(context: job.Context, bottle: FolderBottle) -> None:
