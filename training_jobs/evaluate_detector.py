@@ -11,7 +11,15 @@ from nightshift_common.boxes import SCORE
 from nightshift_common.options.detector import DetectorEvaluationOptions
 from training_jobs.scoring.detection import DetectorEvaluation, Drawn, Judged, WorstPicture, compare, rates, score
 from training_jobs.scoring.detector_predictions import predict
-from training_jobs.scoring.evaluation_job import EvaluationArguments, Result, contenders, finish, golden_pictures
+from training_jobs.scoring.evaluation import Reference
+from training_jobs.scoring.evaluation_job import (
+    EvaluationArguments,
+    Result,
+    contenders,
+    counted,
+    finish,
+    golden_pictures,
+)
 from training_jobs.scoring.models import Model
 from training_jobs.scoring.paired import group_numbers
 from training_jobs.scoring.predict import differences
@@ -32,23 +40,35 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         arguments.model_dump(include=set(DetectorEvaluationOptions.model_fields))
     )
     support = snapshot.summary.counts["golden"]
-    found = []
+    found = {}
     with contenders(arguments, context, DetectorSpec) as models:
-        for role, model in zip(("the candidate", "the champion"), models, strict=True):
-            if model is not None:
-                pictures = predict(context.bottle, golden, model, labels, options)
-                judged = Judged(pictures, len(labels), options.iou_threshold, threshold(model.spec))
-                notes = _notes(model, labels, support, f"{role} {model.version}")
-                found.append((judged, score(model.version, labels, judged, notes)))
-        task = models[0].spec.task
+        for role, model in models.by_role().items():
+            pictures = predict(context.bottle, golden, model, labels, options)
+            judged = Judged(pictures, len(labels), options.iou_threshold, threshold(model.spec))
+            notes = _notes(model, labels, support, f"{role} {model.version}")
+            found[role] = judged, score(model.version, labels, judged, notes)
+        task, earlier = models.candidate.spec.task, list(models.references)
     groups = group_numbers([sample.split_group for sample in golden])
-    (ours, candidate), rival = found[0], found[1] if len(found) > 1 else None
+    (ours, candidate), rival = found["the candidate"], found.get("the champion")
+    references = []
+    for role in earlier if rival else ():
+        answered, scores = found[f"the {role}"]
+        references.append(
+            Reference(
+                role=role,
+                version=scores.version,
+                metrics=scores.metrics,
+                candidate=compare(ours, answered, labels, groups),
+                champion=compare(rival[0], answered, labels, groups),
+            )
+        )
     report = DetectorEvaluation(
         kind=KINDS[task], group=arguments.group, snapshot_id=arguments.snapshot_id, experiment=arguments.experiment,
         model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=candidate,
         champion=rival[1] if rival else None, comparison=compare(ours, rival[0], labels, groups) if rival else None,
-        iou_threshold=options.iou_threshold, worst=worst_pictures(golden, ours, labels),
+        references=references, iou_threshold=options.iou_threshold, worst=worst_pictures(golden, ours, labels),
     )  # fmt: skip
+    report = counted(arguments, context, report, golden)
     result = finish(arguments, context, report)
     if context.is_tracked:
         from training_jobs.scoring.detection_tracking import track

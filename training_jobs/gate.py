@@ -22,6 +22,7 @@ from training_jobs.scoring.evidence import (
     more_needed,
     spent_at,
 )
+from training_jobs.scoring.history import write_best
 
 logger = logging.getLogger("training_jobs.gate")
 
@@ -107,7 +108,8 @@ def decide(evaluation: Evaluation, rules: GateOptions) -> Decision:
     elif comparison is None:
         raise DataValidationError("the evaluation has a champion but no comparison with it: evaluate again")
     else:
-        findings.append(_gain(evaluation, rules, champion, comparison, f"the champion {champion.version}"))
+        findings.append(_gain(evaluation, rules, champion.metrics, comparison, f"the champion {champion.version}"))
+        findings += _references(evaluation, rules)
         findings += _slices(evaluation.candidate, champion, comparison, rules)
         findings += _flips(comparison, rules)
     return _concluded(evaluation, findings, rules)
@@ -163,11 +165,27 @@ def _floor(evaluation: Evaluation, rules: GateOptions) -> Finding:
     word = "reaches" if met else "is below"
     return Finding(
         status="met" if met else "failed",
-        reason=f"{rules.metric} {value:.4f} on {evaluation.pictures} golden pictures {word} the floor of {rules.floor:g}",
+        reason=f"{rules.metric} {value:.4f} on {evaluation.pictures} golden pictures {word} the floor of "
+        f"{rules.floor:g}",
     )
 
 
-def _gain(evaluation: Evaluation, rules: GateOptions, rival: Scores, comparison: Comparison, name: str) -> Finding:
+def _references(evaluation: Evaluation, rules: GateOptions) -> list[Finding]:
+    """Return a finding on each earlier champion: many small losses, each within the margin, add up against them.
+
+    Where every candidate has to be better than its champion, nothing can leak.
+    """
+    if rules.min_gain >= 0:
+        return []
+    return [
+        _gain(evaluation, rules, earlier.metrics, earlier.candidate, f"the {earlier.role} {earlier.version}")
+        for earlier in evaluation.references
+    ]
+
+
+def _gain(
+    evaluation: Evaluation, rules: GateOptions, rival: dict[str, float], comparison: Comparison, name: str
+) -> Finding:
     """Return whether the gain over a rival is shown to be the one that is wanted, shown not to be, or neither."""
     if rules.metric not in comparison.gains:
         known = ", ".join(sorted(comparison.gains))
@@ -191,7 +209,7 @@ def _gain(evaluation: Evaluation, rules: GateOptions, rival: Scores, comparison:
             wanted=rules.min_gain,
         ),
         reason=f"{rules.metric} {evaluation.candidate.metrics[rules.metric]:.4f} is a gain of {gain.value:+.4f} over "
-        f"{name} ({rival.metrics[rules.metric]:.4f}), in truth between {lower:+.4f} and {upper:+.4f} (candidate "
+        f"{name} ({rival[rules.metric]:.4f}), in truth between {lower:+.4f} and {upper:+.4f} (candidate "
         f"{evaluation.look} on this golden set; each bound fails with a chance of {level:.2g}): that it is at least "
         f"{rules.min_gain:+g} {judged}. Standard error {gain.standard_error:.4f}: the candidate alone is right on "
         f"{comparison.only_candidate_right} pictures, {name} alone on {comparison.only_champion_right} "
@@ -255,6 +273,19 @@ def _flips(comparison: Comparison, rules: GateOptions) -> list[Finding]:
     ]
 
 
+def best_now(evaluation: Evaluation, rules: GateOptions) -> str | None:
+    """Return the champion where it is shown to be better than the best version before it; None: that one stays.
+
+    It is shown like any gain, so that a lucky night makes no best version (the Ladder of Blum and Hardt, 2015).
+    """
+    champion, before = evaluation.champion, {earlier.role: earlier for earlier in evaluation.references}
+    best = before.get("best so far") or before.get("founding champion")
+    if champion is None or best is None or rules.metric not in best.champion.gains:
+        return None
+    level = spent_at(evaluation.look, rules.error_budget)
+    return champion.version if interval(best.champion.gains[rules.metric], level).lower > 0 else None
+
+
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Decide, and tell the log, MLflow and the tasks that follow."""
     evaluation = read_evaluation(context.bottle, arguments.report)
@@ -265,6 +296,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         evidence=decision.evidence,
     )  # fmt: skip
     logger.info(decision.sentence)
+    if (best := best_now(evaluation, rules)) is not None:
+        write_best(context.bottle, evaluation.group, evaluation.model_name, best)
     against = {*decision.failed, *decision.undecided}
     for reason in decision.reasons:
         logger.log(logging.WARNING if reason in against else logging.INFO, "%s: %s", decision.verdict, reason)

@@ -23,7 +23,8 @@ class Arguments(job.Arguments):
     snapshot_id: str | None = Field(None, description="the snapshot that was used; none where pulling failed")
     outcome: str | None = Field(
         None,
-        description="the outcome of a task that stopped the run: nothing_new, rejected, undecided, pinned; else: by the states",
+        description="the outcome of the task that stopped the run: nothing_new, rejected, undecided, pinned; "
+        "else: by the states",
     )
     reason: str | None = Field(None, description="the reason that came with the outcome")
     version: str | None = Field(None, description="the version that was deployed")

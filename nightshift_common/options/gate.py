@@ -24,7 +24,7 @@ class GateOptions(Options):
     floor: float = Field(0.0, ge=0, le=1)
     """the least value that a candidate needs"""
     min_gain: float = Field(-0.01, ge=-1, le=1)
-    """how much better than the champion's it has to be shown to be, by an interval; negative: how much worse it may be"""
+    """how much better than the champion's an interval has to show it to be; negative: how much worse it may be"""
     max_slice_loss: float = Field(0.05, ge=0, le=1)
     """how much the score of any slice (a class, or a size of objects) may lose against the champion's"""
     min_support: int = Field(20, ge=1)

@@ -15,7 +15,8 @@ from jobkit.errors import ConfigurationError, DataValidationError
 from nightshift_common.options.gate import GateOptions
 from training_jobs import gate
 from training_jobs.gate import Decision, decide
-from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice, read_evaluation
+from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Reference, Scores, Slice, read_evaluation
+from training_jobs.scoring.history import best_so_far
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,3 +242,22 @@ def test_mlflow_shows_the_decision_on_the_jobs_run_and_on_the_dag_runs(
         assert stored.data.tags["nightshift.decision"] == "reject"
         assert "below the floor of 0.9" in stored.data.tags["nightshift.reasons"]
     assert json.loads(ours.data.params["gate.floor"]) == 0.9
+
+
+def test_the_champion_becomes_the_best_so_far_only_where_that_is_shown(
+    context: job.Context, bottle: FolderBottle
+) -> None:
+    def judged(value: float, error: float) -> str | None:
+        found = evaluation(scores("new", 0.96), scores("0.0.9", 0.95))
+        against = found.comparison
+        assert against is not None
+        ahead = against.model_copy(update={"gains": {"accuracy": Gain(value=value, standard_error=error)}})
+        earlier = Reference(
+            role="founding champion", version="0.0.1", metrics={"accuracy": 0.9}, candidate=ahead, champion=ahead
+        )
+        run(context, bottle, found.model_copy(update={"references": [earlier]}))
+        return best_so_far(bottle, "g", "g")
+
+    assert judged(0.01, 0.005) is None
+    assert judged(-0.05, 0.005) is None
+    assert judged(0.05, 0.005) == "0.0.9"

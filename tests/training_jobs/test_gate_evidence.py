@@ -1,6 +1,8 @@
-"""What the gate takes for proven: against exact enumeration, resampling, published numbers and simulated golden sets."""
+"""What the gate takes for proven: against exact chances, resampling, published numbers and simulated nights."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -158,7 +160,7 @@ def test_the_budget_is_never_overdrawn_and_half_of_it_lasts_for_ninety_candidate
     spent = [spent_at(look, 0.05) for look in range(1, 20_001)]
     assert sum(spent[:90]) == pytest.approx(0.025)
     assert sum(spent) < 0.05
-    assert all(a > b for a, b in zip(spent, spent[1:], strict=False))
+    assert all(a > b for a, b in pairwise(spent))
 
 
 def test_holm_is_that_of_his_paper_and_of_scipys_rule() -> None:
@@ -239,7 +241,7 @@ def test_equal_models_of_many_small_classes_are_not_rejected_and_are_without_the
 
 
 def uncorrected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training_jobs.gate.holm", lambda p_values: dict(p_values))
+    monkeypatch.setattr("training_jobs.gate.holm", dict)
 
 
 def test_without_holm_equal_models_would_be_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,18 @@ class Comparison(BaseModel):
     slices: dict[str, Gain] = Field({}, description="by slice, of its score; empty in evaluations of earlier versions")
 
 
+class Reference(BaseModel):
+    """An earlier champion, whom no slow leak of quality may fall behind."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str = Field(description="founding champion: the first one in production; best so far: shown to be better")
+    version: str
+    metrics: dict[str, float]
+    candidate: Comparison = Field(description="the candidate against it")
+    champion: Comparison = Field(description="the champion against it")
+
+
 class Evaluation(BaseModel):
     """Candidate and champion on the golden pictures of one snapshot. A kind may add fields."""
 
@@ -88,6 +100,7 @@ class Evaluation(BaseModel):
     candidate: Scores
     champion: Scores | None
     comparison: Comparison | None
+    references: list[Reference] = []
     look: int = Field(1, ge=1, description="the how manieth candidate it is that this golden set has scored")
 
 

@@ -107,7 +107,7 @@ def loss_p_value(gain: Gain) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return the p-values adjusted for how many there are (Holm 1979): all are at most what they are to be compared to."""
+    """Return the p-values adjusted for how many there are (Holm 1979)."""
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(p * (len(p_values) - rank), 1.0))

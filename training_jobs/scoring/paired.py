@@ -106,7 +106,7 @@ def _linearized(entries: Entries, columns: int, sign: float) -> tuple[NDArray[np
 def _variances(
     unit: NDArray[np.int64], column: NDArray[np.int64], influence: NDArray[np.float64], columns: int
 ) -> tuple[NDArray[np.float64], float, NDArray[np.int64]]:
-    """Return the variance of each column's sum [K] and of the mean over the columns, and how many units each has [K]."""
+    """Return the variance of each column's sum [K], that of the mean over the columns, and the units of each [K]."""
     import numpy as np
 
     number = int(unit.max()) + 1
