@@ -116,6 +116,7 @@ def _evaluate(
         "model_name": arguments.model_name, "labels": labels, "pictures": len(golden), "candidate": scores,
         "champion": rival_scores, "comparison": comparison, "references": references,
         "mistakes": found_mistakes(snapshot, truth, probabilities, rival),
+        "negative_flips": found_mistakes(snapshot, truth, probabilities, rival, flips=True),
     }  # fmt: skip
     evaluation = MultiLabelEvaluation(**values) if several else ClassifierEvaluation(**values)
     return evaluation, Answers.of(candidate.spec, golden, given["the candidate"])
@@ -126,14 +127,22 @@ def _pictures(several: bool) -> str:
 
 
 def _mistakes(
-    snapshot: Snapshot, truth: NDArray[np.int64], ours: NDArray[np.float64], theirs: NDArray[np.float64] | None
+    snapshot: Snapshot,
+    truth: NDArray[np.int64],
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64] | None,
+    *,
+    flips: bool = False,
 ) -> list[Mistake]:
-    """Return the candidate's surest mistakes."""
+    """Return the candidate's surest mistakes; with `flips` only those that the champion does not make."""
     import numpy as np
 
     names = [*snapshot.summary.labels, "another class"]
     golden, predicted, confidence = snapshot.split("golden"), ours.argmax(1), ours.max(1)
-    wrong = np.flatnonzero(predicted != truth)
+    missed = predicted != truth
+    if flips:
+        missed &= np.zeros(len(truth), bool) if theirs is None else theirs.argmax(1) == truth
+    wrong = np.flatnonzero(missed)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN_MISTAKES]
     return [
         Mistake(
@@ -146,14 +155,25 @@ def _mistakes(
 
 
 def _several_mistakes(
-    snapshot: Snapshot, truth: NDArray[np.int64], ours: NDArray[np.float64], theirs: NDArray[np.float64] | None
+    snapshot: Snapshot,
+    truth: NDArray[np.int64],
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64] | None,
+    *,
+    flips: bool = False,
 ) -> list[Mistake]:
-    """Return the candidate's surest mistakes about pictures of several labels: those with the worst single class."""
+    """Return the candidate's surest mistakes about pictures of several labels: those with the worst single class.
+
+    With `flips` only those that the champion does not make.
+    """
     import numpy as np
 
     names, golden = [*snapshot.summary.labels, "another class"], snapshot.split("golden")
     wanted = np.pad(truth, ((0, 0), (0, 1)))  # another class is never right
-    wrong = np.flatnonzero(~multi_label.all_right(truth, ours))
+    missed = ~multi_label.all_right(truth, ours)
+    if flips:
+        missed &= np.zeros(len(truth), bool) if theirs is None else multi_label.all_right(truth, theirs)
+    wrong = np.flatnonzero(missed)
     off = np.abs(ours - wanted).max(1)
     order = wrong[np.argsort(-off[wrong], kind="stable")][:SHOWN_MISTAKES]
 

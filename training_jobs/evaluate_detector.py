@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobkit import job
 from jobkit.model_spec import DetectorSpec
@@ -67,6 +68,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=candidate,
         champion=rival[1] if rival else None, comparison=compare(ours, rival[0], labels, groups) if rival else None,
         references=references, iou_threshold=options.iou_threshold, worst=worst_pictures(golden, ours, labels),
+        negative_flips=worst_pictures(golden, ours, labels, rival[0].right) if rival else [],
     )  # fmt: skip
     report = counted(arguments, context, report, golden)
     result = finish(arguments, context, report)
@@ -97,9 +99,13 @@ def _notes(model: Model[DetectorSpec], labels: list[str], support: dict[str, int
     return notes
 
 
-def worst_pictures(golden: list[Sample], judged: Judged, labels: list[str]) -> list[WorstPicture]:
-    """Return the pictures with the most mistakes, for people to look at."""
+def worst_pictures(
+    golden: list[Sample], judged: Judged, labels: list[str], among: NDArray[np.bool_] | None = None
+) -> list[WorstPicture]:
+    """Return the pictures with the most mistakes, for people to look at; `among`, bool [n]: only of these."""
     mistakes = judged.counts[:, 1:].sum(axis=1)
+    if among is not None:
+        mistakes = mistakes * among
     order = [i for i in np.argsort(-mistakes, kind="stable") if mistakes[i]][:SHOWN_PICTURES]
     found = []
     for index in order:

@@ -6,6 +6,7 @@ The candidate has to be shown to be good enough, by an interval on paired predic
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -23,6 +24,7 @@ from training_jobs.scoring.evidence import (
     spent_at,
 )
 from training_jobs.scoring.history import write_best
+from training_jobs.scoring.planning import PlanArguments, plan
 
 logger = logging.getLogger("training_jobs.gate")
 
@@ -325,4 +327,8 @@ def _stop(version: str, decision: Decision) -> job.StopHere:
 
 
 if __name__ == "__main__":
-    job.main(Arguments, run)
+    if sys.argv[1:2] == ["plan"]:
+        del sys.argv[1]
+        job.main(PlanArguments, plan)
+    else:
+        job.main(Arguments, run)

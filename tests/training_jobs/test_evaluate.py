@@ -159,6 +159,10 @@ def test_a_worse_candidate_is_seen_to_be_worse(
     assert evaluation.comparison is not None
     assert evaluation.comparison.gains["accuracy"].value < -0.1
     assert evaluation.comparison.p_value < 0.01
+    flips = evaluation.negative_flips
+    assert len(flips) == min(evaluation.comparison.only_champion_right, evaluate.SHOWN_MISTAKES)
+    assert flips
+    assert all(flip.champion == flip.label != flip.predicted for flip in flips)
     assert not gate.decide(evaluation, GateOptions(metric="macro_f1")).promote
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobkit import job
@@ -16,7 +18,9 @@ from nightshift_common.options.gate import GateOptions
 from training_jobs import gate
 from training_jobs.gate import Decision, decide
 from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Reference, Scores, Slice, read_evaluation
+from training_jobs.scoring.evidence import interval, spent_at
 from training_jobs.scoring.history import best_so_far
+from training_jobs.scoring.planning import PlanArguments, needed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -261,3 +265,37 @@ def test_the_champion_becomes_the_best_so_far_only_where_that_is_shown(
     assert judged(0.01, 0.005) is None
     assert judged(-0.05, 0.005) is None
     assert judged(0.05, 0.005) == "0.0.9"
+
+
+@pytest.mark.parametrize(("margin", "classes", "least"), [(0.01, 50, 10_000), (0.02, 2, 2_500), (0.05, 200, 10_000)])
+def test_the_plan_keeps_its_promise(margin: float, classes: int, least: int) -> None:
+    """Equal models on as many pictures as it says: four of five pass; on a third of them, few."""
+    arguments = PlanArguments(margin=margin, classes=classes)
+    planned = needed(arguments, margin)
+    assert planned.pictures >= least
+    assert planned.pictures_a_class * classes >= planned.pictures
+    assert needed(arguments, margin / 2).pictures > planned.pictures or planned.decided_by == "the classes"
+
+    def passing(pictures: int) -> float:
+        random = np.random.default_rng(3)
+        draws = random.multinomial(pictures, [0.02, 0.02, 0.96], size=300)
+        level, promoted = spent_at(90, 0.05), 0
+        for ours, theirs, _ in draws:
+            gain = (ours - theirs) / pictures
+            error = ((ours + theirs) / pictures / pictures) ** 0.5
+            found = Gain(value=gain, standard_error=error, groups=pictures, effective=float(pictures))
+            promoted += interval(found, level).lower >= -margin
+        return promoted / len(draws)
+
+    assert passing(planned.pictures) >= 0.92, "the champion alone may refuse one in twenty"
+    if planned.decided_by == "the margin":
+        assert passing(planned.pictures) <= 0.98
+        assert passing(planned.pictures // 3) < 0.4
+
+
+def test_the_plan_is_a_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training_jobs.gate", "plan", "--margin", "0.02", "--classes", "4"]
+    environment = {**os.environ, "NIGHTSHIFT_JOB_DIR": str(tmp_path)}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    said = json.loads((tmp_path / "result.json").read_text())["result"]["needed"]
+    assert said == needed(PlanArguments(margin=0.02, classes=4), 0.02).model_dump()

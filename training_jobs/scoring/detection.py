@@ -89,6 +89,7 @@ class DetectorEvaluation(Evaluation):
     champion: DetectorScores | None
     iou_threshold: float
     worst: list[WorstPicture] = Field(description="the candidate's, those with the most mistakes first")
+    negative_flips: list[WorstPicture] = Field([], description="those that the champion gets right")
 
 
 @dataclass(frozen=True)

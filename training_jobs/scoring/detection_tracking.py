@@ -28,6 +28,10 @@ def track(context: job.Context, evaluation: DetectorEvaluation) -> None:
         sheet = context.directory / "worst_pictures.png"
         draw_pictures(context.bottle, evaluation.worst, sheet)
         run.artifact(sheet)
+    if evaluation.negative_flips:
+        flips = context.directory / "negative_flips.png"
+        draw_pictures(context.bottle, evaluation.negative_flips, flips)
+        run.artifact(flips)
 
 
 def draw_curve(models: list[DetectorScores], iou_threshold: float, path: Path) -> None:

@@ -30,6 +30,10 @@ def track(context: job.Context, evaluation: ClassifierEvaluation | MultiLabelEva
         sheet = context.directory / "worst_mistakes.png"
         draw_mistakes(context.bottle, evaluation.mistakes, sheet)
         run.artifact(sheet)
+    if evaluation.negative_flips:
+        flips = context.directory / "negative_flips.png"
+        draw_mistakes(context.bottle, evaluation.negative_flips, flips)
+        run.artifact(flips)
 
 
 def log_scores(context: job.Context, evaluation: Evaluation) -> None:
