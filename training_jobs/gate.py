@@ -148,15 +148,15 @@ def _by_policy(findings: list[Finding], rules: GateOptions) -> tuple[Decided, st
 def _sentence(
     evaluation: Evaluation, verdict: Verdict, decided: Decided, rules: GateOptions, evidence: list[Evidence]
 ) -> str:
-    said = f"{rules.metric} {evaluation.candidate.metrics[rules.metric]:.4f}"
     if evidence:
         first = evidence[0]
-        said += (
-            f", {first.gain:+.4f} against {first.rival}, in truth between {first.lower:+.4f} and {first.upper:+.4f};"
-            f" {first.wanted:+g} is to be shown"
+        said = (
+            f"the true gain in {rules.metric} over {first.rival} is between {first.lower:+.4f} and {first.upper:+.4f} "
+            f"(measured {first.gain:+.4f}); at least {first.wanted:+g} was to be shown"
         )
     else:
-        said += f" on {evaluation.pictures} golden pictures"
+        value = evaluation.candidate.metrics[rules.metric]
+        said = f"{rules.metric} {value:.4f} on {evaluation.pictures} golden pictures, and no champion to compare with"
     done = {"promote": "it goes on", "reject": "it is rejected", "keep": "the champion stays"}[decided]
     return f"{verdict}: {said}" + (f"; by gate.undecided {done}" if verdict == "undecided" else "")
 

@@ -30,6 +30,7 @@ class Arguments(job.Arguments):
     version: str | None = Field(None, description="the version that was deployed")
     report: str | None = Field(None, description="the evaluation: key in the bottle")
     metric: str | None = Field(None, description="what the gate decides by: a metric of the evaluation")
+    verdict: str | None = Field(None, description="the gate's verdict in a sentence, with its interval")
     states: dict[str, str | None] = Field(
         {}, description="JSON object: the state of each task, as Airflow names it; null: not started"
     )
@@ -75,7 +76,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         logger.info("%s: %s", outcome, reason)
         return Result(outcome=outcome, reason=reason, headline=reason, mlflow_url=None)
     evaluation = _evaluation(context, arguments.report)
-    line = headline(row, evaluation, arguments.metric)
+    line = headline(row, evaluation, arguments.metric, arguments.verdict)
     logger.info(line)
     parent = Run.parent(context.task_instance)
     parent.say_where()
@@ -84,8 +85,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     return Result(outcome=outcome, reason=reason, headline=line, mlflow_url=parent.url)
 
 
-def headline(row: database.PipelineRun, evaluation: Evaluation | None, metric: str | None) -> str:
-    """Return what a run came to in a line, with the candidate's and the champion's number where there are any."""
+def headline(
+    row: database.PipelineRun, evaluation: Evaluation | None, metric: str | None, verdict: str | None = None
+) -> str:
+    """Return what a run came to in a line: the candidate's and the champion's number, and the gate's verdict."""
     said = [f"version {row.model_version}"] if row.model_version else []
     if row.outcome == "failed":
         said = [(row.reason or "").removeprefix("failed: ")]
@@ -93,6 +96,8 @@ def headline(row: database.PipelineRun, evaluation: Evaluation | None, metric: s
         champion = evaluation.champion
         against = f" against {champion.metrics[metric]:.4f}" if champion and metric in champion.metrics else ""
         said.append(f"{metric} {evaluation.candidate.metrics[metric]:.4f}{against}")
+        if verdict and champion:
+            said[-1] += f"; gate: {verdict}"
     name = row.outcome.replace("_", " ")
     return f"{name}: {', '.join(said)}" if said else f"{name}: {row.reason}"
 

@@ -135,9 +135,7 @@ def test_a_rejection_stops_the_run_with_its_reasons(context: job.Context, bottle
     assert result.stop_here is not None
     assert result.stop_here.outcome == "rejected"
     assert "new was rejected: accuracy 0.9000 is a gain of -0.0500" in result.stop_here.reason
-    assert result.sentence.startswith(
-        "reject: accuracy 0.9000, -0.0500 against the champion old, in truth between -0.06"
-    )
+    assert result.sentence.startswith("reject: the true gain in accuracy over the champion old is between -0.06")
     assert "floor" not in result.stop_here.reason
 
 

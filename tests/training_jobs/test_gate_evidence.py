@@ -190,7 +190,7 @@ def test_a_better_a_worse_and_an_equal_candidate() -> None:
     assert "is shown to be missed" in worse.failed[0]
     few = judged(10, *pair(random, 10, 30, 0.02, 0.02))
     assert (few.verdict, few.decided) == ("undecided", "keep")
-    assert few.sentence.startswith("undecided: accuracy 0.9")
+    assert few.sentence.startswith("undecided: the true gain in accuracy over the champion old is between -0.")
     assert few.sentence.endswith("by gate.undecided the champion stays")
 
 

@@ -105,6 +105,17 @@ def test_what_a_run_came_to(
         ({"outcome": "rejected", "reason": "too bad", "metric": "f1"}, 0.9967, "rejected: too bad"),
         ({"states": {"export_onnx": "failed"}}, 0.9967, "failed: export_onnx"),
         ({}, 0.9967, "not published: accuracy 0.1954 against 0.9967"),
+        (
+            {"version": "0.0.4", "states": DONE, "verdict": "undecided: the true gain is between -0.9 and -0.7"},
+            0.9967,
+            "promoted: version 0.0.4, accuracy 0.1954 against 0.9967; gate: undecided: the true gain is between -0.9 "
+            "and -0.7",
+        ),
+        (
+            {"version": "0.0.1", "states": DONE, "verdict": "promote: alone"},
+            None,
+            "promoted: version 0.0.1, accuracy 0.1954",
+        ),
     ],
 )
 def test_the_headline_has_the_numbers_that_decided(

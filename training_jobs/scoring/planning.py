@@ -77,9 +77,9 @@ def plan(arguments: PlanArguments, _context: job.Context) -> PlanResult:
     """Say it in sentences."""
     found = needed(arguments, arguments.margin)
     logger.info(
-        "%s golden pictures, %s a class: then a candidate as good as the champion is promoted with a chance of "
-        "%.0f %%, up to candidate %d of this golden set, and of all that are worse by %g, one ever passes with a chance "
-        "of at most %g. What asks for so many is %s.",
+        "%s golden pictures, %s a class: then one as good as the champion is promoted with a chance of "
+        "%.0f %%, up to candidate %d of this golden set, and of all that are worse by %g one ever passes with a "
+        "chance of at most %g. What asks for so many is %s.",
         f"{found.pictures:,}", f"{found.pictures_a_class:,}", 100 * arguments.power, arguments.candidates,
         arguments.margin, arguments.error_budget, found.decided_by,
     )  # fmt: skip
