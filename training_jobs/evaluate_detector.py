@@ -51,18 +51,14 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         task, earlier = models.candidate.spec.task, list(models.references)
     groups = group_numbers([sample.split_group for sample in golden])
     (ours, candidate), rival = found["the candidate"], found.get("the champion")
-    references = []
-    for role in earlier if rival else ():
-        answered, scores = found[f"the {role}"]
-        references.append(
-            Reference(
-                role=role,
-                version=scores.version,
-                metrics=scores.metrics,
-                candidate=compare(ours, answered, labels, groups),
-                champion=compare(rival[0], answered, labels, groups),
-            )
+    references = [
+        Reference(
+            role=role, version=scores.version, metrics=scores.metrics,
+            candidate=compare(ours, answered, labels, groups), champion=compare(rival[0], answered, labels, groups),
         )
+        for role, (answered, scores) in ((role, found[f"the {role}"]) for role in earlier)
+        if rival is not None
+    ]  # fmt: skip
     report = DetectorEvaluation(
         kind=KINDS[task], group=arguments.group, snapshot_id=arguments.snapshot_id, experiment=arguments.experiment,
         model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=candidate,

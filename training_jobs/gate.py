@@ -204,7 +204,7 @@ def _gain(
         if number := more_needed(gain, rules.min_gain, level, comparison.pictures):
             judged += f": about {number:,} more golden pictures would decide, if the gain stays as it is"
     return Finding(
-        status=status,  # type: ignore[arg-type] # one of the three, which mypy widens
+        status=status,
         by_numbers=by_numbers,
         evidence=Evidence(
             rival=name, metric=rules.metric, gain=gain.value, lower=lower, upper=upper, level=level,

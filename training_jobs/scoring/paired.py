@@ -79,7 +79,7 @@ def f1_gains(
         single, macro_single, _ = _variances(picture, column, influence, columns)
     shown = support > 0
     slices = {}
-    for i in np.flatnonzero(shown):
+    for i in np.flatnonzero(shown).tolist():
         effect = _design_effect(float(by_group[i]), float(single[i]), count / number)
         slices[names[i]] = Gain(
             value=float(values[i]), standard_error=float(by_group[i]) ** 0.5, groups=int(reached[i]),
@@ -113,9 +113,10 @@ def _variances(
     keys, where = np.unique(unit * columns + column, return_inverse=True)
     sums = np.bincount(where, influence)
     correction = number / max(number - 1, 1)
-    each = np.bincount(keys % columns, sums**2, columns) * correction
+    each = np.asarray(np.bincount(keys % columns, sums**2, columns) * correction, np.float64)
     whole = np.bincount(unit, influence, number) / columns
-    return each, float((whole**2).sum()) * correction, np.bincount(keys % columns, minlength=columns)
+    reached = np.bincount(keys % columns, minlength=columns).astype(np.int64)
+    return each, float((whole**2).sum()) * correction, reached
 
 
 def _design_effect(by_group: float, by_picture: float, pictures_a_group: float) -> float:
