@@ -72,6 +72,7 @@ def parent_of(url: str, task_instance: TaskInstanceKey) -> object:
     [
         ({"version": "0.0.4", "states": DONE}, "promoted", "FINISHED"),
         ({"outcome": "rejected", "reason": "too bad", "states": {"export_onnx": "skipped"}}, "rejected", "FINISHED"),
+        ({"outcome": "undecided", "reason": "too few", "states": {"export_onnx": "skipped"}}, "undecided", "FINISHED"),
         ({"states": {"publish_model": "skipped", "deploy_model": None}}, "not_published", "FINISHED"),
         ({"states": {"train": "failed", "evaluate": "upstream_failed"}}, "failed", "FAILED"),
         ({"version": "0.0.4", "states": {**DONE, "deploy_model": "failed"}}, "failed", "FAILED"),
