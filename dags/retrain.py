@@ -9,7 +9,8 @@ pipeline's *kind* (classification, detection, segmentation) says which jobs pull
 task ids are the same for all.
 
 **A success that ends early.** *Nothing new*: no picture, label or setting changed since the last finished run; trigger
-with **force** to train all the same. *Rejected*: the gate kept the champion; its task says why.
+with **force** to train all the same. *Rejected*: the gate kept the champion; its task says why. *Undecided*: it kept it
+because the golden pictures are too few to tell (`gate.undecided`, `docs/gate.md`).
 
 **Triage.** Open the red task's log: its last error line says what happened, where, and what is valid. Exit code 2: fix
 the configuration that it names. 3: the data was refused, look at `meta/<group>/refused.jsonl` in the bottle. 75: a
@@ -184,6 +185,7 @@ def closing(name: str, pipeline: Pipeline) -> Step:
             "version": output_if_any("deploy_model", "version"),
             "report": output_if_any("evaluate", "report"),
             "metric": pipeline.gate.metric,
+            "verdict": output_if_any("gate", "sentence"),
             "states": TASK_STATES,
             "started_at": "{{ dag_run.start_date.isoformat() }}",
         },

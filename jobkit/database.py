@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 # Outcomes that settle a snapshot: to train on it again would change nothing.
-COMPLETED = ("promoted", "rejected", "pinned")
+COMPLETED = ("promoted", "rejected", "undecided", "pinned")
 _LOCK = 0x6E69676874  # "night": the advisory lock under which the schema is made
 _VERSION = 1
 

@@ -98,6 +98,15 @@ class ModelStorage:
 
         return self._read(ask)
 
+    def founding_champion(self, model: str) -> str | None:
+        """Return the version that was the first in production; None where none was."""
+
+        def ask() -> str | None:
+            promoted = [row for row in self._client.history(model) if row["action"] == "promote"]
+            return str(promoted[-1]["version"]) if promoted else None
+
+        return self._read(ask)
+
     def pinned(self, model: str) -> str | None:
         """Return the version that is pinned: no other may come into production; None where none is."""
 

@@ -148,7 +148,7 @@ def _summarize(settings: Settings, finished: Retraining, model: str) -> bool:
     if metrics := (evaluated.get("candidate") or {}).get("metrics"):
         rows["golden set"] = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     if gate:
-        rows["gate"] = f"{gate['decision']}: {'; '.join(gate['reasons'])}"
+        rows["gate"] = "\n".join([gate["sentence"], *gate["reasons"]])
     if published:
         rows["published"] = f"version {published['version']}"
     if deployed:

@@ -14,10 +14,19 @@ from jobkit.snapshot import Snapshot, read_snapshot
 from nightshift_common.picture_preparation import SHOWN
 from training_jobs.scoring import metrics, multi_label
 from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
-from training_jobs.scoring.evaluation_job import EvaluationArguments, Result, contenders, finish, golden_pictures
+from training_jobs.scoring.evaluation import Comparison, Reference
+from training_jobs.scoring.evaluation_job import (
+    Contenders,
+    EvaluationArguments,
+    Result,
+    contenders,
+    counted,
+    finish,
+    golden_pictures,
+)
 from training_jobs.scoring.metrics import ClassifierScores
-from training_jobs.scoring.models import Model
 from training_jobs.scoring.multi_label import MultiLabelScores
+from training_jobs.scoring.paired import group_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +42,9 @@ class Arguments(EvaluationArguments):
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Evaluate."""
     snapshot = read_snapshot(context.bottle, arguments.group, arguments.snapshot_id)
-    with contenders(arguments, context, ModelSpec) as (candidate, champion):
-        report, answers = _evaluate(context.bottle, arguments, snapshot, candidate, champion)
+    with contenders(arguments, context, ModelSpec) as models:
+        report, answers = _evaluate(context.bottle, arguments, snapshot, models)
+    report = counted(arguments, context, report, golden_pictures(snapshot))
     return finish(arguments, context, report, answers)
 
 
@@ -42,14 +52,14 @@ def _evaluate(
     bottle: Bottle,
     arguments: Arguments,
     snapshot: Snapshot,
-    candidate: Model[ModelSpec],
-    champion: Model[ModelSpec] | None,
+    models: Contenders[ModelSpec],
 ) -> tuple[ClassifierEvaluation | MultiLabelEvaluation, Answers]:
     import numpy as np
 
     from training_jobs.scoring.predict import align, differences, predict
 
     labels, golden, several = snapshot.summary.labels, golden_pictures(snapshot), snapshot.is_multi_label
+    candidate = models.candidate
     if candidate.spec.multi_label != several:
         raise DataValidationError(
             f"{arguments.experiment} was trained for {_pictures(candidate.spec.multi_label)}, and snapshot "
@@ -63,29 +73,45 @@ def _evaluate(
         truth = np.array([index[sample.label] for sample in golden])
     counts = snapshot.summary.counts["golden"]
     found, given = {}, {}
-    for role, model in (("the candidate", candidate), ("the champion", champion)):
-        if model is not None:
-            given[role] = predict(bottle, golden, model)
-            probabilities = align(given[role], model.spec.labels, labels)
-            notes = differences(model.spec, labels, counts, f"{role} {model.version}")
-            if model.spec.multi_label != several:
-                notes.append(f"{role} {model.version} was trained for {_pictures(model.spec.multi_label)}")
-            scores = score(model.version, labels, truth, probabilities).model_copy(update={"notes": notes})
-            found[role] = scores, probabilities
+    for role, model in models.by_role().items():
+        given[role] = predict(bottle, golden, model)
+        probabilities = align(given[role], model.spec.labels, labels)
+        notes = differences(model.spec, labels, counts, f"{role} {model.version}")
+        if model.spec.multi_label != several:
+            notes.append(f"{role} {model.version} was trained for {_pictures(model.spec.multi_label)}")
+        scores = score(model.version, labels, truth, probabilities).model_copy(update={"notes": notes})
+        found[role] = scores, probabilities
     scores, probabilities = found["the candidate"]
     rival_scores, rival = found.get("the champion", (None, None))
-    comparison = None
-    if rival is not None and several:
-        comparison = multi_label.compare(truth, probabilities, rival)
-    elif rival is not None:
-        comparison = metrics.compare(len(labels), truth, probabilities.argmax(1), rival.argmax(1))
+    references: list[Reference] = []
+    comparison, groups = None, group_numbers([sample.split_group for sample in golden])
+
+    def compared(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Comparison:
+        if several:
+            return multi_label.compare(labels, truth, ours, theirs, groups)
+        return metrics.compare(labels, truth, ours.argmax(1), theirs.argmax(1), groups)
+
+    if rival is not None:
+        comparison = compared(probabilities, rival)
+        for role in models.references:
+            earlier, answered = found[f"the {role}"]
+            references.append(
+                Reference(
+                    role=role,
+                    version=earlier.version,
+                    metrics=earlier.metrics,
+                    candidate=compared(probabilities, answered),
+                    champion=compared(rival, answered),
+                )
+            )
     found_mistakes = _several_mistakes if several else _mistakes
     values = {
         "kind": "classification",
         "group": arguments.group, "snapshot_id": arguments.snapshot_id, "experiment": arguments.experiment,
         "model_name": arguments.model_name, "labels": labels, "pictures": len(golden), "candidate": scores,
-        "champion": rival_scores, "comparison": comparison,
+        "champion": rival_scores, "comparison": comparison, "references": references,
         "mistakes": found_mistakes(snapshot, truth, probabilities, rival),
+        "negative_flips": found_mistakes(snapshot, truth, probabilities, rival, flips=True),
     }  # fmt: skip
     evaluation = MultiLabelEvaluation(**values) if several else ClassifierEvaluation(**values)
     return evaluation, Answers.of(candidate.spec, golden, given["the candidate"])
@@ -96,14 +122,22 @@ def _pictures(several: bool) -> str:
 
 
 def _mistakes(
-    snapshot: Snapshot, truth: NDArray[np.int64], ours: NDArray[np.float64], theirs: NDArray[np.float64] | None
+    snapshot: Snapshot,
+    truth: NDArray[np.int64],
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64] | None,
+    *,
+    flips: bool = False,
 ) -> list[Mistake]:
-    """Return the candidate's surest mistakes."""
+    """Return the candidate's surest mistakes; with `flips` only those that the champion does not make."""
     import numpy as np
 
     names = [*snapshot.summary.labels, "another class"]
     golden, predicted, confidence = snapshot.split("golden"), ours.argmax(1), ours.max(1)
-    wrong = np.flatnonzero(predicted != truth)
+    missed = predicted != truth
+    if flips:
+        missed &= np.zeros(len(truth), bool) if theirs is None else theirs.argmax(1) == truth
+    wrong = np.flatnonzero(missed)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN_MISTAKES]
     return [
         Mistake(
@@ -116,14 +150,25 @@ def _mistakes(
 
 
 def _several_mistakes(
-    snapshot: Snapshot, truth: NDArray[np.int64], ours: NDArray[np.float64], theirs: NDArray[np.float64] | None
+    snapshot: Snapshot,
+    truth: NDArray[np.int64],
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64] | None,
+    *,
+    flips: bool = False,
 ) -> list[Mistake]:
-    """Return the candidate's surest mistakes about pictures of several labels: those with the worst single class."""
+    """Return the candidate's surest mistakes about pictures of several labels: those with the worst single class.
+
+    With `flips` only those that the champion does not make.
+    """
     import numpy as np
 
     names, golden = [*snapshot.summary.labels, "another class"], snapshot.split("golden")
     wanted = np.pad(truth, ((0, 0), (0, 1)))  # another class is never right
-    wrong = np.flatnonzero(~multi_label.all_right(truth, ours))
+    missed = ~multi_label.all_right(truth, ours)
+    if flips:
+        missed &= np.zeros(len(truth), bool) if theirs is None else multi_label.all_right(truth, theirs)
+    wrong = np.flatnonzero(missed)
     off = np.abs(ours - wanted).max(1)
     order = wrong[np.argsort(-off[wrong], kind="stable")][:SHOWN_MISTAKES]
 

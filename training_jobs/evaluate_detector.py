@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobkit import job
 from jobkit.model_spec import DetectorSpec
@@ -11,8 +12,17 @@ from nightshift_common.boxes import SCORE
 from nightshift_common.options.detector import DetectorEvaluationOptions
 from training_jobs.scoring.detection import DetectorEvaluation, Drawn, Judged, WorstPicture, compare, rates, score
 from training_jobs.scoring.detector_predictions import predict
-from training_jobs.scoring.evaluation_job import EvaluationArguments, Result, contenders, finish, golden_pictures
+from training_jobs.scoring.evaluation import Reference
+from training_jobs.scoring.evaluation_job import (
+    EvaluationArguments,
+    Result,
+    contenders,
+    counted,
+    finish,
+    golden_pictures,
+)
 from training_jobs.scoring.models import Model
+from training_jobs.scoring.paired import group_numbers
 from training_jobs.scoring.predict import differences
 
 SHOWN_PICTURES = 12
@@ -31,25 +41,35 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         arguments.model_dump(include=set(DetectorEvaluationOptions.model_fields))
     )
     support = snapshot.summary.counts["golden"]
-    found = []
+    found = {}
     with contenders(arguments, context, DetectorSpec) as models:
-        for role, model in zip(("the candidate", "the champion"), models, strict=True):
-            if model is not None:
-                pictures = predict(context.bottle, golden, model, labels, options)
-                judged = Judged(pictures, len(labels), options.iou_threshold, threshold(model.spec))
-                notes = _notes(model, labels, support, f"{role} {model.version}")
-                found.append((judged, score(model.version, labels, judged, notes)))
-        task = models[0].spec.task
-    (ours, candidate), rival = found[0], found[1] if len(found) > 1 else None
+        for role, model in models.by_role().items():
+            pictures = predict(context.bottle, golden, model, labels, options)
+            judged = Judged(pictures, len(labels), options.iou_threshold, threshold(model.spec))
+            notes = _notes(model, labels, support, f"{role} {model.version}")
+            found[role] = judged, score(model.version, labels, judged, notes)
+        task, earlier = models.candidate.spec.task, list(models.references)
+    groups = group_numbers([sample.split_group for sample in golden])
+    (ours, candidate), rival = found["the candidate"], found.get("the champion")
+    references = [
+        Reference(
+            role=role, version=scores.version, metrics=scores.metrics,
+            candidate=compare(ours, answered, labels, groups), champion=compare(rival[0], answered, labels, groups),
+        )
+        for role, (answered, scores) in ((role, found[f"the {role}"]) for role in earlier)
+        if rival is not None
+    ]  # fmt: skip
     report = DetectorEvaluation(
         kind=KINDS[task], group=arguments.group, snapshot_id=arguments.snapshot_id, experiment=arguments.experiment,
         model_name=arguments.model_name, labels=labels, pictures=len(golden), candidate=candidate,
-        champion=rival[1] if rival else None, comparison=compare(ours, rival[0]) if rival else None,
-        iou_threshold=options.iou_threshold, worst=worst_pictures(golden, ours, labels),
+        champion=rival[1] if rival else None, comparison=compare(ours, rival[0], labels, groups) if rival else None,
+        references=references, iou_threshold=options.iou_threshold, worst=worst_pictures(golden, ours, labels),
+        negative_flips=worst_pictures(golden, ours, labels, rival[0].right) if rival else [],
     )  # fmt: skip
+    report = counted(arguments, context, report, golden)
     result = finish(arguments, context, report)
     if context.is_tracked:
-        scored = [scores for _, scores in found]
+        scored = [scores for _, scores in found.values()]
         context.tracking.params({f"confidence_threshold.{one.version}": one.confidence_threshold for one in scored})
     return result
 
@@ -74,9 +94,13 @@ def _notes(model: Model[DetectorSpec], labels: list[str], support: dict[str, int
     return notes
 
 
-def worst_pictures(golden: list[Sample], judged: Judged, labels: list[str]) -> list[WorstPicture]:
-    """Return the pictures with the most mistakes, for people to look at."""
+def worst_pictures(
+    golden: list[Sample], judged: Judged, labels: list[str], among: NDArray[np.bool_] | None = None
+) -> list[WorstPicture]:
+    """Return the pictures with the most mistakes, for people to look at; `among`, bool [n]: only of these."""
     mistakes = judged.counts[:, 1:].sum(axis=1)
+    if among is not None:
+        mistakes = mistakes * among
     order = [i for i in np.argsort(-mistakes, kind="stable") if mistakes[i]][:SHOWN_PICTURES]
     found = []
     for index in order:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nightshift_common.options.gate import GateOptions
 from training_jobs.report_kit import charts
-from training_jobs.report_kit.blocks import Block, Section, Table
+from training_jobs.report_kit.blocks import Block, Section, Table, Tone
 from training_jobs.report_kit.page import page
 from training_jobs.scoring.evaluation import Evaluation
 
@@ -19,18 +19,32 @@ NORMAL_95 = 1.96  # standard errors to each side of an estimate, of an interval 
 
 def gate_page(evaluation: Evaluation, rules: GateOptions, decision: Decision) -> str:
     """Return the report of a decision."""
-    version = evaluation.candidate.version
-    if decision.promote:
-        verdict = f"{version} goes on to be published: it meets every rule."
-    else:
-        verdict = f"{version} is rejected: {'; '.join(decision.failed)}."
-    reasons = [("not met" if reason in decision.failed else "met", reason) for reason in decision.reasons]
+    open_or_failed = {**dict.fromkeys(decision.failed, "not met"), **dict.fromkeys(decision.undecided, "undecided")}
+    reasons = [(open_or_failed.get(reason, "met"), reason) for reason in decision.reasons]
+    compared = [*_evidence(decision), *_gains(evaluation, rules), *_slices(evaluation, rules)]
     sections = [
         Section("Rules", [Table((), reasons)]),
-        Section("Against the champion", [*_gains(evaluation, rules), *_slices(evaluation, rules)]),
+        Section("Against the champion", compared),
         Section("What the rules ask for", [Table.of_pairs(rules.model_dump())]),
     ]
-    return page(f"Gate of {evaluation.model_name}", verdict, sections, "good" if decision.promote else "bad")
+    tone: Tone = "good" if decision.promote else "bad" if decision.decided == "reject" else "plain"
+    return page(f"Gate of {evaluation.model_name}", decision.sentence, sections, tone)
+
+
+def _evidence(decision: Decision) -> list[Block]:
+    """Return the bounds that the decision rests on: of the deciding metric, against each rival."""
+    if not decision.evidence:
+        return []
+    rows = [
+        charts.Interval(
+            f"against {found.rival}", found.gain, found.lower, found.upper, found.lower >= found.wanted,
+            f"{found.wanted:+g} was to be shown; each bound fails with the chance {found.level:.2g}",
+        )
+        for found in decision.evidence
+    ]  # fmt: skip
+    first = decision.evidence[0]
+    title = f"What the golden pictures prove of the gain in {first.metric}"
+    return [charts.intervals(title, rows, f"gain in {first.metric}", first.wanted, "to be shown")]
 
 
 def _gains(evaluation: Evaluation, rules: GateOptions) -> list[Block]:
@@ -51,12 +65,18 @@ def _slices(evaluation: Evaluation, rules: GateOptions) -> list[Block]:
         return []
     now, metric = evaluation.candidate.slices, evaluation.candidate.slice_metric
     changes = {name: now[name].score - before.score for name, before in evaluation.champion.slices.items()}
+    known = evaluation.comparison.slices if evaluation.comparison else {}
+
+    def half(name: str) -> float:
+        return NORMAL_95 * known[name].standard_error if name in known else 0.0
+
     rows = [
         charts.Interval(
-            name, change, change, change, change >= -rules.max_slice_loss, f"{now[name].support} golden examples"
+            name, change, change - half(name), change + half(name), change >= -rules.max_slice_loss,
+            f"{now[name].support} golden examples",
         )
         for name, change in sorted(changes.items(), key=lambda item: item[1])[:CHARTED_SLICES]
-    ]
+    ]  # fmt: skip
     if not rows:
         return []
     title = f"Change of {metric} by class and slice, largest losses first"

@@ -23,12 +23,14 @@ class Arguments(job.Arguments):
     snapshot_id: str | None = Field(None, description="the snapshot that was used; none where pulling failed")
     outcome: str | None = Field(
         None,
-        description="the outcome of a task that stopped the run: nothing_new, rejected, pinned; else: by the states",
+        description="the outcome of the task that stopped the run: nothing_new, rejected, undecided, pinned; "
+        "else: by the states",
     )
     reason: str | None = Field(None, description="the reason that came with the outcome")
     version: str | None = Field(None, description="the version that was deployed")
     report: str | None = Field(None, description="the evaluation: key in the bottle")
     metric: str | None = Field(None, description="what the gate decides by: a metric of the evaluation")
+    verdict: str | None = Field(None, description="the gate's verdict in a sentence, with its interval")
     states: dict[str, str | None] = Field(
         {}, description="JSON object: the state of each task, as Airflow names it; null: not started"
     )
@@ -36,7 +38,7 @@ class Arguments(job.Arguments):
 
 
 class Result(job.Result):
-    """What the run came to: promoted, rejected, pinned, nothing_new, not_published or failed."""
+    """What the run came to: promoted, rejected, undecided, pinned, nothing_new, not_published or failed."""
 
     outcome: str
     reason: str
@@ -74,7 +76,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         logger.info("%s: %s", outcome, reason)
         return Result(outcome=outcome, reason=reason, headline=reason, mlflow_url=None)
     evaluation = _evaluation(context, arguments.report)
-    line = headline(row, evaluation, arguments.metric)
+    line = headline(row, evaluation, arguments.metric, arguments.verdict)
     logger.info(line)
     parent = Run.parent(context.task_instance)
     parent.say_where()
@@ -83,8 +85,10 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     return Result(outcome=outcome, reason=reason, headline=line, mlflow_url=parent.url)
 
 
-def headline(row: database.PipelineRun, evaluation: Evaluation | None, metric: str | None) -> str:
-    """Return what a run came to in a line, with the candidate's and the champion's number where there are any."""
+def headline(
+    row: database.PipelineRun, evaluation: Evaluation | None, metric: str | None, verdict: str | None = None
+) -> str:
+    """Return what a run came to in a line: the candidate's and the champion's number, and the gate's verdict."""
     said = [f"version {row.model_version}"] if row.model_version else []
     if row.outcome == "failed":
         said = [(row.reason or "").removeprefix("failed: ")]
@@ -92,6 +96,8 @@ def headline(row: database.PipelineRun, evaluation: Evaluation | None, metric: s
         champion = evaluation.champion
         against = f" against {champion.metrics[metric]:.4f}" if champion and metric in champion.metrics else ""
         said.append(f"{metric} {evaluation.candidate.metrics[metric]:.4f}{against}")
+        if verdict and champion:
+            said[-1] += f"; gate: {verdict}"
     name = row.outcome.replace("_", " ")
     return f"{name}: {', '.join(said)}" if said else f"{name}: {row.reason}"
 

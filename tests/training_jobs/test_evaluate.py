@@ -17,7 +17,7 @@ from jobkit.bottle import FolderBottle
 from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 from jobkit.experiment import Experiment
 from jobkit.model_spec import ModelSpec, input_shape
-from jobkit.snapshot import Snapshot, read_snapshot, write_snapshot
+from jobkit.snapshot import Sample, Snapshot, read_snapshot, write_snapshot
 from nightshift_common.options.gate import GateOptions
 from tests.support.reports import assert_stands_alone, charts_of, text_of
 from tests.training_jobs.small_classifier import SmallClassifier
@@ -27,6 +27,7 @@ from training_jobs.data.listing import Listed
 from training_jobs.data.picture_inspection import inspect
 from training_jobs.data.selection import Rules, select
 from training_jobs.scoring.classification import ClassifierEvaluation
+from training_jobs.scoring.history import count_look, write_best
 from training_jobs.scoring.models import load_candidate
 
 LABELS = ("circle", "cross", "square")
@@ -132,7 +133,7 @@ def test_the_same_model_as_torchscript_and_as_onnx_has_the_same_scores(
     assert result.champion.metrics == pytest.approx(result.candidate.metrics, abs=1e-4)
     assert evaluation.comparison is not None
     assert evaluation.comparison.gains["accuracy"].value == 0
-    assert gate.decide(evaluation, GateOptions(metric="macro_f1")).promote
+    assert gate.decide(evaluation, GateOptions(metric="macro_f1", undecided="promote")).promote
 
 
 def test_an_imported_candidate_is_run_by_its_graph_and_its_torchscript_is_not_opened(
@@ -161,7 +162,57 @@ def test_a_worse_candidate_is_seen_to_be_worse(
     assert evaluation.comparison is not None
     assert evaluation.comparison.gains["accuracy"].value < -0.1
     assert evaluation.comparison.p_value < 0.01
+    flips = evaluation.negative_flips
+    assert len(flips) == min(evaluation.comparison.only_champion_right, evaluate.SHOWN_MISTAKES)
+    assert flips
+    assert all(flip.champion == flip.label != flip.predicted for flip in flips)
     assert not gate.decide(evaluation, GateOptions(metric="macro_f1")).promote
+
+
+def test_a_candidate_is_compared_with_the_founding_champion_and_the_best_so_far(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    """Production has leaked below the version that it began with: being as good as the champion is not enough."""
+    good, bad = SmallClassifier(bottle, snapshot), SmallClassifier(bottle, snapshot)
+    bad.weight = bad.weight[[1, 2, 0]]
+    bad.write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion, storage.archive = "0.0.5", bad.archive()
+    storage.earlier = {"0.0.1": good.archive(), "0.0.3": good.archive(), "0.0.4": b"no archive"}
+    _, evaluation = run(context, snapshot)
+    (founding,) = evaluation.references
+    assert (founding.role, founding.version) == ("founding champion", "0.0.1")
+    assert founding.candidate.gains["accuracy"].value < -0.1
+    assert founding.candidate.gains == pytest.approx(founding.champion.gains), "candidate and champion are one model"
+    decision = gate.decide(evaluation, GateOptions(metric="accuracy", undecided="promote"))
+    assert not decision.promote
+    assert any("the founding champion 0.0.1" in reason for reason in decision.reasons)
+
+    write_best(bottle, "forms", "forms", "0.0.3")
+    _, evaluation = run(context, snapshot)
+    assert [(found.role, found.version) for found in evaluation.references] == [
+        ("best so far", "0.0.3"), ("founding champion", "0.0.1"),
+    ]  # fmt: skip
+    write_best(bottle, "forms", "forms", "0.0.4")
+    _, evaluation = run(context, snapshot)
+    assert [found.version for found in evaluation.references] == ["0.0.1"], "what cannot be run is left out"
+
+
+def test_each_candidate_is_counted_once_on_a_golden_set(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    SmallClassifier(bottle, snapshot).write_experiment(bottle, Path(EXPERIMENT).name)
+    assert [run(context, snapshot)[1].look for _ in range(2)] == [1, 1], "a task that is tried again spends nothing"
+    golden = snapshot.split("golden")
+
+    def look(experiment: str, pictures: list[Sample], snapshot_id: str = "s2") -> int:
+        return count_look(bottle, "forms", "forms", snapshot_id, f"models/forms/{experiment}", pictures)
+
+    assert look("second", golden) == 2
+    assert look("third", golden[: len(golden) // 2]) == 3, "fewer of the same pictures are the same golden set"
+    fresh = [sample.model_copy(update={"sha256": f"{i:064x}"}) for i, sample in enumerate(golden)]
+    assert look("fourth", fresh) == 1
+    assert look("second", golden) == 2
+    assert count_look(bottle, "forms", "another", "s2", "models/forms/second", golden) == 1
 
 
 def test_a_champion_that_knows_other_classes_is_matched_by_name_and_said_so(

@@ -119,7 +119,7 @@ def test_the_same_model_as_torchscript_and_as_onnx_has_the_same_scores(
     assert {name: gain.value for name, gain in evaluation.comparison.gains.items()} == dict.fromkeys(METRICS, 0)
     assert evaluation.comparison.p_value == 1
     for metric in METRICS:
-        assert gate.decide(evaluation, GateOptions(metric=metric)).promote
+        assert gate.decide(evaluation, GateOptions(metric=metric, undecided="promote")).promote
 
 
 def test_a_worse_candidate_is_seen_to_be_worse_and_rejected(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobkit import job
@@ -16,7 +18,10 @@ from nightshift_common.options.gate import GateOptions
 from tests.support.reports import assert_stands_alone, charts_of, text_of
 from training_jobs import gate
 from training_jobs.gate import Decision, decide
-from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice, read_evaluation
+from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Reference, Scores, Slice, read_evaluation
+from training_jobs.scoring.evidence import interval, spent_at
+from training_jobs.scoring.history import best_so_far
+from training_jobs.scoring.planning import PlanArguments, needed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,6 +50,9 @@ def evaluation(candidate: Scores, champion: Scores | None) -> Evaluation:
     )  # fmt: skip
 
 
+MEASURED = {"min_gain": 0.0, "undecided": "promote"}  # what was promoted before there were intervals
+
+
 def judge(candidate: Scores, champion: Scores | None, **rules: object) -> Decision:
     return decide(evaluation(candidate, champion), GateOptions.model_validate({"metric": "accuracy", **rules}))
 
@@ -67,15 +75,18 @@ def test_without_a_champion_the_floor_alone_decides() -> None:
     ("value", "min_gain", "promote"),
     [(0.96, 0.01, True), (0.96, 0.02, False), (0.95, 0.0, True), (0.949, 0.0, False), (0.946, -0.005, True)],
 )
-def test_the_gain_over_the_champion(value: float, min_gain: float, promote: bool) -> None:
-    decision = judge(scores("new", value), scores("0.0.3", 0.95), min_gain=min_gain)
-    assert decision.promote is promote
+def test_where_too_few_pictures_decide_nothing_the_numbers_as_measured_may(
+    value: float, min_gain: float, promote: bool
+) -> None:
+    decision = judge(scores("new", value), scores("0.0.3", 0.95), min_gain=min_gain, undecided="promote")
+    assert (decision.verdict, decision.promote) == ("undecided", promote)
+    assert ("meet the rules" in decision.reasons[-1]) is promote
     gain = decision.reasons[1]
     assert "the champion 0.0.3 (0.9500)" in gain
     assert f"{value - 0.95:+.4f}" in gain
     assert "Standard error 0.0040" in gain
-    assert "candidate alone is right on 5 pictures, the champion alone on 1 (McNemar p = 0.22)" in gain
-    assert ("not enough" in gain) is not promote
+    assert "candidate alone is right on 5 pictures, the champion 0.0.3 alone on 1 (McNemar p = 0.22)" in gain
+    assert decision.undecided == [gain]
 
 
 def test_the_metric_that_is_asked_for_counts() -> None:
@@ -86,20 +97,20 @@ def test_the_metric_that_is_asked_for_counts() -> None:
 def test_a_class_may_not_lose_more_than_the_limit() -> None:
     before = {"class/ant": (0.99, 100), "class/bee": (0.90, 40)}
     after = {"class/ant": (1.0, 100), "class/bee": (0.84, 40)}
-    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05)
+    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05, **MEASURED)
     assert not decision.promote
     (reason,) = decision.failed
     assert "class/bee loses 0.0600 of F1 (0.9000 to 0.8400, 40 golden pictures)" in reason
-    assert judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.06).promote
+    assert judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.06, **MEASURED).promote
 
 
 def test_a_class_with_few_pictures_does_not_veto_but_is_named() -> None:
     before, after = {"class/bee": (1.0, 19)}, {"class/bee": (0.8, 19)}
-    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05)
+    decision = judge(scores("new", 0.97, after), scores("old", 0.95, before), max_slice_loss=0.05, **MEASURED)
     assert decision.promote
-    assert "class/bee loses 0.2000" in decision.reasons[-1]
-    assert "no veto" in decision.reasons[-1]
-    assert not judge(scores("new", 0.97, after), scores("old", 0.95, before), min_support=19).promote
+    assert "class/bee loses 0.2000" in decision.reasons[2]
+    assert "no veto" in decision.reasons[2]
+    assert not judge(scores("new", 0.97, after), scores("old", 0.95, before), min_support=19, **MEASURED).promote
 
 
 def test_every_broken_rule_is_named() -> None:
@@ -125,12 +136,30 @@ def test_a_rejection_stops_the_run_with_its_reasons(context: job.Context, bottle
     assert result.stop_here is not None
     assert result.stop_here.outcome == "rejected"
     assert "new was rejected: accuracy 0.9000 is a gain of -0.0500" in result.stop_here.reason
+    assert result.sentence.startswith("reject: the true gain in accuracy over the champion old is between -0.06")
     assert "floor" not in result.stop_here.reason
 
 
 def test_a_promotion_goes_on(context: job.Context, bottle: FolderBottle) -> None:
     result = run(context, bottle, evaluation(scores("new", 0.96), scores("old", 0.95)))
     assert (result.decision, result.stop_here, len(result.reasons)) == ("promote", None, 3)
+    (evidence,) = result.evidence
+    assert evidence.lower < 0.01 < evidence.upper
+
+
+@pytest.mark.parametrize(
+    ("policy", "decided", "outcome"), [("keep", "keep", "undecided"), ("reject", "reject", "rejected")]
+)
+def test_what_is_undecided_is_left_to_the_policy(
+    context: job.Context, bottle: FolderBottle, policy: str, decided: str, outcome: str
+) -> None:
+    found = evaluation(scores("new", 0.951), scores("old", 0.95))
+    result = run(context, bottle, found, min_gain=0.0, undecided=policy)
+    assert (result.verdict, result.decision) == ("undecided", decided)
+    assert result.stop_here is not None
+    assert result.stop_here.outcome == outcome
+    assert "golden pictures would decide" in result.stop_here.reason
+    assert f"gate.undecided is {policy}" in result.stop_here.reason
 
 
 def test_the_report_for_people_has_the_verdict_the_rules_and_how_far_the_numbers_are_from_them(
@@ -247,3 +276,56 @@ def test_mlflow_shows_the_decision_on_the_jobs_run_and_on_the_dag_runs(
         assert stored.data.tags["nightshift.decision"] == "reject"
         assert "below the floor of 0.9" in stored.data.tags["nightshift.reasons"]
     assert json.loads(ours.data.params["gate.floor"]) == 0.9
+
+
+def test_the_champion_becomes_the_best_so_far_only_where_that_is_shown(
+    context: job.Context, bottle: FolderBottle
+) -> None:
+    def judged(value: float, error: float) -> str | None:
+        found = evaluation(scores("new", 0.96), scores("0.0.9", 0.95))
+        against = found.comparison
+        assert against is not None
+        ahead = against.model_copy(update={"gains": {"accuracy": Gain(value=value, standard_error=error)}})
+        earlier = Reference(
+            role="founding champion", version="0.0.1", metrics={"accuracy": 0.9}, candidate=ahead, champion=ahead
+        )
+        run(context, bottle, found.model_copy(update={"references": [earlier]}))
+        return best_so_far(bottle, "g", "g")
+
+    assert judged(0.01, 0.005) is None
+    assert judged(-0.05, 0.005) is None
+    assert judged(0.05, 0.005) == "0.0.9"
+
+
+@pytest.mark.parametrize(("margin", "classes", "least"), [(0.01, 50, 10_000), (0.02, 2, 2_500), (0.05, 200, 10_000)])
+def test_the_plan_keeps_its_promise(margin: float, classes: int, least: int) -> None:
+    """Equal models on as many pictures as it says: four of five pass; on a third of them, few."""
+    arguments = PlanArguments(margin=margin, classes=classes)
+    planned = needed(arguments, margin)
+    assert planned.pictures >= least
+    assert planned.pictures_a_class * classes >= planned.pictures
+    assert needed(arguments, margin / 2).pictures > planned.pictures or planned.decided_by == "the classes"
+
+    def passing(pictures: int) -> float:
+        random = np.random.default_rng(3)
+        draws = random.multinomial(pictures, [0.02, 0.02, 0.96], size=300)
+        level, promoted = spent_at(90, 0.05), 0
+        for ours, theirs, _ in draws:
+            gain = (ours - theirs) / pictures
+            error = ((ours + theirs) / pictures / pictures) ** 0.5
+            found = Gain(value=gain, standard_error=error, groups=pictures, effective=float(pictures))
+            promoted += interval(found, level).lower >= -margin
+        return promoted / len(draws)
+
+    assert passing(planned.pictures) >= 0.92, "the champion alone may refuse one in twenty"
+    if planned.decided_by == "the margin":
+        assert passing(planned.pictures) <= 0.98
+        assert passing(planned.pictures // 3) < 0.4
+
+
+def test_the_plan_is_a_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training_jobs.gate", "plan", "--margin", "0.02", "--classes", "4"]
+    environment = {**os.environ, "NIGHTSHIFT_JOB_DIR": str(tmp_path)}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    said = json.loads((tmp_path / "result.json").read_text())["result"]["needed"]
+    assert said == needed(PlanArguments(margin=0.02, classes=4), 0.02).model_dump()

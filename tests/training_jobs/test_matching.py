@@ -210,7 +210,7 @@ def test_the_difference_has_the_error_that_fresh_golden_sets_show() -> None:
 
     pairs = [pair(1000 + n) for n in range(60)]
     differences = {name: [a.metrics()[name] - b.metrics()[name] for a, b in pairs] for name in ("f1", "ap50")}
-    estimated = compare(*pairs[0]).gains
+    estimated = compare(*pairs[0], ["a", "b", "c"], np.arange(60)).gains
     for name, values in differences.items():
         assert estimated[name].value == pytest.approx(values[0])
         assert 0.6 < estimated[name].standard_error / np.std(values) < 1.6
@@ -227,7 +227,7 @@ def test_a_picture_counts_as_right_when_nothing_in_it_is_wrong_or_missed() -> No
     good, bad = beside([TEN], [(TEN, 0.9)]), beside([TEN], [(TEN, 0.9), ([50, 50, 5, 5], 0.8)])
     empty, ghost = beside([], []), beside([], [(TEN, 0.9)])
     ours, theirs = Judged([good, empty, good], 1, 0.5, 0.5), Judged([bad, ghost, good], 1, 0.5, 0.5)
-    found = compare(ours, theirs)
+    found = compare(ours, theirs, ["a"], np.arange(3))
     assert (found.only_candidate_right, found.only_champion_right, found.pictures) == (2, 0, 3)
 
 

@@ -72,6 +72,7 @@ def parent_of(url: str, task_instance: TaskInstanceKey) -> object:
     [
         ({"version": "0.0.4", "states": DONE}, "promoted", "FINISHED"),
         ({"outcome": "rejected", "reason": "too bad", "states": {"export_onnx": "skipped"}}, "rejected", "FINISHED"),
+        ({"outcome": "undecided", "reason": "too few", "states": {"export_onnx": "skipped"}}, "undecided", "FINISHED"),
         ({"states": {"publish_model": "skipped", "deploy_model": None}}, "not_published", "FINISHED"),
         ({"states": {"train": "failed", "evaluate": "upstream_failed"}}, "failed", "FAILED"),
         ({"version": "0.0.4", "states": {**DONE, "deploy_model": "failed"}}, "failed", "FAILED"),
@@ -105,6 +106,17 @@ def test_what_a_run_came_to(
         ({"outcome": "rejected", "reason": "too bad", "metric": "f1"}, 0.9967, "rejected: too bad"),
         ({"states": {"export_onnx": "failed"}}, 0.9967, "failed: export_onnx"),
         ({}, 0.9967, "not published: accuracy 0.1954 against 0.9967"),
+        (
+            {"version": "0.0.4", "states": DONE, "verdict": "undecided: the true gain is between -0.9 and -0.7"},
+            0.9967,
+            "promoted: version 0.0.4, accuracy 0.1954 against 0.9967; gate: undecided: the true gain is between -0.9 "
+            "and -0.7",
+        ),
+        (
+            {"version": "0.0.1", "states": DONE, "verdict": "promote: alone"},
+            None,
+            "promoted: version 0.0.1, accuracy 0.1954",
+        ),
     ],
 )
 def test_the_headline_has_the_numbers_that_decided(

@@ -63,7 +63,7 @@ def test_the_standard_error_is_that_of_resampled_pictures() -> None:
     truth, ours = random_predictions(2, 300)
     _, theirs = random_predictions(3, 300)
     ours, theirs = ours.argmax(1), np.where(np.arange(300) % 3, ours.argmax(1), theirs.argmax(1))
-    found = compare(3, truth, ours, theirs)
+    found = compare(LABELS, truth, ours, theirs, np.arange(300))
     random = np.random.default_rng(9)
     draws = [random.integers(0, 300, 300) for _ in range(400)]
     for name, metric in (
@@ -85,17 +85,18 @@ def test_mcnemar_is_the_exact_test() -> None:
     ours, theirs = np.zeros(100, int), np.zeros(100, int)
     theirs[:9] = 1
     ours[99] = 1
-    found = compare(2, truth, ours, theirs)
+    found = compare(LABELS[:2], truth, ours, theirs, np.arange(100))
     assert (found.only_candidate_right, found.only_champion_right) == (9, 1)
     assert found.p_value == pytest.approx(22 / 1024)  # 2 * (C(10,0) + C(10,1)) / 2**10
-    same = compare(2, truth, ours, ours)
+    same = compare(LABELS[:2], truth, ours, ours, np.arange(100))
     assert (same.p_value, same.gains["accuracy"].value, same.gains["accuracy"].standard_error) == (1.0, 0.0, 0.0)
 
 
 def test_the_comparison_of_equal_inputs_is_equal() -> None:
     truth, ours = random_predictions(2)
     _, theirs = random_predictions(3)
-    assert compare(3, truth, ours.argmax(1), theirs.argmax(1)) == compare(3, truth, ours.argmax(1), theirs.argmax(1))
+    inputs = LABELS, truth, ours.argmax(1), theirs.argmax(1), np.arange(len(truth))
+    assert compare(*inputs) == compare(*inputs)
 
 
 def test_classes_are_matched_by_name() -> None:

@@ -204,7 +204,7 @@ def test_a_draw_counts_a_picture_as_often_as_it_occurs() -> None:
 
 def test_the_comparison_is_that_of_pictures_drawn_again_one_by_one() -> None:
     truth, ours, theirs = golden()
-    found = multi_label.compare(truth, ours, theirs)
+    found = multi_label.compare(list("abcd"), truth, ours, theirs, np.arange(len(truth)))
     right = [((p[:, :4] >= 0.5) == truth).all(1) for p in (ours, theirs)]
     assert found.only_candidate_right == (right[0] & ~right[1]).sum()
     assert found.only_champion_right == (right[1] & ~right[0]).sum()
@@ -217,4 +217,4 @@ def test_the_comparison_is_that_of_pictures_drawn_again_one_by_one() -> None:
         values = [gain[name] for gain in gains]
         assert found.gains[name].standard_error == pytest.approx(np.std(values), rel=0.2)
         assert found.gains[name].value == pytest.approx(np.mean(values), abs=0.02)
-    assert multi_label.compare(truth, ours, ours).gains["map"].value == 0
+    assert multi_label.compare(list("abcd"), truth, ours, ours, np.arange(len(truth))).gains["map"].value == 0

@@ -28,6 +28,7 @@ class ClassifierEvaluation(Evaluation):
     candidate: ClassifierScores
     champion: ClassifierScores | None
     mistakes: list[Mistake] = Field(description="the candidate's, the surest first")
+    negative_flips: list[Mistake] = Field([], description="those of them that the champion is right on")
 
 
 class MultiLabelEvaluation(Evaluation):
@@ -37,3 +38,4 @@ class MultiLabelEvaluation(Evaluation):
     candidate: MultiLabelScores
     champion: MultiLabelScores | None
     mistakes: list[Mistake] = Field(description="the candidate's, the surest first")
+    negative_flips: list[Mistake] = Field([], description="those of them that the champion is right on")

@@ -16,6 +16,7 @@ from training_jobs.scoring.average_precision import Ranking
 from training_jobs.scoring.evaluation import Comparison, Evaluation, Gain, Scores, Slice
 from training_jobs.scoring.matching import IGNORED, WRONG, Compared, Floats, Ints, best_threshold, counts, match
 from training_jobs.scoring.metrics import mcnemar
+from training_jobs.scoring.paired import Entries, f1_gains
 
 METRICS: tuple[DetectorMetric, ...] = get_args(DetectorMetric)
 COCO_OVERLAPS = np.arange(50, 100, 5) / 100
@@ -88,6 +89,7 @@ class DetectorEvaluation(Evaluation):
     champion: DetectorScores | None
     iou_threshold: float
     worst: list[WorstPicture] = Field(description="the candidate's, those with the most mistakes first")
+    negative_flips: list[WorstPicture] = Field([], description="those that the champion gets right")
 
 
 @dataclass(frozen=True)
@@ -167,26 +169,36 @@ def score(version: str, labels: list[str], judged: Judged, notes: list[str]) -> 
 
 def slices(judged: Judged, labels: list[str]) -> dict[str, DetectorSlice]:
     """Return the scores of each class and size that the golden set has."""
-    names = [f"class/{label}" for label in labels] + [f"size/{name}" for name in ("small", "medium", "large")]
-    table = np.zeros((len(names), 3), np.int64)
-    for picture, taken in zip(judged.pictures, judged.taken, strict=True):
-        shown = picture.scores >= judged.confidence
-        found = np.zeros(len(picture.true_labels), bool)
-        found[taken[0][shown & (taken[0] >= 0)]] = True
-        wrong = shown & (taken[0] == WRONG)
-        for column, objects in ((0, found), (2, ~found & ~picture.ignored)):
-            np.add.at(table[:, column], picture.true_labels[objects], 1)
-            np.add.at(table[:, column], len(labels) + size_of(picture.true_areas[objects]), 1)
-        known = wrong & (picture.labels >= 0)
-        np.add.at(table[:, 1], picture.labels[known], 1)
-        np.add.at(table[:, 1], len(labels) + size_of(picture.areas[wrong]), 1)
+    names = slice_names(labels)
     made = {}
-    for name, row in zip(names, table.tolist(), strict=True):
+    for name, row in zip(names, slice_counts(judged, len(labels)).sum(axis=0).tolist(), strict=True):
         support = row[0] + row[2]
         if support:
             precision, recall, f1 = rates(*row)
             made[name] = DetectorSlice(support=support, score=f1, precision=precision, recall=recall, f1=f1)
     return made
+
+
+def slice_names(labels: list[str]) -> list[str]:
+    """Return the S slices: classes, then sizes."""
+    return [f"class/{label}" for label in labels] + [f"size/{name}" for name in ("small", "medium", "large")]
+
+
+def slice_counts(judged: Judged, classes: int) -> NDArray[np.int64]:
+    """Return true positives, false positives and false negatives of each picture in each slice, int [n, S, 3]."""
+    table = np.zeros((len(judged.pictures), classes + 3, 3), np.int64)
+    for row, picture, taken in zip(table, judged.pictures, judged.taken, strict=True):
+        shown = picture.scores >= judged.confidence
+        found = np.zeros(len(picture.true_labels), bool)
+        found[taken[0][shown & (taken[0] >= 0)]] = True
+        wrong = shown & (taken[0] == WRONG)
+        for column, objects in ((0, found), (2, ~found & ~picture.ignored)):
+            np.add.at(row[:, column], picture.true_labels[objects], 1)
+            np.add.at(row[:, column], classes + size_of(picture.true_areas[objects]), 1)
+        known = wrong & (picture.labels >= 0)
+        np.add.at(row[:, 1], picture.labels[known], 1)
+        np.add.at(row[:, 1], classes + size_of(picture.areas[wrong]), 1)
+    return table
 
 
 def size_of(areas: Floats) -> Ints:
@@ -208,22 +220,36 @@ def curve(judged: Judged) -> list[CurvePoint]:
     ]
 
 
-def compare(candidate: Judged, champion: Judged) -> Comparison:
-    """Compare two models on the same pictures, of which one is right where its F1 is 1."""
+def compare(candidate: Judged, champion: Judged, labels: list[str], groups: NDArray[np.int64]) -> Comparison:
+    """Compare two models on the same pictures, of which one is right where its F1 is 1.
+
+    `labels`: the classes of the golden set; `groups`: the split group of each picture, int [n].
+    """
     only_candidate = int((candidate.right & ~champion.right).sum())
     only_champion = int((champion.right & ~candidate.right).sum())
-    count = len(candidate.pictures)
-    draws = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    differences = np.array([_differences(candidate, champion, draw.astype(np.float64)) for draw in draws])
+    number = int(groups.max()) + 1
+    draws = np.random.default_rng(_SEED).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
+    differences = np.array([_differences(candidate, champion, draw[groups].astype(np.float64)) for draw in draws])
     here = _differences(candidate, champion, None)
+    ours, theirs = (slice_counts(judged, len(labels)) for judged in (candidate, champion))
+    objects = ours[:, :, [0, 2]].sum(axis=(0, 2))
+    _, by_slice = f1_gains(slice_names(labels), _entries(ours), _entries(theirs), objects, groups)
     return Comparison(
-        pictures=count, only_candidate_right=only_candidate, only_champion_right=only_champion,
+        pictures=len(candidate.pictures), only_candidate_right=only_candidate, only_champion_right=only_champion,
         p_value=mcnemar(only_candidate, only_champion),
         gains={
-            name: Gain(value=value, standard_error=float(column.std()))
+            name: Gain(value=value, standard_error=float(column.std()), groups=number, effective=float(number))
             for name, value, column in zip(METRICS, here, differences.T, strict=True)
         },
+        slices=by_slice,
     )  # fmt: skip
+
+
+def _entries(table: NDArray[np.int64]) -> Entries:
+    """Return what a model adds to the F1 of each slice."""
+    picture, column = np.nonzero(table.any(axis=2))
+    right, wrong, missed = table[picture, column].T.astype(np.float64)
+    return Entries(picture, column, hits=2 * right, both=2 * right + wrong + missed)
 
 
 def _differences(candidate: Judged, champion: Judged, weights: Floats | None) -> list[float]:

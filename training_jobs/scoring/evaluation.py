@@ -45,7 +45,13 @@ class Gain(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     value: float = Field(description="candidate minus champion")
-    standard_error: float = Field(description="of the value, by a paired bootstrap over the golden pictures")
+    standard_error: float = Field(
+        description="of the value: paired, with split groups (picsets) as what is drawn, not their pictures"
+    )
+    groups: int | None = Field(None, description="split groups that it rests on; none: drawn by picture, as before")
+    effective: float | None = Field(
+        None, description="independent pictures that it is worth: one of them moves the value by 1 / effective"
+    )
 
 
 class Comparison(BaseModel):
@@ -60,6 +66,19 @@ class Comparison(BaseModel):
         description="exact McNemar test: the chance of such a difference between equally good models"
     )
     gains: dict[str, Gain] = Field(description="by metric")
+    slices: dict[str, Gain] = Field({}, description="by slice, of its score; empty in evaluations of earlier versions")
+
+
+class Reference(BaseModel):
+    """An earlier champion, whom no slow leak of quality may fall behind."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str = Field(description="founding champion: the first one in production; best so far: shown to be better")
+    version: str
+    metrics: dict[str, float]
+    candidate: Comparison = Field(description="the candidate against it")
+    champion: Comparison = Field(description="the champion against it")
 
 
 class Evaluation(BaseModel):
@@ -81,6 +100,8 @@ class Evaluation(BaseModel):
     candidate: Scores
     champion: Scores | None
     comparison: Comparison | None
+    references: list[Reference] = []
+    look: int = Field(1, ge=1, description="the how manieth candidate it is that this golden set has scored")
 
 
 def read_evaluation(bottle: Bottle, key: str) -> Evaluation:

@@ -6,7 +6,9 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -16,7 +18,8 @@ from jobkit.errors import DataValidationError
 from jobkit.paths import checked_name
 from jobkit.snapshot import Sample, Snapshot
 from training_jobs.scoring.evaluation import Evaluation, Scores, Slice
-from training_jobs.scoring.models import Model, S, load_candidate, load_champion
+from training_jobs.scoring.history import best_so_far, count_look
+from training_jobs.scoring.models import Model, S, load_candidate, load_champion, load_references
 
 logger = logging.getLogger("training_jobs.evaluate")
 
@@ -50,11 +53,23 @@ class Result(job.Result):
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Contenders(Generic[S]):
+    """The models that answer about the same golden pictures; `references` are earlier champions by their role."""
+
+    candidate: Model[S]
+    champion: Model[S] | None = None
+    references: dict[str, Model[S]] = field(default_factory=dict)
+
+    def by_role(self) -> dict[str, Model[S]]:
+        """Return all of them, the candidate first, by what they are called in a sentence."""
+        rivals = {"the champion": self.champion} if self.champion else {}
+        return {"the candidate": self.candidate, **rivals, **{f"the {r}": m for r, m in self.references.items()}}
+
+
 @contextmanager
-def contenders(
-    arguments: EvaluationArguments, context: job.Context, kind: type[S]
-) -> Iterator[tuple[Model[S], Model[S] | None]]:
-    """Yield the candidate, and the champion where there is one.
+def contenders(arguments: EvaluationArguments, context: job.Context, kind: type[S]) -> Iterator[Contenders[S]]:
+    """Yield the candidate; the champion where there is one; the earlier champions that it must not fall behind.
 
     Raises:
         DataValidationError: the candidate is of another group; see `load_candidate` and `load_champion`.
@@ -67,9 +82,15 @@ def contenders(
     with tempfile.TemporaryDirectory(prefix="champion-") as folder:
         if context.task_instance is None and settings.optional(settings.STORAGE_URL) is None:
             logger.info("%s is not set: the candidate is scored alone", settings.STORAGE_URL)
-            yield candidate, None
+            yield Contenders(candidate)
+        elif (champion := load_champion(arguments.model_name, Path(folder), kind)) is None:
+            yield Contenders(candidate)
         else:
-            yield candidate, load_champion(arguments.model_name, Path(folder), kind)
+            best = best_so_far(context.bottle, arguments.group, arguments.model_name)
+            yield Contenders(
+                candidate, champion,
+                load_references(arguments.model_name, champion.version, best, Path(folder), kind),
+            )  # fmt: skip
 
 
 def golden_pictures(snapshot: Snapshot) -> list[Sample]:
@@ -82,6 +103,17 @@ def golden_pictures(snapshot: Snapshot) -> list[Sample]:
         return golden
     summary = snapshot.summary
     raise DataValidationError(f"snapshot {summary.snapshot_id} of group {summary.group} has no golden pictures")
+
+
+E = TypeVar("E", bound=Evaluation)
+
+
+def counted(arguments: EvaluationArguments, context: job.Context, evaluation: E, golden: list[Sample]) -> E:
+    """Return the evaluation with how many candidates this golden set has scored, this one included."""
+    look = count_look(
+        context.bottle, arguments.group, arguments.model_name, arguments.snapshot_id, arguments.experiment, golden
+    )
+    return evaluation.model_copy(update={"look": look})
 
 
 def finish(

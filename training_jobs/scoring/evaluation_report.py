@@ -20,6 +20,7 @@ from training_jobs.scoring.evaluation import Comparison, Evaluation, Scores
 THUMBNAIL, LARGE_THUMBNAIL = 160, 480  # pixels
 LARGEST_MATRIX = 60  # classes; with more, nobody reads it
 CHARTED_SLICES = 40  # those with the lowest scores; the table has all
+FLIPS = "The champion is right here, the candidate is not"
 NORMAL_95 = 1.96  # standard errors to each side of an estimate, of an interval that has it in 95 of 100 cases
 
 
@@ -39,9 +40,12 @@ def evaluation_page(bottle: Bottle, evaluation: Evaluation) -> str:
         sections += [
             Section("Thresholds", threshold_charts(named, evaluation.iou_threshold)),
             Section("Pictures with the most mistakes", _worst(bottle, evaluation.worst)),
+            Section(FLIPS, _worst(bottle, evaluation.negative_flips) if evaluation.negative_flips else []),
         ]
     if isinstance(evaluation, ClassifierEvaluation | MultiLabelEvaluation):
         sections.append(Section("Surest mistakes", _mistakes(bottle, evaluation.mistakes)))
+        flips = evaluation.negative_flips
+        sections.append(Section(FLIPS, _mistakes(bottle, flips) if flips else []))
     made = {name: getattr(evaluation, name) for name in ("kind", "group", "snapshot_id", "experiment", "model_name")}
     sections.append(Section("What was evaluated", [Table.of_pairs(made)]))
     return page(f"Evaluation of {evaluation.candidate.version}", verdict(evaluation), sections)

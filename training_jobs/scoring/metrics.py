@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import Field
 
 from nightshift_common.options.gate import SingleLabelMetric
-from training_jobs.scoring.evaluation import Comparison, Gain, Scores, Slice
+from training_jobs.scoring.evaluation import Comparison, Scores, Slice
+from training_jobs.scoring.paired import Entries, f1_gains, mean_gain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,29 +93,34 @@ def calibration_error(truth: NDArray[np.int64], probabilities: NDArray[np.float6
 
 
 def compare(
-    classes: int, truth: NDArray[np.int64], candidate: NDArray[np.int64], champion: NDArray[np.int64]
+    labels: list[str],
+    truth: NDArray[np.int64],
+    candidate: NDArray[np.int64],
+    champion: NDArray[np.int64],
+    groups: NDArray[np.int64],
 ) -> Comparison:
-    """Compare two models' predictions, int [N], on the same pictures; `classes` is the number of golden classes."""
+    """Compare two models' predictions on the same pictures.
+
+    Args:
+        labels: the K golden classes.
+        truth: int [N], indices into `labels`.
+        candidate, champion: int [N], indices into `labels`, or K: another class.
+        groups: the split group of each picture, int [N].
+    """
     import numpy as np
 
     candidate_right, champion_right = candidate == truth, champion == truth
     only_candidate = int((candidate_right & ~champion_right).sum())
     only_champion = int((champion_right & ~candidate_right).sum())
-    # Pictures with the same truth and predictions are alike: what is drawn is how often each such case occurs.
-    cases, counts = np.unique(np.stack([truth, candidate, champion], axis=1), axis=0, return_counts=True)
-    draws = np.random.default_rng(SEED).multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)
-    here = _metrics(classes, cases, counts[None], 1), _metrics(classes, cases, counts[None], 2)
-    resampled = _metrics(classes, cases, draws, 1), _metrics(classes, cases, draws, 2)
-    gains = {
-        name: Gain(
-            value=float(here[0][name][0] - here[1][name][0]),
-            standard_error=float((resampled[0][name] - resampled[1][name]).std()),
-        )
-        for name in METRICS
-    }
+    support = np.bincount(truth, minlength=len(labels))
+    ours, theirs = (_entries(len(labels), truth, predicted) for predicted in (candidate, champion))
+    macro, by_class = f1_gains(labels, ours, theirs, support, groups)
+    right = candidate_right.astype(np.float64) - champion_right
     return Comparison(
         pictures=len(truth), only_candidate_right=only_candidate, only_champion_right=only_champion,
-        p_value=mcnemar(only_candidate, only_champion), gains=gains,
+        p_value=mcnemar(only_candidate, only_champion),
+        gains={"accuracy": mean_gain(right, groups), "macro_f1": macro},
+        slices={f"class/{label}": gain for label, gain in by_class.items()},
     )  # fmt: skip
 
 
@@ -126,20 +132,15 @@ def mcnemar(only_candidate: int, only_champion: int) -> float:
     return float(binomtest(only_candidate, unlike, 0.5).pvalue) if unlike else 1.0
 
 
-def _metrics(
-    classes: int, cases: NDArray[np.int64], counts: NDArray[np.int64], column: int
-) -> dict[str, NDArray[np.float64]]:
-    """Return accuracy and macro F1, each float [draws], of the predictions in `column` of `cases` [M, 3].
-
-    `counts`, int [draws, M], says how often each case occurs in each draw. A class that has neither pictures nor
-    predictions in a draw counts as F1 = 0, as with scikit-learn's `zero_division=0`.
-    """
+def _entries(classes: int, truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Entries:
+    """Return what the predictions add to each class: as its truth, and as what is predicted."""
     import numpy as np
 
-    truth, predicted = cases[:, 0], cases[:, column]
-    right = truth == predicted
-    each = np.eye(classes + 1)[:, :classes]
-    hits = (counts * right) @ each[truth]
-    both = counts @ each[truth] + counts @ each[predicted]  # 2 TP + FP + FN
-    f1 = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
-    return {"accuracy": (counts * right).sum(axis=1) / counts.sum(axis=1), "macro_f1": f1.mean(axis=1)}
+    picture = np.arange(len(truth))
+    known = predicted < classes
+    return Entries(
+        picture=np.concatenate([picture, picture[known]]),
+        column=np.concatenate([truth, predicted[known]]),
+        hits=np.concatenate([2.0 * (truth == predicted), np.zeros(int(known.sum()))]),
+        both=np.ones(len(truth) + int(known.sum())),
+    )

@@ -100,9 +100,40 @@ def load_champion(model_name: str, folder: Path, kind: type[S]) -> Model[S] | No
         if version is None:
             logger.info("%s has no champion of %s yet", storage.url, model_name)
             return None
-        archive = folder / "champion.zip"
-        storage.download(model_name, version, archive)
-    return _open_archive(archive, f"version {version} of {model_name} (the champion)", version, kind)
+        return _download(storage, model_name, version, "the champion", folder, kind)
+
+
+def load_references(
+    model_name: str, champion: str, best: str | None, folder: Path, kind: type[S]
+) -> dict[str, Model[S]]:
+    """Return, by role, the founding champion and the best version so far, but for the one in production.
+
+    One that cannot be run any more is left out with a warning: it must not keep a better model out of production.
+
+    Args:
+        model_name: its name in the model storage.
+        champion: the version in production.
+        best: the best version so far, where one is known.
+        folder: where their archives are unpacked.
+        kind: of their specs.
+    """
+    found: dict[str, Model[S]] = {}
+    with ModelStorage(READ_TIMEOUT) as storage:
+        versions = {"best so far": best, "founding champion": storage.founding_champion(model_name)}
+        for version, role in {v: role for role, v in versions.items() if v and v != champion}.items():
+            place = folder / role.replace(" ", "_")
+            place.mkdir()
+            try:
+                found[role] = _download(storage, model_name, version, f"the {role}", place, kind)
+            except DataValidationError as error:
+                logger.warning("the candidate is not compared with the %s %s: %s", role, version, error)
+    return found
+
+
+def _download(storage: ModelStorage, model_name: str, version: str, role: str, folder: Path, kind: type[S]) -> Model[S]:
+    archive = folder / "archive.zip"
+    storage.download(model_name, version, archive)
+    return _open_archive(archive, f"version {version} of {model_name} ({role})", version, kind)
 
 
 def _open_archive(archive: Path, name: str, version: str, kind: type[S]) -> Model[S]:

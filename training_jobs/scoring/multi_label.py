@@ -8,6 +8,7 @@ from nightshift_common.options.gate import MultiLabelMetric
 from nightshift_common.picture_preparation import SHOWN
 from training_jobs.scoring.evaluation import Comparison, Gain, Scores
 from training_jobs.scoring.metrics import RESAMPLES, SEED, ClassSlice, mcnemar
+from training_jobs.scoring.paired import Entries, f1_gains, mean_gain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,45 +100,68 @@ def average_precisions(
     return found[0] if counts is None else found
 
 
-def compare(truth: NDArray[np.int64], candidate: NDArray[np.float64], champion: NDArray[np.float64]) -> Comparison:
-    """Compare two models' probabilities, float [N, K + 1], on the same pictures; `truth` is 0 or 1, int [N, K]."""
+def compare(
+    labels: list[str],
+    truth: NDArray[np.int64],
+    candidate: NDArray[np.float64],
+    champion: NDArray[np.float64],
+    groups: NDArray[np.int64],
+) -> Comparison:
+    """Compare two models on the same pictures.
+
+    Args:
+        labels: the K golden classes.
+        truth: 0 or 1, int [N, K].
+        candidate, champion: probabilities, float [N, K + 1].
+        groups: the split group of each picture, int [N].
+    """
     import numpy as np
 
     candidate_right, champion_right = all_right(truth, candidate), all_right(truth, champion)
     only_candidate = int((candidate_right & ~champion_right).sum())
     only_champion = int((champion_right & ~candidate_right).sum())
-    once = np.ones((1, len(truth)), np.int64)
-    here = {name: float(gain[0]) for name, gain in _gains(truth, candidate, champion, once).items()}
-    rng, even = np.random.default_rng(SEED), np.full(len(truth), 1 / len(truth))
-    parts = [
-        _gains(truth, candidate, champion, rng.multinomial(len(truth), even, size=DRAWS_AT_ONCE))
-        for _ in range(RESAMPLES // DRAWS_AT_ONCE)
-    ]
-    errors = {name: float(np.concatenate([part[name] for part in parts]).std()) for name in METRICS}
+    ours, theirs = _entries(truth, candidate), _entries(truth, champion)
+    macro, by_class = f1_gains(labels, ours, theirs, truth.sum(0), groups)
+    right = candidate_right.astype(np.float64) - champion_right
     return Comparison(
         pictures=len(truth), only_candidate_right=only_candidate, only_champion_right=only_champion,
         p_value=mcnemar(only_candidate, only_champion),
-        gains={name: Gain(value=here[name], standard_error=errors[name]) for name in METRICS},
+        gains={
+            "accuracy": mean_gain(right, groups),
+            "macro_f1": macro,
+            "map": _ranking_gain(truth, candidate, champion, groups),
+        },
+        slices={f"class/{label}": gain for label, gain in by_class.items()},
     )  # fmt: skip
 
 
-def _gains(
-    truth: NDArray[np.int64], candidate: NDArray[np.float64], champion: NDArray[np.float64], counts: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
-    ours, theirs = (_metrics(truth, found, counts) for found in (candidate, champion))
-    return {name: ours[name] - theirs[name] for name in METRICS}
-
-
-def _metrics(
-    truth: NDArray[np.int64], probabilities: NDArray[np.float64], counts: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
-    """Return each metric, float [draws], of pictures that occur in each draw as often as `counts` [draws, N] says."""
+def _entries(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Entries:
+    """Return what a model adds to each class: the pictures that have it, or are said to have it."""
     import numpy as np
 
     shown = probabilities[:, :-1] >= SHOWN
-    hits, both = counts @ (truth * shown), counts @ (truth + shown)  # 2 TP + FP + FN
-    return {
-        "accuracy": counts @ all_right(truth, probabilities) / counts.sum(axis=1),
-        "macro_f1": (2 * hits / np.maximum(both, 1)).mean(axis=1),
-        "map": average_precisions(truth, probabilities[:, :-1], counts).mean(axis=1),
-    }
+    picture, column = np.nonzero(truth.astype(bool) | shown)
+    there, said = truth[picture, column].astype(np.float64), shown[picture, column].astype(np.float64)
+    return Entries(picture, column, hits=2 * there * said, both=there + said)
+
+
+def _ranking_gain(
+    truth: NDArray[np.int64],
+    candidate: NDArray[np.float64],
+    champion: NDArray[np.float64],
+    groups: NDArray[np.int64],
+) -> Gain:
+    """Return the gain in `map`, its standard error by a bootstrap of the split groups."""
+    import numpy as np
+
+    def gain(counts: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        ours, theirs = (average_precisions(truth, found[:, :-1], counts) for found in (candidate, champion))
+        return (ours - theirs).mean(axis=-1)  # type: ignore[no-any-return]
+
+    rng, number = np.random.default_rng(SEED), int(groups.max()) + 1
+    even = np.full(number, 1 / number)
+    draws = [
+        gain(rng.multinomial(number, even, size=DRAWS_AT_ONCE)[:, groups]) for _ in range(RESAMPLES // DRAWS_AT_ONCE)
+    ]
+    error = float(np.concatenate(draws).std())
+    return Gain(value=float(gain(None)), standard_error=error, groups=number, effective=float(number))
