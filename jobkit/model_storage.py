@@ -119,7 +119,7 @@ class ModelStorage:
     def promote(self, model: str, version: str, note: dict[str, str | None]) -> str | None:
         """Bring a version into production; return the one before it."""
         with self._errors():
-            previous = self._client.promote(model, version, **note)["previous_version"]
+            previous = self._client.promote(model, version, False, **note)["previous_version"]
             return None if previous is None else str(previous)
 
     def roll_back(self, model: str, note: dict[str, str | None]) -> str:

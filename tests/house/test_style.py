@@ -32,7 +32,7 @@ def test_the_code_is_formatted() -> None:
 CHECKED = {
     "jobs": (
         *("nightshift_common", "jobkit", "training_jobs", "conversion_jobs", "convertation", "cls", "main.py"),
-        *("benchmarks/[aet]*.py", "benchmarks/class*.py"),
+        *("benchmarks/[aegt]*.py", "benchmarks/class*.py"),
     ),
     "services": ("nightshift_common", "services", "local", "docker/*.py", "benchmarks/[mr]*.py"),
     "airflow": ("plugins", "dags", "benchmarks/con*.py"),

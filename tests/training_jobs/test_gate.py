@@ -173,7 +173,12 @@ def test_the_report_for_people_has_the_verdict_the_rules_and_how_far_the_numbers
     text = text_of(page)
     assert "new is rejected: class/bee loses 0.2000" in text
     assert all(reason in text for reason in result.reasons)
-    gains, slices = charts_of(page).values()
+    proven, gains, slices = charts_of(page).values()
+    (bounds,) = proven["data"]
+    (found_bounds,) = result.evidence
+    assert bounds["x"] == pytest.approx([found_bounds.gain])
+    assert bounds["customdata"][0][1:3] == pytest.approx([found_bounds.lower, found_bounds.upper])
+    assert proven["layout"]["shapes"][0]["x0"] == 0.002
     (drawn,) = gains["data"]
     assert drawn["x"] == pytest.approx([0.01, 0.01])
     assert drawn["customdata"][0][1:3] == pytest.approx([0.01 - 1.96 * 0.004, 0.01 + 1.96 * 0.004])
