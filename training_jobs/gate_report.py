@@ -47,7 +47,7 @@ def _evidence(decision: Decision) -> list[Block]:
         return []
     rows = [
         charts.Interval(
-            f"against {found.rival}", found.gain, found.lower, found.upper, found.lower >= found.wanted,
+            found.rival.removeprefix("the "), found.gain, found.lower, found.upper, found.lower >= found.wanted,
             f"{found.wanted:+g} was to be shown; each bound fails with the chance {found.level:.2g}",
         )
         for found in decision.evidence
@@ -65,7 +65,7 @@ def _gains(evaluation: Evaluation, rules: GateOptions) -> list[Block]:
         half = NORMAL_95 * gain.standard_error
         met = name != rules.metric or gain.value >= rules.min_gain
         rows.append(charts.Interval(name, gain.value, gain.value - half, gain.value + half, met))
-    title = f"Gain over the champion, with 95 % intervals; {rules.metric} decides"
+    title = "Gain over the champion in each metric, with 95 % intervals of this night alone"
     return [charts.intervals(title, rows, "gain", rules.min_gain, f"least gain of {rules.metric}")]
 
 
