@@ -290,7 +290,7 @@ def best_now(evaluation: Evaluation, rules: GateOptions) -> str | None:
 
 def run(arguments: Arguments, context: job.Context) -> Result:
     """Decide, and tell the log, MLflow and the tasks that follow."""
-    from training_jobs.gate_report import gate_page
+    from training_jobs.scoring.gate_report import gate_page
 
     evaluation = read_evaluation(context.bottle, arguments.report)
     rules = GateOptions.model_validate(arguments.model_dump(include=set(GateOptions.model_fields)))

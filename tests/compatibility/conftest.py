@@ -15,7 +15,7 @@ PARTS = ("cls", "convertation", "conversion_jobs", "jobkit", "nightshift_common"
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The project without weights, models and data."""
-    files = [path for name in PARTS for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".sh")]
+    files = [path for name in PARTS for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
     for path in [*files, ROOT / "main.py"]:
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
