@@ -102,7 +102,8 @@ class ModelStorage:
         """Return the version that was the first in production; None where none was."""
 
         def ask() -> str | None:
-            promoted = [row for row in self._client.history(model) if row["action"] == "promote"]
+            # A repository of the older service that was moved in begins with what Triton had loaded.
+            promoted = [row for row in self._client.history(model) if row["action"] in ("promote", "load")]
             return str(promoted[-1]["version"]) if promoted else None
 
         return self._read(ask)

@@ -69,8 +69,9 @@ def install(name: str, test: bool) -> None:
     """Make the environment `name` from its locked requirements; a half-made one is made anew."""
     folder = VENV / name
     test = test or (stamp(name).exists() and stamp(name).read_text() == digest(name, test=True))
+    lacks_tests = is_current(name, test=False)
     stamp(name).unlink(missing_ok=True)
-    if not (folder / "bin" / "python").exists():
+    if not lacks_tests:  # what is no longer listed goes, too
         uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
     files = [REQUIREMENTS / f"{name}.txt"] + ([REQUIREMENTS / f"{name}-test.txt"] if test and has_tests(name) else [])
     if name in WITH_TORCH:

@@ -128,7 +128,7 @@ def _concluded(evaluation: Evaluation, findings: list[Finding], rules: GateOptio
         reasons.append(why)
     evidence = [found.evidence for found in findings if found.evidence]
     return Decision(
-        verdict=verdict, decided=decided, sentence=_sentence(evaluation, verdict, decided, rules, evidence),
+        verdict=verdict, decided=decided, sentence=_sentence(evaluation, findings, verdict, decided, rules),
         reasons=reasons, failed=failed, undecided=undecided, evidence=evidence,
     )  # fmt: skip
 
@@ -146,14 +146,19 @@ def _by_policy(findings: list[Finding], rules: GateOptions) -> tuple[Decided, st
 
 
 def _sentence(
-    evaluation: Evaluation, verdict: Verdict, decided: Decided, rules: GateOptions, evidence: list[Evidence]
+    evaluation: Evaluation, findings: list[Finding], verdict: Verdict, decided: Decided, rules: GateOptions
 ) -> str:
-    if evidence:
-        first = evidence[0]
+    """Return what the verdict rests on: the rule that stands in the way, or the gain over the champion."""
+    order = {"failed": 0, "open": 1, "met": 2}
+    ranked = sorted(findings, key=lambda found: (order[found.status], found.evidence is None))
+    shown = ranked[0].evidence
+    if shown is not None:
         said = (
-            f"the true gain in {rules.metric} over {first.rival} is between {first.lower:+.4f} and {first.upper:+.4f} "
-            f"(measured {first.gain:+.4f}); at least {first.wanted:+g} was to be shown"
+            f"the true gain in {rules.metric} over {shown.rival} is between {shown.lower:+.4f} and {shown.upper:+.4f} "
+            f"(measured {shown.gain:+.4f}); at least {shown.wanted:+g} was to be shown"
         )
+    elif verdict != "promote":
+        said = ranked[0].reason
     else:
         value = evaluation.candidate.metrics[rules.metric]
         said = f"{rules.metric} {value:.4f} on {evaluation.pictures} golden pictures, and no champion to compare with"

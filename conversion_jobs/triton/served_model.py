@@ -27,12 +27,13 @@ from conversion_jobs.verification.checks import (
 from conversion_jobs.verification.expected import FURTHER
 from jobkit import settings
 from jobkit.errors import DataValidationError, TransientError
+from nightshift_common.verified_examples import ABSOLUTE, COSINE, RELATIVE
 
 Array = NDArray[np.float32]
 # What serves may be another device with other kernels: wider than the export's limits, for a graph of the same numbers.
-ONNX_CHECKS: tuple[Check, ...] = (Finite(), Close(1e-3, 1e-2), Top1Agreement(1.0))
+ONNX_CHECKS: tuple[Check, ...] = (Finite(), Close(ABSOLUTE, RELATIVE), Top1Agreement(1.0))
 # A plan of half precision; see `checks` for where the limits come from.
-TENSORRT_CHECKS: tuple[Check, ...] = (Finite(), Cosine(0.997), Top1Agreement(0.99))
+TENSORRT_CHECKS: tuple[Check, ...] = (Finite(), Cosine(COSINE), Top1Agreement(0.99))
 CHECKS = {"onnx": ONNX_CHECKS, "tensorrt": TENSORRT_CHECKS}
 DETECTOR_CHECKS = {"onnx": BoxAgreement(0.98, 0.01), "tensorrt": BoxAgreement(0.95, 0.05)}
 WARM_UP, CALLS = 5, 20

@@ -131,3 +131,23 @@ def test_an_environment_is_made_anew_when_one_of_its_locks_changes(folder: Path)
         (folder / "requirements" / f"{name}.txt").write_text(f"{name}==1\n")
         known.add(bootstrap.digest("jobs", test=True))
     assert len(known) == 5
+
+
+def test_what_a_lock_no_longer_lists_is_gone_from_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "venv").mkdir()
+    (folder / "venv" / "tools").symlink_to(bootstrap.VENV / "tools")
+    monkeypatch.setattr(bootstrap, "VENV", folder / "venv")
+    lines = {
+        name: f"{name}==1.0 --hash=sha256:{wheel(folder / 'wheels', name, '1.0', '')}\n" for name in ("old", "kept")
+    }
+    lock = folder / "requirements" / "moon.txt"
+    lock.write_text("".join(lines.values()))
+    bootstrap.install("moon", test=False)
+    assert bootstrap.is_current("moon", test=False)
+    lock.write_text(lines["kept"])
+    assert not bootstrap.is_current("moon", test=False)
+    bootstrap.install("moon", test=False)
+    found = {path.name for path in (folder / "venv" / "moon").glob("lib/python3*/site-packages/*.dist-info")}
+    assert found == {"kept-1.0.dist-info"}

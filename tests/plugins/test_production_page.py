@@ -240,7 +240,8 @@ def photographed(storage: Serving) -> None:
             files = {"src_file": ("model.zip", picture_zip(swap=swap))}
             reply = client.post("/upload_new_version/", files=files, data={"model_name": MODEL}).raise_for_status()
             client.delete(f"/models/{MODEL}/pin")
-            client.post(f"/models/{MODEL}/versions/{reply.json()['version']}/promote", json={}).raise_for_status()
+            promote = f"/models/{MODEL}/versions/{reply.json()['version']}/promote"
+            client.post(promote, json={"force": True}).raise_for_status()  # what was served before takes no pictures
 
 
 def try_picture(client: httpx.Client, content: bytes, model: str = MODEL, **headers: str) -> httpx.Response:

@@ -16,6 +16,7 @@ class Storage:
         self.champion: str | None = None
         self.archive: bytes = b""
         self.earlier: dict[str, bytes] = {}  # version -> archive, the first one in production first
+        self.first_action = "promote"
         self.status = 200
         self.authorization = ""
         self.url = ""
@@ -29,6 +30,7 @@ class Storage:
             return 200, b'{"version": "%s", "triton_version": 3}' % self.champion.encode()
         if path.startswith("/history/"):
             rows = [{"action": "promote", "version": v} for v in [*self.earlier, self.champion]]
+            rows[0]["action"] = self.first_action
             return 200, json.dumps([*reversed(rows)]).encode()
         asked = path.split("/")[-2]
         if path.endswith("/archive") and asked in self.earlier:

@@ -151,12 +151,18 @@ def test_an_imported_candidate_is_run_by_its_graph_and_its_torchscript_is_not_op
     np.testing.assert_allclose(found, inputs.reshape(3, -1) @ model.weight.T + model.bias, rtol=1e-3, atol=1e-4)
 
 
-def test_a_worse_candidate_is_seen_to_be_worse(
-    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
-) -> None:
+def good_and_bad(bottle: FolderBottle, snapshot: Snapshot) -> tuple[SmallClassifier, SmallClassifier]:
+    """Return a model, and the candidate: the same with its classes mixed up."""
     good, bad = SmallClassifier(bottle, snapshot), SmallClassifier(bottle, snapshot)
     bad.weight = bad.weight[[1, 2, 0]]
     bad.write_experiment(bottle, Path(EXPERIMENT).name)
+    return good, bad
+
+
+def test_a_worse_candidate_is_seen_to_be_worse(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    good, _ = good_and_bad(bottle, snapshot)
     storage.champion, storage.archive = "0.0.1", good.archive()
     _, evaluation = run(context, snapshot)
     assert evaluation.comparison is not None
@@ -169,14 +175,14 @@ def test_a_worse_candidate_is_seen_to_be_worse(
     assert not gate.decide(evaluation, GateOptions(metric="macro_f1")).promote
 
 
+@pytest.mark.parametrize("first_action", ["promote", "load"])  # load: moved in from the older storage
 def test_a_candidate_is_compared_with_the_founding_champion_and_the_best_so_far(
-    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage, first_action: str
 ) -> None:
     """Production has leaked below the version that it began with: being as good as the champion is not enough."""
-    good, bad = SmallClassifier(bottle, snapshot), SmallClassifier(bottle, snapshot)
-    bad.weight = bad.weight[[1, 2, 0]]
-    bad.write_experiment(bottle, Path(EXPERIMENT).name)
+    good, bad = good_and_bad(bottle, snapshot)
     storage.champion, storage.archive = "0.0.5", bad.archive()
+    storage.first_action = first_action
     storage.earlier = {"0.0.1": good.archive(), "0.0.3": good.archive(), "0.0.4": b"no archive"}
     _, evaluation = run(context, snapshot)
     (founding,) = evaluation.references

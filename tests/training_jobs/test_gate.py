@@ -130,6 +130,18 @@ def run(context: job.Context, bottle: FolderBottle, found: Evaluation, **options
     return gate.run(gate.Arguments(report="evaluations/g/s/v.json", metric="accuracy", **options), context)
 
 
+@pytest.mark.parametrize(
+    ("lost", "floor", "says"),
+    [(0.2, 0.5, "reject: class/bee loses 0.2000 of F1"), (0.0, 0.97, "reject: accuracy 0.9600 on ")],
+    ids=["a slice", "the floor"],
+)
+def test_the_sentence_names_the_rule_that_stands_in_the_way(lost: float, floor: float, says: str) -> None:
+    before, after = {"class/bee": (0.9, 50)}, {"class/bee": (0.9 - lost, 50)}
+    found = evaluation(scores("new", 0.96, after), scores("old", 0.95, before))
+    rules = GateOptions(metric="accuracy", min_gain=-0.01, floor=floor)
+    assert gate.decide(found, rules).sentence.startswith(says)
+
+
 def test_a_rejection_stops_the_run_with_its_reasons(context: job.Context, bottle: FolderBottle) -> None:
     result = run(context, bottle, evaluation(scores("new", 0.9), scores("old", 0.95)), floor=0.5)
     assert result.decision == "reject"

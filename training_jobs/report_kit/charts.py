@@ -20,6 +20,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")  # so that lines are told apart wit
 LONGEST_TICK = 18  # characters of a label at an axis; the whole of it is in the hover text
 NUMBERED_CELLS = 15  # classes up to which each cell of a matrix shows its count
 LABELED_CELLS = 24  # classes up to which each row of a matrix has its label
+NORMAL_95 = 1.96  # standard errors to each side of an estimate, of an interval that has it in 95 of 100 cases
 SHARE_RANGE = [-0.02, 1.02]
 
 
@@ -33,6 +34,12 @@ class Interval:
     high: float
     met: bool = True
     detail: str = ""
+
+    @classmethod
+    def around(cls, label: str, value: float, standard_error: float, met: bool = True, detail: str = "") -> Interval:
+        """Return the 95 % interval of an estimate, by the normal approximation."""
+        half = NORMAL_95 * standard_error
+        return cls(label, value, value - half, value + half, met, detail)
 
 
 @dataclass(frozen=True)

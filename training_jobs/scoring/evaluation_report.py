@@ -15,13 +15,12 @@ from training_jobs.report_kit.page import page
 from training_jobs.report_kit.pictures import shown
 from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
 from training_jobs.scoring.detection import DetectorEvaluation, DetectorScores, Drawn, WorstPicture
-from training_jobs.scoring.evaluation import Comparison, Evaluation, Scores
+from training_jobs.scoring.evaluation import Evaluation, Scores
 
 THUMBNAIL, LARGE_THUMBNAIL = 160, 480  # pixels
 LARGEST_MATRIX = 60  # classes; with more, nobody reads it
 CHARTED_SLICES = 40  # those with the lowest scores; the table has all
 FLIPS = "The champion is right here, the candidate is not"
-NORMAL_95 = 1.96  # standard errors to each side of an estimate, of an interval that has it in 95 of 100 cases
 
 
 def evaluation_page(bottle: Bottle, evaluation: Evaluation) -> str:
@@ -134,16 +133,8 @@ def _gains(evaluation: Evaluation) -> list[Block]:
         f"champion alone on {comparison.only_champion_right} (McNemar p = {comparison.p_value:.3g})."
     )
     title = "Gain over the champion, with 95 % intervals"
-    return [charts.intervals(title, gain_intervals(comparison), "gain", margin=0, margin_name="as good"), Text(said)]
-
-
-def gain_intervals(comparison: Comparison) -> list[charts.Interval]:
-    """Return each gain with the interval that its standard error makes, by the normal approximation."""
-    found = []
-    for name, gain in comparison.gains.items():
-        half = NORMAL_95 * gain.standard_error
-        found.append(charts.Interval(name, gain.value, gain.value - half, gain.value + half))
-    return found
+    rows = [charts.Interval.around(name, gain.value, gain.standard_error) for name, gain in comparison.gains.items()]
+    return [charts.intervals(title, rows, "gain", margin=0, margin_name="as good"), Text(said)]
 
 
 def _confusion(evaluation: ClassifierEvaluation) -> list[Block]:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from training_jobs.gate import Decision
 
 CHARTED_SLICES = 40
-NORMAL_95 = 1.96  # standard errors to each side of an estimate, of an interval that has it in 95 of 100 cases
 
 
 def gate_page(evaluation: Evaluation, rules: GateOptions, decision: Decision) -> str:
@@ -62,9 +61,8 @@ def _gains(evaluation: Evaluation, rules: GateOptions) -> list[Block]:
         return []
     rows = []
     for name, gain in evaluation.comparison.gains.items():
-        half = NORMAL_95 * gain.standard_error
         met = name != rules.metric or gain.value >= rules.min_gain
-        rows.append(charts.Interval(name, gain.value, gain.value - half, gain.value + half, met))
+        rows.append(charts.Interval.around(name, gain.value, gain.standard_error, met))
     title = "Gain over the champion in each metric, with 95 % intervals of this night alone"
     return [charts.intervals(title, rows, "gain", rules.min_gain, f"least gain of {rules.metric}")]
 
@@ -76,13 +74,9 @@ def _slices(evaluation: Evaluation, rules: GateOptions) -> list[Block]:
     now, metric = evaluation.candidate.slices, evaluation.candidate.slice_metric
     changes = {name: now[name].score - before.score for name, before in evaluation.champion.slices.items()}
     known = evaluation.comparison.slices if evaluation.comparison else {}
-
-    def half(name: str) -> float:
-        return NORMAL_95 * known[name].standard_error if name in known else 0.0
-
     rows = [
-        charts.Interval(
-            name, change, change - half(name), change + half(name), change >= -rules.max_slice_loss,
+        charts.Interval.around(
+            name, change, known[name].standard_error if name in known else 0.0, change >= -rules.max_slice_loss,
             f"{now[name].support} golden examples",
         )
         for name, change in sorted(changes.items(), key=lambda item: item[1])[:CHARTED_SLICES]
