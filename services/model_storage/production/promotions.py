@@ -59,6 +59,7 @@ class Production:
     ) -> None:
         self.catalog, self.fleet, self.history = catalog, fleet, history
         self._glanced_at: Promotion | None = None
+        self._foreign: set[str] = set()  # what Triton served in the last round and has no version here
         self._entries = entries
         self._beside = Beside(catalog, fleet, entries)
         self._prover = Prover(catalog, fleet, self._beside, max_latency_ms)
@@ -317,7 +318,7 @@ class Production:
             Unavailable: Triton or PostgreSQL does not answer.
         """
         champions, canaries, served, failed = self.history.champions(), self.history.canaries(), self.fleet.served(), []
-        for model in {*champions, *(model for model in served.models() if self.catalog.has_versions(model))}:
+        for model in {*champions, *self._ours(served)}:
             if not self._is_right(served, model, champions.get(model)):
                 failed += self._attempt(model, lambda change, model=model: self._ensure(change, model))  # type: ignore[misc]
         for model, canary in canaries.items():
@@ -331,6 +332,13 @@ class Production:
         sound = [row for model, row in champions.items() if model not in troubled]
         self._glanced_at = min(sound, key=lambda row: row.model, default=None)
         return failed
+
+    def _ours(self, served: Served) -> set[str]:
+        """Return the served models that have versions here; of a foreign one the repository is asked once."""
+        names = served.models()
+        ours = {model for model in names if self.catalog.has_versions(model, look_up=model not in self._foreign)}
+        self._foreign = names - ours
+        return ours
 
     def has_lost_a_model(self) -> bool:
         """Whether a Triton no longer serves a version that it served after the last `reconcile`: it was restarted."""

@@ -86,9 +86,9 @@ class Catalog:
         shown = ", ".join(known[-5:])
         raise NotFound(f"the model {model!r} has no version {version!r}; the latest are: {shown}")
 
-    def has_versions(self, model: str) -> bool:
-        """Whether `model` has a version here; asked in each round, so what is known is not looked up again."""
-        if model in self._known or not is_name(model) or model.endswith(RESERVED):
+    def has_versions(self, model: str, look_up: bool = True) -> bool:
+        """Whether `model` has a version; where that is not known already, the repository is asked if `look_up`."""
+        if model in self._known or not look_up or not is_name(model) or model.endswith(RESERVED):
             return model in self._known
         if self.store.files(f"{model}/.versions"):
             self._known.add(model)
@@ -271,6 +271,8 @@ class Catalog:
         created = self.store.create(
             f"{record.model}/.versions/{record.version}", record.model_dump_json(indent=2).encode()
         )
+        if created:
+            self._known.add(record.model)
         if created and record.taken_over is None:
             self.store.create(f"{record.model}/{CONFIG_FILE}", self.config(record, record.model))
             signer = f"signed by {record.signed_by}" if record.signed_by else "without a signature"

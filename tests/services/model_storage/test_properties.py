@@ -140,11 +140,9 @@ class ModelStorage(RuleBasedStateMachine):
         return record.version, already
 
     def _next(self, model: str) -> str:
-        known = sorted(self.versions[model], key=order)
-        if not known:
-            return "0.0.1"
-        *front, patch = order(known[-1])
-        return ".".join(map(str, [*front, patch + 1]))
+        numbers = [tuple(int(part) for part in known.split(".")) for known in self.versions[model]]
+        major, minor, patch = max(numbers, default=(0, 0, 0))
+        return f"{major}.{minor}.{patch + 1}"
 
     def _find(self, model: str, content: bytes) -> list[str]:
         return [

@@ -22,7 +22,7 @@ from tests.services.model_storage.signing import package, sign
 from tests.services.model_storage.support import Database, Storage, model_zip, serving, settings_for, zip_of
 from tests.support.servers import free_ports
 from tests.support.signing_keys import Key
-from tests.support.tiny_onnx import scaling_model
+from tests.support.tiny_onnx import scaling_config, scaling_model
 
 BUCKET = "models"
 
@@ -229,6 +229,10 @@ def test_a_round_lists_the_bucket_once_however_many_models_there_are(on_s3: Stor
     for name in (model, f"{model}b", f"{model}c"):
         on_s3.promote(name, on_s3.published(name, 2.0))
     production, store = on_s3.service.production, on_s3.service.store
+    not_published = f"{model}d"  # somebody's own, served beside those
+    store.create(f"{not_published}/config.pbtxt", scaling_config(not_published).encode())
+    store.create(f"{not_published}/1/model.onnx", scaling_model(5.0))
+    production.fleet.servers[0].serve(not_published, 1)
     production.reconcile()
     asked: list[str] = []
 
@@ -244,6 +248,7 @@ def test_a_round_lists_the_bucket_once_however_many_models_there_are(on_s3: Stor
         events.unregister("before-call.s3", unique_id="noted")
     assert len(asked) == 1, asked
     assert "list-type=2" in asked[0]
+    assert on_s3.scale_served(not_published) == 5.0
 
 
 def test_a_version_in_a_bucket_with_folders_is_served_and_can_be_deleted(on_s3: Storage, model: str) -> None:
