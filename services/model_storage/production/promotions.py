@@ -245,7 +245,7 @@ class Production:
         return self._change(model, delete)
 
     def clean(self, model: str, older_than_days: float, dry_run: bool = False) -> Cleaned:
-        """Delete each version that is neither served, pinned, what a rollback goes to, nor younger than that.
+        """Delete each version that nothing needs (`retention.needed`) and that is older than that.
 
         Raises:
             NotFound: there is no such model.

@@ -41,6 +41,8 @@ def needed(
     why = {str(row.version): text for text, row in rows.items() if row is not None}
     if back := ways_back(change.rows):
         why.setdefault(back[-1], "a rollback goes to it")
+    if first := next((row.version for row in change.rows if row.version is not None), None):
+        why.setdefault(first, "the first in production, which each night's candidate is compared with")
     limit = datetime.now(UTC) - timedelta(days=older_than_days)
     needed = {}
     for record in records:

@@ -19,12 +19,12 @@ from tests.services.model_storage.support import (
 
 @pytest.fixture
 def kept(storage: Storage, model: str) -> str:
-    """A model with 0.0.1 to 0.0.6: 2 was in production before 3 and 4, 5 is staged, 1 and 6 are nothing."""
-    for scale in range(1, 7):
+    """A model with 0.0.1 to 0.0.7: 2, 3 and 4 were in production before 5, 6 is staged, 1 and 7 are nothing."""
+    for scale in range(1, 8):
         storage.published(model, scale)
-    for version in ("0.0.2", "0.0.3", "0.0.4"):
+    for version in ("0.0.2", "0.0.3", "0.0.4", "0.0.5"):
         storage.promote(model, version)
-    storage.client.post(f"/models/{model}/versions/0.0.5/stage")
+    storage.client.post(f"/models/{model}/versions/0.0.6/stage")
     return model
 
 
@@ -35,31 +35,37 @@ def test_only_what_nothing_needs_is_deleted_and_the_reply_says_why_the_rest_is_k
     assert young["deleted"] == []
     assert young["kept"]["0.0.1"] == "it is younger than 30 days"
     plan = storage.client.delete(f"/models/{kept}/versions", params={"older_than_days": 0, "dry_run": True}).json()
-    assert (plan["deleted"], plan["dry_run"]) == (["0.0.1", "0.0.2", "0.0.6"], True)
-    assert len(storage.client.get(f"/models/{kept}/versions").json()) == 6
+    assert (plan["deleted"], plan["dry_run"]) == (["0.0.1", "0.0.3", "0.0.7"], True)
+    assert len(storage.client.get(f"/models/{kept}/versions").json()) == 7
     done = storage.client.delete(f"/models/{kept}/versions", params={"older_than_days": 0}).json()
-    assert done["deleted"] == ["0.0.1", "0.0.2", "0.0.6"]
+    assert done["deleted"] == ["0.0.1", "0.0.3", "0.0.7"]
     assert done["kept"] == {
-        "0.0.3": "a rollback goes to it", "0.0.4": "in production", "0.0.5": "Triton serves it"
+        "0.0.2": "the first in production, which each night's candidate is compared with",
+        "0.0.4": "a rollback goes to it", "0.0.5": "in production", "0.0.6": "Triton serves it",
     }  # fmt: skip
     assert done["freed_bytes"] > 0
-    assert storage.service.store.folders(kept) == ["3", "4", "5"]
+    assert storage.service.store.folders(kept) == ["2", "4", "5", "6"]
     assert storage.client.get(f"/models/{kept}/versions/0.0.1").status_code == 404
-    assert storage.scale_served(kept) == 4.0
-    assert storage.client.post(f"/models/{kept}/rollback").json()["version"] == "0.0.3"
+    assert storage.scale_served(kept) == 5.0
+    assert storage.client.post(f"/models/{kept}/rollback").json()["version"] == "0.0.4"
 
 
 def test_one_version_is_deleted_and_its_name_and_number_are_not_used_again(storage: Storage, kept: str) -> None:
     now = {"older_than_days": 0}
-    assert storage.client.delete(f"/models/{kept}/versions/0.0.6").status_code == 409
-    for version, why in (("0.0.4", "in production"), ("0.0.3", "rollback"), ("0.0.5", "Triton serves it")):
+    assert storage.client.delete(f"/models/{kept}/versions/0.0.7").status_code == 409
+    for version, why in (
+        ("0.0.5", "in production"),
+        ("0.0.4", "rollback"),
+        ("0.0.2", "first"),
+        ("0.0.6", "Triton serves it"),
+    ):
         refused = storage.client.delete(f"/models/{kept}/versions/{version}", params=now)
         assert (refused.status_code, why in refused.json()["detail"]) == (409, True)
-    assert storage.client.delete(f"/models/{kept}/versions/0.0.6", params=now).json()["deleted"] == ["0.0.6"]
-    again = storage.upload(kept, model_zip(kept, 6.0), "0.0.6")
+    assert storage.client.delete(f"/models/{kept}/versions/0.0.7", params=now).json()["deleted"] == ["0.0.7"]
+    again = storage.upload(kept, model_zip(kept, 7.0), "0.0.7")
     assert (again.status_code, "not used again" in again.json()["detail"]) == (400, True)
-    assert storage.published(kept, 7.0) == "0.0.7"
-    assert storage.client.get(f"/models/{kept}/versions/0.0.7").json()["triton_version"] == 7
+    assert storage.published(kept, 8.0) == "0.0.8"
+    assert storage.client.get(f"/models/{kept}/versions/0.0.8").json()["triton_version"] == 8
 
 
 def test_a_deletion_that_was_interrupted_is_finished_at_the_start(storage: Storage, kept: str) -> None:
@@ -69,7 +75,7 @@ def test_a_deletion_that_was_interrupted_is_finished_at_the_start(storage: Stora
     store.delete(f"{kept}/.versions/0.0.1")
     catalog.reconcile()
     assert "1" not in store.folders(kept)
-    assert [record.version for record in catalog.versions(kept)] == [f"0.0.{n}" for n in range(2, 7)]
+    assert [record.version for record in catalog.versions(kept)] == [f"0.0.{n}" for n in range(2, 8)]
 
 
 def test_the_client_cleans_all_models(
@@ -79,7 +85,7 @@ def test_the_client_cleans_all_models(
     monkeypatch.setenv("NIGHTSHIFT_STORAGE_TOKEN", TOKEN)
     assert cli.main(["--json", "clean", "--older_than_days", "0", "--dry_run"]) == 0
     found = {row["model"]: row["deleted"] for row in json.loads(capsys.readouterr().out)}
-    assert found[kept] == ["0.0.1", "0.0.2", "0.0.6"]
+    assert found[kept] == ["0.0.1", "0.0.3", "0.0.7"]
     assert cli.main(["clean", kept]) == 0
     assert "0.0.1 is kept: it is younger than 30 days" in capsys.readouterr().out
 
