@@ -180,6 +180,13 @@ class AirflowApi:
         """Return `queued`, `running`, `success` or `failed`."""
         return str(self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
 
+    def unfinished_runs(self, dag_id: str) -> list[str]:
+        """Return the runs that have begun or wait for their turn, the first that came first."""
+        query = {"state": ["running", "queued"], "order_by": "run_after", "limit": 100}
+        return [
+            str(row["dag_run_id"]) for row in self._call("GET", f"/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
+        ]
+
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return the run's task instances."""
         found = self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 200})

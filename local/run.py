@@ -55,9 +55,12 @@ def retrain(settings: Settings, dag_id: str, conf: dict[str, Any], console: Cons
     api = AirflowApi(settings)
     api.wait_for_dag(dag_id)
     order = api.task_order(dag_id)
+    before = api.unfinished_runs(dag_id)
     started = time.monotonic()
     run_id = api.trigger(dag_id, conf)
-    console.print(f"[bold]{dag_id}[/] is running: {run_url(settings, dag_id, run_id)}", soft_wrap=True)
+    url = run_url(settings, dag_id, run_id)
+    waits = f" after {', '.join(before)}, since one night runs at a time" if before else ""
+    console.print(f"[bold]{dag_id}[/] is running{waits}: {url}", soft_wrap=True)
     tasks = _follow(api, settings, dag_id, run_id, order, console)
     state = _final_state(api, dag_id, run_id)
     finished = Retraining(dag_id, run_id, state, time.monotonic() - started)
