@@ -183,7 +183,7 @@ def test_the_report_for_people_has_the_verdict_the_rules_and_how_far_the_numbers
     page = bottle.read("evaluations/g/s/v.gate.html").decode()
     assert_stands_alone(page)
     text = text_of(page)
-    assert "new is rejected: class/bee loses 0.2000" in text
+    assert "new: reject: class/bee loses 0.2000" in text
     assert all(reason in text for reason in result.reasons)
     proven, gains, slices = charts_of(page).values()
     (bounds,) = proven["data"]
@@ -207,7 +207,7 @@ def test_the_report_for_people_has_the_verdict_the_rules_and_how_far_the_numbers
 def test_a_first_model_has_a_report_without_a_comparison(context: job.Context, bottle: FolderBottle) -> None:
     run(context, bottle, evaluation(scores("new", 0.96), None))
     page = bottle.read("evaluations/g/s/v.gate.html").decode()
-    assert charts_of(page) == {} and "new goes on to be published" in text_of(page)
+    assert charts_of(page) == {} and "new: promote: accuracy" in text_of(page)
 
 
 def test_an_evaluation_that_is_not_there_or_damaged_is_refused(context: job.Context, bottle: FolderBottle) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nightshift_common.options.gate import GateOptions
 from training_jobs.report_kit import charts
-from training_jobs.report_kit.blocks import Block, Section, Table, Text, Tone
+from training_jobs.report_kit.blocks import Block, Section, Table, Tone
 from training_jobs.report_kit.page import page
 from training_jobs.scoring.evaluation import Evaluation
 
@@ -20,24 +20,17 @@ def gate_page(evaluation: Evaluation, rules: GateOptions, decision: Decision) ->
     """Return the report of a decision."""
     open_or_failed = {**dict.fromkeys(decision.failed, "not met"), **dict.fromkeys(decision.undecided, "undecided")}
     reasons = [(open_or_failed.get(reason, "met"), reason) for reason in decision.reasons]
+    if decision.verdict == "undecided":  # the last one says what is done all the same
+        reasons[-1] = ("policy", decision.reasons[-1])
     compared = [*_evidence(decision), *_gains(evaluation, rules), *_slices(evaluation, rules)]
     sections = [
-        Section("Rules", [Text(decision.sentence), Table((), reasons)]),
+        Section("Rules", [Table((), reasons)]),
         Section("Against the champion", compared),
         Section("What the rules ask for", [Table.of_pairs(rules.model_dump())]),
     ]
     tone: Tone = "good" if decision.promote else "bad" if decision.decided == "reject" else "plain"
-    return page(f"Gate of {evaluation.model_name}", _verdict(evaluation.candidate.version, decision), sections, tone)
-
-
-def _verdict(version: str, decision: Decision) -> str:
-    """Return what is done, and why."""
-    if decision.verdict == "promote":
-        return f"{version} goes on to be published: it meets every rule."
-    if decision.verdict == "reject":
-        return f"{version} is rejected: {'; '.join(decision.failed)}."
-    done = {"promote": "goes on to be published", "reject": "is rejected", "keep": "is not published"}[decision.decided]
-    return f"{version} {done}, undecided: {'; '.join([*decision.undecided, decision.reasons[-1]])}."
+    verdict = f"{evaluation.candidate.version}: {decision.sentence}."
+    return page(f"Gate of {evaluation.model_name}", verdict, sections, tone)
 
 
 def _evidence(decision: Decision) -> list[Block]:
