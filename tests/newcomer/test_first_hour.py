@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import psutil
@@ -174,6 +175,23 @@ def page(up: Newcomer, folder: Path) -> Page:
 def test_a_browser_shows_the_dag_of_the_digits(page: Page, up: Newcomer) -> None:
     page.open(f"{up.settings.url('airflow')}/dags")
     page.wait_for("document.body.innerText.includes('retrain_digits')", "the DAG in the list")
+
+
+def test_a_picture_that_is_dropped_on_try_it_is_answered_beside_it(page: Page, up: Newcomer, digit: Path) -> None:
+    long_name = digit.with_name("a-picture-whose-name-is-longer-than-the-field-that-it-is-dropped-on" * 2 + ".png")
+    page.open(f"{up.settings.url('airflow')}/nightshift/")
+    center = "(({x, y, width, height}) => [x + width / 2, y + height / 2])"
+    page.wait_for("document.querySelector('.drop')", "the field to drop a picture on")
+    page.evaluate("document.querySelector('.drop').scrollIntoView()")
+    at = page.wait_for(f"{center}(document.querySelector('.drop').getBoundingClientRect())", "its place")
+    page.drop(Path(shutil.copy(digit, long_name)), *at)
+    said = page.wait_for("document.querySelector('.answer dt.first')?.innerText", "the champion's answer")
+    assert said == label(up.sees("make", "--silent", "predict", "MODEL=digits", f"PICTURE={digit}"))
+    right, left = (
+        page.evaluate(f"document.querySelector('{part}').getBoundingClientRect().{side}")
+        for part, side in ((".drop", "right"), (".answer", "left"))
+    )
+    assert right <= left, "the long name pushes the field over the answer"
 
 
 def first_process(newcomer: Newcomer, name: str) -> psutil.Process:
