@@ -35,6 +35,7 @@ def python(project: Path, line: str, code: int = 0, **environment: str) -> str:
     return shell(project, sys.executable, *line.split(), code=code, **environment)
 
 
+@pytest.mark.slow
 def test_a_group_is_loaded_trained_and_exported_by_the_documented_lines(project: Path, collect: CollectServer) -> None:
     (project / "configs" / "classifier").mkdir(parents=True)
     (project / "configs" / "classifier" / "season.yaml").write_text(yaml.safe_dump(SMALL))
@@ -64,6 +65,7 @@ def test_a_group_is_loaded_trained_and_exported_by_the_documented_lines(project:
         assert json.loads(archive.read("meta.json"))["experiment"] == "models/season/v__0_train_test_resnet_4_0.01"
 
 
+@pytest.mark.slow
 def test_without_trtexec_the_last_model_is_exported_as_a_graph_and_a_line_says_so(
     project: Path, collect: CollectServer
 ) -> None:

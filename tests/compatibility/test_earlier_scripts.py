@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pytest
 import timm
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ def test_the_head_goes_from_its_place_among_the_weights_to_its_place_in_the_repo
     assert same(head, project / "model_repository_running" / "binary_onnx" / "1" / "model.onnx", 8)
 
 
+@pytest.mark.slow
 def test_both_heads_are_converted_in_one_call(project: Path) -> None:
     weights = project / "training" / "weights" / "CT-RATE"
     binary, several = (
@@ -55,6 +57,7 @@ def test_both_heads_are_converted_in_one_call(project: Path) -> None:
     assert same(several, project / "model_repository_running" / "multilabel_onnx" / "1" / "model.onnx", 8)
 
 
+@pytest.mark.slow
 def test_a_head_of_several_layers_is_asked_what_is_between_them(project: Path) -> None:
     layers = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 1))
     head = save(layers, project / "training" / "weights" / "CT-RATE" / "model_binary.pth")

@@ -53,6 +53,7 @@ def make_photographs(folder: Path) -> None:
             cv2.imwrite(str(folder / name / f"{number}.jpg"), picture)
 
 
+@pytest.mark.slow
 def test_the_readme_alone_fine_tunes_and_serves_a_model(
     served: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

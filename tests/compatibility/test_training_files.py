@@ -29,6 +29,7 @@ REPEATED = {
     "12_femto_decayed_twice.yaml": ["optimizer.weight_decay"],
 }
 TRAINED = [path for path in FILES if path.name not in REPEATED]
+LARGE = ("04_femto_224", "05_femto_512", "07_efficientnet_224", "08_efficientnet_128")
 BACKBONES = {
     "convnext_femto.d1_in1k": "convnext_femto/epoch=1-train_loss=0.33753-val_loss=0.01454-val_accuracy=0.99598.ckpt",
     "efficientnet_b0.ra_in1k": "efficientnet_b0/epoch=9-train_loss=0.11250-val_loss=0.00921-val_accuracy=0.99712.ckpt",
@@ -66,7 +67,10 @@ def test_there_are_twelve_and_they_are_what_users_write() -> None:
     assert {file["scheduler"]["anneal_strategy"] for file in files} == {"linear"}
 
 
-@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LARGE else [], id=path.stem) for path in TRAINED],
+)
 def test_a_users_file_trains(path: Path, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(project)
     monkeypatch.delenv("NIGHTSHIFT_BOTTLE", raising=False)

@@ -32,6 +32,7 @@ def shell(folder: Path, *command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_lines_for_the_encoder_work_in_their_folder(tmp_path: Path, pictures: Path) -> None:
     encoder = timm.create_model("test_vit", num_classes=0, img_size=(64, 64))
     torch.save(encoder.state_dict(), tmp_path / "best.pth")

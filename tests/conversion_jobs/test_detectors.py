@@ -80,8 +80,10 @@ def detector(
     ("kind", "outputs"),
     [
         ("detect", {"raw": [7, 420]}),
-        ("nms", {"detections": [300, 6]}),
-        ("segment", {"raw": [7, 420], "coefficients": [32, 420], "protos": [32, 32, 40]}),
+        pytest.param("nms", {"detections": [300, 6]}, marks=pytest.mark.slow),
+        pytest.param(
+            "segment", {"raw": [7, 420], "coefficients": [32, 420], "protos": [32, 32, 40]}, marks=pytest.mark.slow
+        ),
         ("segment_nms", {"detections": [100, 6], "kept_coefficients": [100, 32], "protos": [32, 32, 40]}),
     ],
 )
@@ -150,7 +152,7 @@ FAULTS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["detect", "nms"])
+@pytest.mark.parametrize("kind", ["detect", pytest.param("nms", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_detector_whose_export_went_wrong_is_refused(
     detector: Callable[[str], Trained], fault: str, kind: str
@@ -180,6 +182,7 @@ def test_a_transposed_output_is_refused(detector: Callable[[str], Trained]) -> N
         one.verify()
 
 
+@pytest.mark.slow
 def test_a_graph_of_another_checkpoint_is_refused(detector: Callable[[str], Trained]) -> None:
     one, other = detector("detect"), detector("other")
     stale = onnx.load(one.bottle.path(other.export().onnx))
@@ -190,6 +193,7 @@ def test_a_graph_of_another_checkpoint_is_refused(detector: Callable[[str], Trai
         one.verify()
 
 
+@pytest.mark.slow
 def test_a_segmenter_with_the_masks_of_other_boxes_is_refused(detector: Callable[[str], Trained]) -> None:
     one = detector("segment")
     path = one.bottle.path(one.export().onnx)
@@ -228,6 +232,7 @@ def test_where_nothing_is_found_nothing_is_agreed_on() -> None:
     assert "choose pictures with objects" in verdict.sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["detect", "segment_nms"])
 def test_a_plan_of_a_detector_is_held_to_its_boxes_and_packaged(
     detector: Callable[[str], Trained], kind: str, tmp_path: Path

@@ -107,6 +107,7 @@ def test_graphs_that_are_damaged_are_refused_by_what_is_wrong(verified: Trained,
         read_graph(apart)
 
 
+@pytest.mark.slow
 def test_the_job_runs_from_its_command_line(trained: Trained, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "conversion_jobs.export_onnx", "--experiment", trained.experiment],

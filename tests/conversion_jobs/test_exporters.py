@@ -76,6 +76,7 @@ def answers(path: Path, model: nn.Module, inputs: np.ndarray, batch: int) -> flo
     return float(np.abs(OnnxModel(path).run(inputs, batch) - wanted).max())
 
 
+@pytest.mark.slow
 def test_a_model_that_the_older_exporter_does_not_take_gets_the_newer_ones_graph(tmp_path: Path) -> None:
     model, path = Asinh(), tmp_path / "model.onnx"
     made = export_module(model, (4,), path, output="embedding", opset=18, metadata={"group": "g"})
@@ -109,6 +110,7 @@ def test_a_model_that_noise_alone_drives_apart_is_not_refused_for_it(tmp_path: P
     assert np.abs(first - second).max() > 0.1  # it is as chaotic as it says
 
 
+@pytest.mark.slow
 def test_the_newer_exporter_works_where_weights_are_opened_and_says_that_it_took_another_opset(
     trained: Trained, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_pickle_that_runs_a_command_is_refused_before_it_does(tmp_path: Path, 
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_torchscript_that_never_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "SECONDS", 20)
     weights = script(Loops(), tmp_path / "endless.pt")
@@ -164,6 +165,7 @@ def test_torchscript_that_never_answers_is_refused(tmp_path: Path, monkeypatch: 
         pass
 
 
+@pytest.mark.slow
 def test_the_jobs_themselves_never_load_torch(trained: Trained, tmp_path: Path, pictures: Path) -> None:
     """Who has the secrets and the network has nothing that could open weights."""
     weights, _ = weights_of("torchscript", tmp_path)

@@ -57,6 +57,7 @@ def signed_by(archive: Path, identity: str, trust_config: Path) -> bool:
     return subprocess.run([*command, "--trust_config", str(trust_config)], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command_signs_with_a_token_which_goes_to_the_authority_and_is_shown_nowhere(
     sigstore: SigstoreDouble, archive: Path, tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def test_the_earlier_command_lines_are_understood(tmp_path: Path) -> None:
         parse(torch2onnx.Arguments, legacy_command_line(line))
 
 
+@pytest.mark.slow
 def test_both_commands_run_from_a_shell(tmp_path: Path, pictures: Path) -> None:
     weights, _ = weights_of("torchscript", tmp_path)
     command = [sys.executable, "-m", "conversion_jobs.torch2onnx", "--family", "torchscript", "--img-size", "32", "32"]

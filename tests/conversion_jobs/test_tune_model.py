@@ -116,6 +116,7 @@ def tune(trained: Trained, **options: Any) -> tune_model.Result:
     return tune_model.run(tune_model.Arguments(experiment=trained.experiment, **fast | options), trained.context)
 
 
+@pytest.mark.slow
 def test_settings_that_were_measured_in_a_real_triton_are_packaged(verified: Trained) -> None:
     found = tune(verified, budget=8)
     record = Tuning.model_validate_json(verified.bottle.read(found.tuning))

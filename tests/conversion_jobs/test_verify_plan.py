@@ -29,6 +29,7 @@ def verify(trained: Trained, folder: Path, result: build_plan.Result, **options:
     return verify_plan.run(arguments, trained.context)
 
 
+@pytest.mark.slow
 def test_a_plan_is_compared_at_its_batch_sizes_and_timed_alike_in_every_version(
     verified: Trained, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_outputs_with_nan_and_infinity_are_read(tmp_path: Path) -> None:
         read_output(path, "scores")
 
 
+@pytest.mark.slow
 def test_a_version_compatible_plan_is_verified_where_it_will_be_served(verified: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "trt"
     built = build(verified, folder, options={"version_compatible": True, "serving": "11.1.0.106"})

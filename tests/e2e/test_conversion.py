@@ -141,6 +141,7 @@ def test_the_form_refuses_wrong_values_before_a_run_starts(settings: Settings, f
         AirflowApi(settings).trigger(CONVERT, {"weights": "incoming/weights.pth", **form})
 
 
+@pytest.mark.slow
 def test_a_night_whose_pipeline_serves_a_plan_builds_verifies_and_packages_it_beside_the_graph(
     settings: Settings, console: Console
 ) -> None:

@@ -65,6 +65,7 @@ def airflow(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield found
 
 
+@pytest.mark.slow
 def test_a_fourth_kind_goes_through_the_whole_dag_to_a_served_model(airflow: Airflow, settings: Settings) -> None:
     run = airflow.trigger("retrain_constant")
     state, tasks = airflow.finished("retrain_constant", run, 240)
@@ -81,6 +82,7 @@ def test_a_fourth_kind_goes_through_the_whole_dag_to_a_served_model(airflow: Air
     assert answer[:10] == answer[10:], "whatever the picture"
 
 
+@pytest.mark.slow
 def test_a_second_night_has_nothing_new_and_another_parameter_of_the_kind_has(airflow: Airflow) -> None:
     run = airflow.trigger("retrain_constant")
     assert airflow.finished("retrain_constant", run, 120)[1]["train"] == "skipped"

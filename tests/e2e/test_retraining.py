@@ -113,6 +113,7 @@ def test_a_second_night_without_new_pictures_ends_as_nothing_new_and_trains_noth
     assert versions(settings) == ["0.0.1"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint_in_the_same_experiment(
     settings: Settings, first_night: Retraining, api: AirflowApi
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_in_the_same_experiment(
     assert len(versions(settings)) <= len(published) + 1
 
 
+@pytest.mark.slow
 def test_a_killed_worker_does_not_end_the_job_and_the_retry_adopts_it(
     settings: Settings, first_night: Retraining, api: AirflowApi
 ) -> None:
@@ -167,6 +169,7 @@ def test_a_task_marked_as_failed_ends_its_job_within_five_seconds(
     assert wait_for_end(api, run_id) == "failed"
 
 
+@pytest.mark.slow
 def test_mlflow_down_in_the_middle_is_waited_for_and_no_metric_is_lost(
     settings: Settings, first_night: Retraining, api: AirflowApi
 ) -> None:
@@ -184,6 +187,7 @@ def _state(api: AirflowApi, run_id: str, task_id: str) -> str:
     return next((task["state"] for task in api.tasks(DAG, run_id) if task["task_id"] == task_id), "")
 
 
+@pytest.mark.slow
 def test_airflow_killed_with_all_its_processes_is_started_again_and_the_run_goes_on(
     settings: Settings, first_night: Retraining, api: AirflowApi
 ) -> None:

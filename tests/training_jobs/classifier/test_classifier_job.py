@@ -240,6 +240,7 @@ def start(
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_in_its_folder(
     bottle: FolderBottle, tmp_path: Path, mlflow_url: str
 ) -> None:

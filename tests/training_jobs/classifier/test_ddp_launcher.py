@@ -205,6 +205,7 @@ def test_what_cannot_be_shared_is_refused(found: Examples, monkeypatch: pytest.M
         training.check_shares(config(), found, 2)
 
 
+@pytest.mark.slow
 def test_the_job_writes_everything_once(
     context: job.Context, bottle: FolderBottle, tmp_path: Path, mlflow_url: str
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_check_ends_as_the_training_would(found: Examples, bottle: FolderBottl
         check(config(), broken, bottle)
 
 
+@pytest.mark.slow
 def test_the_job_checks_and_says_so_in_its_result(tmp_path: Path) -> None:
     """As a person starts it, with its exit codes."""
     draw(tmp_path / "pictures", 4)
@@ -102,6 +103,7 @@ def test_the_job_checks_and_says_so_in_its_result(tmp_path: Path) -> None:
     assert code == 2 and "do not go together" in said
 
 
+@pytest.mark.slow
 def test_rates_are_tried_and_the_table_and_chart_are_left(context: job.Context, tmp_path: Path) -> None:
     draw(tmp_path / "pictures", 6)
     two = {"lr_type": "two_lrs", "backbone_lr": 1e-4, "fc_lr": 1e-2}

@@ -174,6 +174,7 @@ def test_when_the_time_is_over_the_trial_under_way_is_tried_again_by_the_next_ca
     assert bottle.root.is_dir()
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_its_trial_is_failed_and_tried_again(tmp_path: Path) -> None:
     """kill -9 of the job, in the middle of a training."""
     path = write_search(tmp_path, epochs=2, study="killed")
