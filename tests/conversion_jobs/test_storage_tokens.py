@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from nightshift_common.task_instance import TaskInstanceKey
 from tests.conversion_jobs import serving
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
+from training_jobs import clean_models
 from training_jobs.scoring.models import load_champion
 
 
@@ -34,6 +36,12 @@ class Jobs:
     def deploy(self) -> object:
         return self.trained.deploy("0.0.1", self.model)
 
+    def retention(self) -> object:
+        self.trained.package = partial(self.trained.package, max_batch_size=2)  # type: ignore[method-assign]
+        self.trained.publish(self.model)  # another version, which nothing needs
+        arguments = clean_models.Arguments(older_than_days=0)
+        return clean_models.run(arguments, self.trained.context).deleted[self.model]
+
     def evaluate(self) -> object:
         return load_champion(self.model, self.folder, ModelSpec)
 
@@ -48,7 +56,7 @@ def jobs(verified: Trained, served: Serving, model: str, tmp_path: Path) -> Jobs
 
 
 @pytest.mark.parametrize(
-    ("name", "scope"), [(name, s) for name in ("evaluate", "publish", "deploy") for s in TOKENS[name]]
+    ("name", "scope"), [(name, s) for name in ("evaluate", "publish", "deploy", "retention") for s in TOKENS[name]]
 )
 def test_a_job_ends_well_with_its_token_and_needs_each_of_its_scopes(
     jobs: Jobs, name: str, scope: str, monkeypatch: pytest.MonkeyPatch
