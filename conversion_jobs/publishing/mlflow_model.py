@@ -140,7 +140,7 @@ def _environment(packages: list[str]) -> dict[str, str]:
 def _picture_signature() -> dict[str, Any]:
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-    answer = [
+    answer: list[Any] = [
         ColSpec(Array(DataType.string), "labels"),
         ColSpec(Array(DataType.float), "label_probabilities"),
         ColSpec(Array(DataType.float), "probabilities"),
