@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,10 +36,7 @@ class Jobs:
         return self.trained.deploy("0.0.1", self.model)
 
     def retention(self) -> object:
-        self.trained.package = partial(self.trained.package, max_batch_size=2)  # type: ignore[method-assign]
-        self.trained.publish(self.model)  # another version, which nothing needs
-        arguments = clean_models.Arguments(older_than_days=0)
-        return clean_models.run(arguments, self.trained.context).deleted[self.model]
+        return clean_models.run(clean_models.Arguments(older_than_days=0), self.trained.context).deleted
 
     def evaluate(self) -> object:
         return load_champion(self.model, self.folder, ModelSpec)
