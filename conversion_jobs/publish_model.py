@@ -12,7 +12,9 @@ from zipfile import ZipFile
 
 from pydantic import Field
 
-from conversion_jobs.publishing.mlflow_registry import RegisteredVersion, mlmodel, register
+from conversion_jobs.publishing.loaded_classifier import GRAPH_FILE
+from conversion_jobs.publishing.mlflow_model import CARD_FILE, META_FILE, PublishedModel, model_files
+from conversion_jobs.publishing.mlflow_registry import RegisteredVersion, register
 from conversion_jobs.publishing.model_card import Verdict, model_card, read_evaluated
 from conversion_jobs.publishing.release_provenance import Release, statement
 from conversion_jobs.publishing.signature import Signer, sign_archive, signer_of_settings
@@ -21,12 +23,14 @@ from jobkit import job, settings
 from jobkit.errors import ConfigurationError, DataValidationError
 from jobkit.experiment import Experiment
 from jobkit.files import sha256_of
+from jobkit.model_spec import SPEC_FILE, parse_spec
 from jobkit.model_storage import ARCHIVE, ModelStorage, Published
 from jobkit.paths import checked_name
 from jobkit.tracking import server_errors, training_run
 from jobkit.unpack import open_archive
-from nightshift_common.archive import CHUNK
+from nightshift_common.archive import CHUNK, copy_entry
 from nightshift_common.options.conversion import ModelOptions, Target
+from nightshift_common.verified_examples import VERIFIED_FILE, read_examples
 
 logger = logging.getLogger("conversion_jobs.publish_model")
 
@@ -140,11 +144,11 @@ def track(
     arguments: Arguments,
     sha256: str,
 ) -> None:
-    """Register the version in MLflow, as one of the run that trained it, with its card and where its archive is.
+    """Register the version in MLflow, as one of the run that trained it, with its card and what MLflow loads it from.
 
-    MLflow takes no address of another server as the source of a version, and weights need not be kept twice: the
-    source is a folder of the run's artifacts with the package's `meta.json`, its signature and its card. What came
-    without a training of ours (imported weights) is a version of this job's run.
+    Its source is a folder of the run's artifacts (`mlflow_model.py`), since MLflow takes no address of another server.
+    What came without a training of ours (imported weights) is a version of this job's run. A retry writes the same
+    files again, the graph only where it is not whole, and registers nothing twice.
     """
     made_from = {
         "snapshot_id": arguments.snapshot_id or "",
@@ -156,19 +160,50 @@ def track(
     tracking, folder = context.tracking, f"versions/{published.version}"
     found = training_run(tracking.client, str(context.bottle), experiment.folder)
     home = tracking.another(found.run_id, found.experiment_id) if found else tracking
-    with ZipFile(context.bottle.local(arguments.archive)) as archive:
-        meta = archive.read("meta.json").decode()
-    described = json.loads(meta)
+    said = read_published(context.bottle.local(arguments.archive), model, published.version, arguments.target)
     evaluated = read_evaluated(context.bottle, arguments.evaluation) if arguments.evaluation else None
     verdict = Verdict(evaluated=evaluated, decision=arguments.decision, reasons=arguments.reasons)
-    card = model_card(model, published.version, arguments.target, described, verdict)
-    for name, text in (("meta.json", meta), ("MLmodel", mlmodel(described)), ("model_card.md", card)):
+    card = model_card(model, published.version, arguments.target, said.meta, verdict)
+    with tempfile.TemporaryDirectory(prefix="nightshift-graph-") as scratch:
+        graph = loadable_graph(context, said, experiment, arguments.archive, Path(scratch))
+        if graph is not None:
+            home.large_artifact(graph, folder, GRAPH_FILE)
+    texts = {META_FILE: json.dumps(said.meta, indent=2) + "\n", CARD_FILE: card}
+    for name, text in (texts | model_files(said, folder, home.run_id, has_graph=graph is not None)).items():
         home.text(text, f"{folder}/{name}")
     with server_errors("finding the run's artifacts"):
         source = f"{tracking.client.get_run(home.run_id).info.artifact_uri}/{folder}"
-    said = RegisteredVersion(model, published.version, source, home.run_id, card, made_from)
-    number = register(tracking.client, said)
+    registered = RegisteredVersion(model, published.version, source, home.run_id, card, made_from)
+    number = register(tracking.client, registered)
     tracking.tags({"model": model, "version": published.version, "registry_version": number, **made_from})
+
+
+def read_published(archive: Path, model: str, version: str, target: str) -> PublishedModel:
+    """Return what a package says of the version that it became."""
+    with open_archive(archive, ARCHIVE, archive.name) as files:
+        names = set(files.namelist())
+        meta = json.loads(files.read(META_FILE))
+        spec = parse_spec(files.read(SPEC_FILE), f"{SPEC_FILE} in {archive.name}") if SPEC_FILE in names else None
+        examples = read_examples(files.read(VERIFIED_FILE)) if VERIFIED_FILE in names else None
+    return PublishedModel(model, version, target, meta, spec, examples)
+
+
+def loadable_graph(
+    context: job.Context, said: PublishedModel, experiment: Experiment, archive: str, scratch: Path
+) -> Path | None:
+    """Return the graph that MLflow will load: the package's, or the one that its plan was built from.
+
+    None where that one is no longer there: the version is then registered with its signature alone.
+    """
+    if said.target == "onnx":
+        with open_archive(context.bottle.local(archive), ARCHIVE, archive) as files, files.open(GRAPH_FILE) as source:
+            copy_entry(source, files.getinfo(GRAPH_FILE), scratch / GRAPH_FILE, len)
+        return scratch / GRAPH_FILE
+    graph = context.bottle.local(experiment.onnx) if context.bottle.exists(experiment.onnx) else None
+    if graph is None or sha256_of(graph) != said.meta["onnx_sha256"]:
+        logger.warning("%s is not what the plan was built from: MLflow cannot load this version", experiment.onnx)
+        return None
+    return graph
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class Published:
     already_published: bool = False
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file of the package, by its name"""
+    size: int = 0
+    """bytes of these files"""
 
 
 class ModelStorage:
@@ -77,7 +79,10 @@ class ModelStorage:
         def ask() -> Published:
             found = self._client.version(model, version)
             files = {str(name): str(file["sha256"]) for name, file in found["files"].items()}
-            return Published(str(found["version"]), int(found["triton_version"]), str(found["target"]), files=files)
+            size = sum(int(file["size"]) for file in found["files"].values())
+            return Published(
+                str(found["version"]), int(found["triton_version"]), str(found["target"]), files=files, size=size
+            )
 
         return self._read(ask)
 
@@ -132,6 +137,30 @@ class ModelStorage:
         """Take a model out of production that has no version to go back to."""
         with self._errors():
             self._client.unload(model)
+
+    def models(self) -> list[str]:
+        """Return the names of all models."""
+        return self._read(self._client.models)
+
+    def unneeded(self, model: str, older_than_days: float | None) -> tuple[list[str], dict[str, str]]:
+        """Return the versions that may be deleted, and what each other one is needed for."""
+
+        def ask() -> tuple[list[str], dict[str, str]]:
+            found = self._client.clean(model, older_than_days, dry_run=True)
+            return list(found["deleted"]), dict(found["kept"])
+
+        return self._read(ask)
+
+    def delete(self, model: str, version: str, older_than_days: float | None) -> bool:
+        """Delete a version for good; return whether it is gone: not where something has come to need it."""
+        with self._errors():
+            try:
+                self._client.delete(model, version, older_than_days)
+            except StorageError as error:
+                if error.status == httpx.codes.CONFLICT:
+                    return False
+                raise
+            return True
 
     @contextmanager
     def staged(self, model: str, version: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import platform
@@ -10,6 +11,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from nightshift_common.task_instance import TRIGGERED_BY, TaskInstanceKey
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "numpy", "opencv-python-headless")
@@ -34,6 +37,22 @@ def provenance(environment: str, *libraries: str) -> dict[str, Any]:
         else f"cpu, {torch.get_num_threads()} threads",
         "packages": {found.name: found.version for found in metadata.distributions()},
     }
+
+
+def module() -> str:
+    """Return the module that runs as this process: `training_jobs.train_classifier`; else the program's name."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return str(spec.name) if spec is not None else Path(sys.argv[0]).name
+
+
+def user(task_instance: TaskInstanceKey | None) -> str:
+    """Return who asked for this: whoever started the DAG run, `airflow` where its schedule did; by hand the login."""
+    if task_instance is not None:
+        return os.environ.get(TRIGGERED_BY) or "airflow"
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def environment_of_process() -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 from jobkit import settings
 from jobkit.errors import ConfigurationError, TransientError
 from jobkit.paths import SnapshotPaths
-from jobkit.provenance import commit, environment_of_process, lock_sha256
+from jobkit.provenance import commit, environment_of_process, lock_sha256, module, user
 from nightshift_common.task_instance import VARIABLE, TaskInstanceKey
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ logger = logging.getLogger("jobkit.tracking")
 PARENT_TAG = "mlflow.parentRunId"
 DAG_RUN_TAG = "nightshift.dag_run"
 TASK_TAG = "nightshift.task"
-COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name, which its UI shows
+COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own names, which its UI shows
+USER_TAG, SOURCE_TAG, SOURCE_TYPE_TAG = "mlflow.user", "mlflow.source.name", "mlflow.source.type"
 LOCK_TAG = "nightshift.lock_sha256"
 TRAINS_TAG = "nightshift.trains"  # of the run of a training: the experiment that it makes, with its bottle
 NOTE_TAG = "mlflow.note.content"  # MLflow's own name: the description that its UI shows, Markdown
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training, not chats
 SETTLE_SECONDS = 0.3  # after which a run that another job made can be seen by all; a server answers in 0.02
+SLOWEST_STORE = 5 << 20  # bytes a second at which MLflow's server puts an artifact into its store, at least
 SETTLE_CALLS = 4  # on a busy machine: so many times what our own calls took
 
 
@@ -109,7 +112,11 @@ class Run:
         from mlflow.entities import RunTag
 
         api = client()
-        origin = {COMMIT_TAG: commit(), LOCK_TAG: lock_sha256(environment_of_process())}
+        origin = {
+            **_source(module(), task_instance),
+            COMMIT_TAG: commit(),
+            LOCK_TAG: lock_sha256(environment_of_process()),
+        }
         with server_errors("starting the run"):
             run = cls._by_hand(api) if task_instance is None else cls._child(api, task_instance)
             api.update_run(run.run_id, status="RUNNING")
@@ -130,10 +137,14 @@ class Run:
 
     @classmethod
     def _child(cls, api: MlflowClient, task_instance: TaskInstanceKey) -> Run:
+        from mlflow.entities import RunTag
+
         parent = cls.parent(task_instance)
         tags = {DAG_RUN_TAG: task_instance.run_id, TASK_TAG: task_instance.task, PARENT_TAG: parent.run_id}
         run_id = _find_or_create(api, parent.experiment_id, task_instance.task, tags)
         api.set_tag(run_id, "nightshift.try_number", str(task_instance.try_number))
+        night = _source(task_instance.dag_id, task_instance)
+        api.log_batch(parent.run_id, tags=[RunTag(name, value) for name, value in night.items()])
         return cls(api, run_id, parent.experiment_id, parent.run_id)
 
     @classmethod
@@ -287,6 +298,18 @@ class Run:
             else:
                 self.client.log_artifact(self.run_id, str(path), folder)
 
+    def large_artifact(self, path: Path, folder: str, name: str) -> None:
+        """Upload a file as `<folder>/<name>`, unless it is there with its size: a retry sends no model twice."""
+        size = path.stat().st_size
+        with server_errors(f"uploading {name}"):
+            for found in self.client.list_artifacts(self.run_id, folder):
+                if (found.path, found.file_size) == (f"{folder}/{name}", size):
+                    return
+            with _patience(size), tempfile.TemporaryDirectory(prefix="nightshift-artifact-") as scratch:
+                named = Path(scratch) / name
+                named.symlink_to(path.resolve())
+                self.client.log_artifact(self.run_id, str(named), folder)
+
     def text(self, text: str, name: str) -> None:
         """Upload `text` as the artifact `name`."""
         with server_errors(f"uploading {name}"):
@@ -326,6 +349,17 @@ def training_run(api: MlflowClient, bottle: str, experiment: str) -> RunInfo | N
         query = f"tags.`{TRAINS_TAG}` = '{_findable(f'{bottle}/{experiment}')}'"
         found = api.search_runs(places, query, order_by=["attributes.start_time DESC"], max_results=1)
     return found[0].info if found else None
+
+
+@contextmanager
+def _patience(size: int) -> Iterator[None]:
+    """Wait longer for the answer to an upload of so many bytes: the server passes them on before it answers."""
+    usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(int(usual) + size // SLOWEST_STORE)
+    try:
+        yield
+    finally:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = usual
 
 
 def _experiment(api: MlflowClient, name: str) -> str:
@@ -369,6 +403,11 @@ def _find_or_create(api: MlflowClient, experiment: str, name: str, tags: Mapping
     if created and first.run_id != created.run_id:
         api.delete_run(created.run_id)
     return str(first.run_id)
+
+
+def _source(name: str, task_instance: TaskInstanceKey | None) -> dict[str, str]:
+    """Return the tags that say what made a run, and for whom."""
+    return {USER_TAG: user(task_instance), SOURCE_TAG: name, SOURCE_TYPE_TAG: "JOB"}
 
 
 def _findable(value: str) -> str:

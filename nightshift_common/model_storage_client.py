@@ -172,10 +172,12 @@ class ModelStorageClient:
 
     def clean(self, model: str, older_than_days: float | None = None, dry_run: bool = False) -> dict[str, Any]:
         """Delete the versions that nothing needs; return which, and what the others are needed for."""
-        params: dict[str, str] = {"dry_run": "true"} if dry_run else {}
-        if older_than_days is not None:
-            params["older_than_days"] = str(older_than_days)
+        params = _older_than(older_than_days) | ({"dry_run": "true"} if dry_run else {})
         return self._object("DELETE", f"{_path(model)}/versions", params=params)
+
+    def delete(self, model: str, version: str, older_than_days: float | None = None) -> dict[str, Any]:
+        """Delete a version for good: a 409 where it is needed or younger than that."""
+        return self._object("DELETE", _path(model, version), params=_older_than(older_than_days))
 
     def unload(self, model: str) -> None:
         """Take a model out of Triton: nothing is in production then."""
@@ -244,6 +246,10 @@ class _Counted:
 
 def _nobody(_amount: int) -> None:
     """Count for nobody."""
+
+
+def _older_than(days: float | None) -> dict[str, str]:
+    return {} if days is None else {"older_than_days": str(days)}
 
 
 def _path(model: str, version: str | None = None) -> str:

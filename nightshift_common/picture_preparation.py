@@ -1,13 +1,15 @@
 """From the bytes of a picture to a model's input, and from its output to probabilities: one code for all who do it.
 
 Training, evaluation, verification and clients come here by `jobkit.model_spec`. The model storage puts this very file
-beside the entry that takes pictures in Triton, which has numpy and OpenCV and none of our packages: so it imports
-nothing else, and OpenCV where it is used.
+beside the entry that takes pictures in Triton, and publishing into the model that MLflow loads; both have numpy and
+OpenCV and none of our packages: so it imports nothing else, and OpenCV where it is used.
 """
 
 from __future__ import annotations
 
+import base64
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHOWN = 0.5  # the probability from which a picture of several labels shows a class
+TOP = 5  # classes of an answer
+MAX_PIXELS = 200_000_000  # a picture that decodes to more would take a server's memory: 600 MB are enough
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]{16}")  # no picture file begins so; JSON can carry one in this form alone
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
@@ -36,6 +41,46 @@ class Preparation(Protocol):
     def mean(self) -> tuple[float, ...]: ...
     @property
     def std(self) -> tuple[float, ...]: ...
+
+
+@dataclass(frozen=True)
+class WrittenPreparation:
+    """A `Preparation` as `model.json` has it. A key that is not here is refused: left out, it would change pixels."""
+
+    height: int
+    width: int
+    channels: int
+    resize: str
+    pad_value: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    border: str = "constant"
+
+
+def served_input(content: bytes, how: Preparation) -> NDArray[np.float32] | str:
+    """Return the input [C, H, W] of a picture as clients send it, a file or one in Base64, or why there is none."""
+    if _BASE64.match(content):
+        try:
+            content = base64.b64decode(content, validate=True)
+        except ValueError:
+            return "it is neither a picture nor one in Base64"
+    if not content:
+        return "it is empty"
+    if is_torn(content):
+        return "it is torn: the file ends before its picture does"
+    decoded = decode(content, how.channels)
+    if decoded is None:
+        return f"it is no picture that can be decoded, or has more than {MAX_PIXELS // 1_000_000} million pixels"
+    return normalize(fit(decoded, how), how)
+
+
+def likeliest(found: NDArray[np.float64], multi_label: bool) -> NDArray[np.intp]:
+    """Return the classes that an answer names, for probabilities [n, K]: indices [n, k], the likeliest first.
+
+    Where a picture may have several labels, none of those that one of them shows is cut off.
+    """
+    shown = int((found >= SHOWN).sum(axis=1).max()) if multi_label else 0
+    return np.argsort(-found, axis=1, kind="stable")[:, : max(TOP, shown)]
 
 
 def decode(content: bytes, channels: int) -> NDArray[np.uint8] | None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-Scope = Literal["read", "publish", "promote"]
+Scope = Literal["read", "publish", "promote", "delete"]
 
 TOKENS: dict[str, tuple[Scope, ...]] = {
     "evaluate": ("read",),
     "publish": ("read", "publish"),
     "deploy": ("read", "promote"),
+    "retention": ("read", "delete"),
     "airflow": ("read", "promote"),
-    "operator": ("read", "publish", "promote"),
+    "operator": ("read", "publish", "promote", "delete"),
 }
-"""Name -> what it may do: three kinds of jobs, the page *Nightshift* in Airflow, and people at a shell."""
+"""Name -> what it may do: four kinds of jobs, the page *Nightshift* in Airflow, and people at a shell."""
 OPERATOR = "operator"
 """The one that no connection holds."""

@@ -10,6 +10,8 @@ from pydantic.dataclasses import dataclass
 
 VARIABLE = "NIGHTSHIFT_TASK_INSTANCE"
 """The environment variable that gives a job its key, as JSON."""
+TRIGGERED_BY = "NIGHTSHIFT_TRIGGERED_BY"
+"""The environment variable that tells a job which user of Airflow started its run; not set where a schedule did."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import yaml
-
 from jobkit.tracking import server_errors
 
 if TYPE_CHECKING:
@@ -28,7 +25,7 @@ class RegisteredVersion:
     model: str
     version: str
     source: str
-    """folder of artifacts with `MLmodel`, from which MLflow's UI shows the schema"""
+    """folder of artifacts with `MLmodel`, from which MLflow loads the version"""
     run_id: str
     """the training, which the UI links to"""
     card: str
@@ -64,23 +61,6 @@ def register(client: MlflowClient, said: RegisteredVersion) -> str:
             for key, value in said.tags.items():
                 client.set_model_version_tag(said.model, known.version, key, value)
         return str(known.version)
-
-
-def mlmodel(meta: Mapping[str, Any]) -> str:
-    """Return the file `MLmodel` of a package with `meta.json`: MLflow's own format, here of the signature only.
-
-    The weights are in the model storage, so that no flavor of MLflow's could load them.
-    """
-    from mlflow.types.schema import Schema, TensorSpec
-
-    def schema(entries: list[dict[str, Any]]) -> str:
-        tensors: list[Any] = [
-            TensorSpec(np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["name"]) for entry in entries
-        ]
-        return str(Schema(tensors).to_json())
-
-    signature = {"inputs": schema(meta["inputs"]), "outputs": schema(meta["outputs"]), "params": None}
-    return yaml.safe_dump({"flavors": {}, "signature": signature}, sort_keys=False)
 
 
 def _find(client: MlflowClient, model: str, version: str) -> Any:

@@ -118,6 +118,7 @@ def _calling(model: str) -> list[str]:
         "## How to call it",
         f"```\n{line}\n```",
         f"It prepares the picture as `meta.json` says and asks the champion in Triton, whose name there is `{model}`.",
+        f'Without Triton: `mlflow.pyfunc.load_model("models:/{model}@champion")`; `requirements.txt` is what it needs.',
     ]
 
 

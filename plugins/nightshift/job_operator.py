@@ -16,7 +16,7 @@ from nightshift.connections import JobEnvironment, resolve
 from nightshift.errors import JobFailed, failure
 from nightshift.launchers.base import JobSpec, Status, command_options
 from nightshift.launchers.registry import launcher
-from nightshift_common.task_instance import TaskInstanceKey
+from nightshift_common.task_instance import TRIGGERED_BY, TaskInstanceKey
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -131,7 +131,7 @@ class JobOperator(ResumableJobMixin, BaseOperator):
             command_options(options),
             self.runtime,
             task_instance,
-            self._environment.variables,
+            self._environment.variables | _triggered_by(context),
             self._environment.secrets,
             self.gpus,
         )
@@ -207,6 +207,11 @@ class JobOperator(ResumableJobMixin, BaseOperator):
             self._mlflow_url = str(event["url"])
             context["ti"].xcom_push(key=MlflowLink().xcom_key, value=self._mlflow_url)
         return event
+
+
+def _triggered_by(context: Context) -> dict[str, str]:
+    user = context["dag_run"].triggering_user_name
+    return {TRIGGERED_BY: user} if user else {}
 
 
 def _reason(event: dict[str, Any]) -> str:

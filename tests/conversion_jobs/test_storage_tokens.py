@@ -17,6 +17,7 @@ from nightshift_common.task_instance import TaskInstanceKey
 from tests.conversion_jobs import serving
 from tests.conversion_jobs.conftest import Trained
 from tests.conversion_jobs.serving import Serving
+from training_jobs import clean_models
 from training_jobs.scoring.models import load_champion
 
 
@@ -34,6 +35,9 @@ class Jobs:
     def deploy(self) -> object:
         return self.trained.deploy("0.0.1", self.model)
 
+    def retention(self) -> object:
+        return clean_models.run(clean_models.Arguments(older_than_days=0), self.trained.context).deleted
+
     def evaluate(self) -> object:
         return load_champion(self.model, self.folder, ModelSpec)
 
@@ -48,7 +52,7 @@ def jobs(verified: Trained, served: Serving, model: str, tmp_path: Path) -> Jobs
 
 
 @pytest.mark.parametrize(
-    ("name", "scope"), [(name, s) for name in ("evaluate", "publish", "deploy") for s in TOKENS[name]]
+    ("name", "scope"), [(name, s) for name in ("evaluate", "publish", "deploy", "retention") for s in TOKENS[name]]
 )
 def test_a_job_ends_well_with_its_token_and_needs_each_of_its_scopes(
     jobs: Jobs, name: str, scope: str, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOWN_FILES = {"retrain.py", "convert_model.py"}
+KNOWN_FILES = {"retrain.py", "convert_model.py", "clean_models.py"}
 PIPELINES = sorted(path.stem for path in (ROOT / "configs" / "pipelines").glob("*.yaml"))
 CHAIN = [
     "pull_dataset", "train", "evaluate", "gate", "export_onnx", "verify_onnx", "package_model",

@@ -146,6 +146,7 @@ def test_each_job_is_given_the_storage_s_token_of_its_kind_and_no_other(all_dags
         ("training_jobs.evaluate_detector", "storage_evaluate"),
         ("conversion_jobs.publish_model", "storage_publish"),
         ("conversion_jobs.deploy_model", "storage_deploy"),
+        ("training_jobs.clean_models", "storage_retention"),
     }
 
 

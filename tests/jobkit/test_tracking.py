@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import hashlib
 import json
 import os
@@ -69,6 +70,26 @@ def test_a_job_is_a_child_of_the_dag_runs_run(api: MlflowClient, task_instance: 
     assert stored.data.tags["mlflow.source.git.commit"].removesuffix("-dirty") == head.strip()
     run.end(succeeded=True)
     assert api.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_run_names_who_asked_for_it_and_what_made_it(
+    api: MlflowClient, task_instance: TaskInstanceKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(run_id: str) -> list[str]:
+        tags = api.get_run(run_id).data.tags
+        return [tags[f"mlflow.{name}"] for name in ("user", "source.name", "source.type")]
+
+    scheduled = Run.start(task_instance)
+    assert scheduled.parent_id is not None
+    made_by = "pytest.__main__"  # what this process is
+    assert named(scheduled.run_id) == ["airflow", made_by, "JOB"]
+    assert named(scheduled.parent_id) == ["airflow", task_instance.dag_id, "JOB"]
+    monkeypatch.setenv("NIGHTSHIFT_TRIGGERED_BY", "ada")
+    triggered = Run.start(dataclasses.replace(task_instance, **{"run_id": f"{task_instance.run_id}_by_ada"}))
+    assert triggered.parent_id is not None
+    assert named(triggered.run_id) == ["ada", made_by, "JOB"]
+    assert named(triggered.parent_id) == ["ada", task_instance.dag_id, "JOB"]
+    assert named(Run.start(None).run_id) == [getpass.getuser(), made_by, "JOB"]
 
 
 def test_a_retry_resumes_its_run(api: MlflowClient, task_instance: TaskInstanceKey) -> None:

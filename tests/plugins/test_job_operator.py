@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from local import airflow as stack
 from tests.support.airflow import Airflow
 from tests.support.waiting import wait_for
 
@@ -32,6 +33,7 @@ def test_a_result_becomes_xcoms_and_parameters_keep_their_types(airflow: Airflow
     result = airflow.xcom("one_job", run, "job")
     assert (result["epochs"], result["force"], result["stop_here"]) == (7, True, None)
     assert airflow.xcom("one_job", run, "job", "epochs") == 7
+    assert result["triggered_by"] == stack.ADMIN
     assert result["password_sha256"] == hashlib.sha256(PASSWORD.encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ a task that is tried again finds its own and spends nothing twice.
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from jobkit.snapshot import Sample
 SKETCH = 64
 """Pictures by which golden sets are told apart: those with the smallest hashes, a fair sample of each set."""
 _READERS = 16
+_BEST = re.compile(r"evaluations/[^/]+/best/(?P<model>[^/]+)\.json")
 
 
 class Look(BaseModel):
@@ -58,12 +60,16 @@ def count_look(
 def best_so_far(bottle: Bottle, group: str, model_name: str) -> str | None:
     """Return the version that was the last one to be shown to be better than the best before it; None: none was."""
     key = _best(group, model_name)
-    if not bottle.exists(key):
-        return None
-    try:
-        return str(json.loads(bottle.read(key))["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataValidationError(f"{bottle}/{key} is damaged: {error!r}; delete it to start anew") from error
+    return _read_best(bottle, key) if bottle.exists(key) else None
+
+
+def best_of_models(bottle: Bottle) -> dict[str, set[str]]:
+    """Return by model the versions that are the best so far, one a group that it was trained on."""
+    found: dict[str, set[str]] = {}
+    for key in bottle.keys("evaluations"):
+        if match := _BEST.fullmatch(key):
+            found.setdefault(match["model"], set()).add(_read_best(bottle, key))
+    return found
 
 
 def write_best(bottle: Bottle, group: str, model_name: str, version: str) -> None:
@@ -77,6 +83,13 @@ def _folder(group: str, model_name: str) -> str:
 
 def _best(group: str, model_name: str) -> str:
     return f"evaluations/{checked_name(group, 'group')}/best/{checked_name(model_name, 'model name')}.json"
+
+
+def _read_best(bottle: Bottle, key: str) -> str:
+    try:
+        return str(json.loads(bottle.read(key))["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataValidationError(f"{bottle}/{key} is damaged: {error!r}; delete it to start anew") from error
 
 
 def _read(bottle: Bottle, key: str) -> Look:

@@ -175,7 +175,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(_health(service))
     app.include_router(_reading(service, access.router("read")), tags=["models"])
     app.include_router(_promoting(service, access.router("promote")), tags=["production"])
-    app.include_router(_retaining(service, access.router("promote")), tags=["production"])
+    app.include_router(_retaining(service, access.router("delete")), tags=["production"])
     app.include_router(_trying(service, access.router("promote", max_body=MAX_PICTURE)), tags=["production"])
     app.include_router(legacy_calls.router(service, access))
     return app

@@ -11,20 +11,17 @@ are of one version, also while another is being loaded.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-MAX_PIXELS = 200_000_000  # a picture that decodes to more would take the server's memory: 600 MB are enough
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read when OpenCV is imported
-
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as pb_utils  # noqa: E402 - Triton's stub puts it on the path
+import numpy as np
+import triton_python_backend_utils as pb_utils  # Triton's stub puts it on the path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,28 +30,13 @@ if TYPE_CHECKING:
 else:
     import picture_preparation
 
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(picture_preparation.MAX_PIXELS))  # read with OpenCV's import
 THREADS = 4  # decode the pictures of a batch; OpenCV lets go of the interpreter lock
-TOP = 5
 _NOT_SERVED = re.compile("not at ready state|is not ready|not found|unknown model")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]{16}")  # no picture file begins so; JSON can carry one in this form alone
 
 
 class NotServed(Exception):
     """The model has no such version now."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a picture becomes the input. A key that is not here is refused: left out, it would change the pixels."""
-
-    height: int
-    width: int
-    channels: int
-    resize: str
-    pad_value: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    border: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -67,14 +49,14 @@ class Version:
     output: str
     input_name: str
     output_name: str
-    preparation: Preparation
+    preparation: picture_preparation.WrittenPreparation
     max_batch_size: int
     multi_label: bool = False
 
     @classmethod
     def of(cls, number: str, spec: dict[str, Any]) -> Version:
         """Return the version of an entry of `specs.json`."""
-        how = Preparation(**spec["preprocessing"])
+        how = picture_preparation.WrittenPreparation(**spec["preprocessing"])
         labels = tuple(spec["labels"])
         names = spec["input_name"], spec["output_name"]
         size, several = max(1, spec["max_batch_size"]), spec.get("multi_label", False)
@@ -130,7 +112,9 @@ class TritonPythonModel:
     def _ask(self, version: Version, pictures: list[list[bytes]]) -> list[Any]:
         """Return the responses of one version, one a list of pictures."""
         places = [(owner, index) for owner, contents in enumerate(pictures) for index in range(len(contents))]
-        made = list(self.pool.map(lambda place: _prepared(pictures[place[0]][place[1]], version.preparation), places))
+        contents = [pictures[owner][index] for owner, index in places]
+        prepared = partial(picture_preparation.served_input, how=version.preparation)
+        made = list(self.pool.map(prepared, contents))
         faults: dict[int, str] = {}
         for (owner, index), result in zip(places, made, strict=True):
             if isinstance(result, str):
@@ -176,30 +160,9 @@ class TritonPythonModel:
         return output
 
 
-def _prepared(content: bytes, how: Preparation) -> NDArray[np.float32] | str:
-    """Return the input [C, H, W] of an encoded picture, or why there is none."""
-    if _BASE64.match(content):
-        try:
-            content = base64.b64decode(content, validate=True)
-        except ValueError:
-            return "it is neither a picture nor one in Base64"
-    if not content:
-        return "it is empty"
-    if picture_preparation.is_torn(content):
-        return "it is torn: the file ends before its picture does"
-    decoded = picture_preparation.decode(content, how.channels)
-    if decoded is None:
-        return f"it is no picture that can be decoded, or has more than {MAX_PIXELS // 1_000_000} million pixels"
-    return picture_preparation.normalize(picture_preparation.fit(decoded, how), how)
-
-
 def _response(probabilities: NDArray[np.float64], version: Version) -> Any:
-    """Return the answer to a request: probabilities [n, K], the likeliest classes [n, k] and theirs, the version.
-
-    Where a picture may have several labels, none of those that one of the request shows is cut off.
-    """
-    shown = int((probabilities >= picture_preparation.SHOWN).sum(axis=1).max()) if version.multi_label else 0
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(TOP, shown)]
+    """Return the answer to a request: probabilities [n, K], the likeliest classes [n, k] and theirs, the version."""
+    order = picture_preparation.likeliest(probabilities, version.multi_label)
     names = np.array([label.encode() for label in version.labels], np.object_)
     versions = np.full((len(probabilities), 1), version.name.encode(), np.object_)
     return pb_utils.InferenceResponse(

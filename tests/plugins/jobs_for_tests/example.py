@@ -41,6 +41,7 @@ class Result(job.Result):
     epochs: int
     force: bool
     password_sha256: str
+    triggered_by: str | None
     runs: int
 
 
@@ -60,6 +61,7 @@ def run(arguments: Arguments, _context: job.Context) -> Result:
         epochs=arguments.epochs,
         force=arguments.force,
         password_sha256=hashlib.sha256(os.environ.get("NIGHTSHIFT_COLLECT_PASSWORD", "").encode()).hexdigest(),
+        triggered_by=os.environ.get("NIGHTSHIFT_TRIGGERED_BY"),
         runs=len(ran.read_text().splitlines()),
     )
     if arguments.how == "stop_here":

@@ -55,7 +55,10 @@ def test_a_token_may_do_only_what_its_scopes_say(storage: Storage, model: str, t
         ({"auth": "off", "host": "0.0.0.0"}, "loopback"),
         ({"auth": "off", "host": "storage.example"}, "loopback"),
         ({"tokens": {"evaluate": {"token": "short", "scopes": ["read"]}}}, "less than 16"),
-        ({"tokens": {"evaluate": {"token": LONG, "scopes": ["everything"]}}}, "'read', 'publish' or 'promote'"),
+        (
+            {"tokens": {"evaluate": {"token": LONG, "scopes": ["everything"]}}},
+            "'read', 'publish', 'promote' or 'delete'",
+        ),
         ({"tokens": {"evaluate": {"token": LONG, "scopes": []}}}, "at least 1 item"),
         ({"tokens": {"evaluate": {"scopes": ["read"]}}}, "sha256"),
         ({"tokens": {"evaluate": {"sha256": LONG, "scopes": ["read"]}}}, "sha256"),
