@@ -20,7 +20,7 @@ from services.model_storage.production.always_valid import (
 CriterionName = Literal["errors", "failed", "late", "disagreeing", "slow_rounds"]
 """By Triton: requests that it counts as failed, rounds with a mean over the limit. By reports: the others."""
 Outcome = Literal["promote", "abort", "undecided", "widen"]
-Share = Annotated[float, Field(ge=0, le=0.5)]
+Share = Annotated[float, Field(ge=1e-6, le=0.5)]
 
 STEPS: tuple[float, ...] = (0.05, 0.2, 0.5)
 ABORT_ALPHA = 0.01
@@ -38,7 +38,7 @@ class Rules(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: Annotated[tuple[Share, ...], Field(min_length=1, max_length=10)] = STEPS
-    """The shares, one after another; 0, as the first one: a shadow, which gets copies of requests alone."""
+    """the shares of the requests, one after another"""
     step_requests: int = Field(25, ge=1, le=10**9)
     """answers of the canary after which it gets the next share, unless there is doubt"""
     min_requests: int = Field(100, ge=1, le=10**9)
@@ -55,8 +55,8 @@ class Rules(BaseModel):
 
     @model_validator(mode="after")
     def _rise(self) -> Rules:
-        if list(self.steps) != sorted(set(self.steps)) or self.steps[-1] == 0:
-            raise ValueError(f"steps are shares that rise, the last one above 0: {list(self.steps)}")
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps are shares that rise: {list(self.steps)}")
         return self
 
 
