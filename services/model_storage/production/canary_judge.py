@@ -35,7 +35,7 @@ LARGEST = 1e300  # JSON has no infinity
 class Rules(BaseModel):
     """What a canary has to show, and how fast it gets its share of the requests."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: Annotated[tuple[Share, ...], Field(min_length=1, max_length=10)] = STEPS
     """the shares of the requests, one after another"""

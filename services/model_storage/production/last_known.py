@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.model_storage.errors import Unavailable
@@ -38,7 +38,8 @@ class LastKnown:
         """
         at = self._now()
         champions, canaries = self._history.champions(), self._history.canaries()
-        self._found |= _known(at, champions, canaries)
+        gone = dict.fromkeys(self._found, (at, Known(None, None)))
+        self._found = gone | {model: (at, Known(row, canaries.get(model))) for model, row in champions.items()}
 
     def of(self, model: str) -> Known:
         """Return what is in production.
@@ -61,9 +62,3 @@ class LastKnown:
         if last is None or at - since > self._seconds:
             raise cause or Unavailable("PostgreSQL does not answer, and what was in production is not known any more")
         return Known(last.champion, last.canary, round(at - since, 1))
-
-
-def _known(
-    at: float, champions: Mapping[str, Promotion], canaries: Mapping[str, Promotion]
-) -> dict[str, tuple[float, Known]]:
-    return {model: (at, Known(row, canaries.get(model))) for model, row in champions.items()}
