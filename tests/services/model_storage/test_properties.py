@@ -69,6 +69,10 @@ class TritonDouble:
         self._answer()
         return {model: [number] for model, number in self.loaded.items()}
 
+    def config(self, model: str) -> object:
+        self._answer()
+        raise ServingFailed(f"the double does not complete the configuration of {model}")
+
     def answered(self, model: str, number: int) -> tuple[int, int, int]:
         self._answer()
         return 0, 0, 0
