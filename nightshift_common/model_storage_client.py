@@ -106,6 +106,24 @@ class ModelStorageClient:
         """Return champion, previous, canary and candidate by target and of all, and the pinned version."""
         return self._object("GET", f"{_path(model)}/stages")
 
+    def start_canary(
+        self, model: str, version: str, rules: dict[str, Any] | None = None, **note: str | None
+    ) -> dict[str, Any]:
+        """Let a version answer a share of the requests that grows in steps, until it is promoted or taken back.
+
+        Of the `rules` those that are left out are the storage's: `steps`, `margin`, `expected_disagreement`, … The note
+        is as for `promote`.
+        """
+        return self._object("POST", f"{_path(model, version)}/canary", json={**note, "rules": rules or {}})
+
+    def canary(self, model: str) -> dict[str, Any]:
+        """Return the canary that is under way and what it has shown; `StorageRefused` with 404 where there is none."""
+        return self._object("GET", f"{_path(model)}/canary")
+
+    def end_canary(self, model: str) -> None:
+        """Take the canary back."""
+        self._object("DELETE", f"{_path(model)}/canary")
+
     def history(self, model: str, at: str | None = None) -> list[dict[str, Any]]:
         """Return all changes, the latest first; with `at` (ISO 8601) what was in production then, if anything was."""
         params = {"at": at} if at else {}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-Scope = Literal["read", "publish", "promote", "delete"]
+Scope = Literal["read", "publish", "promote", "delete", "report"]
+"""`report` tells what was seen of a canary, which decides about its promotion: a router's."""
 
 TOKENS: dict[str, tuple[Scope, ...]] = {
     "evaluate": ("read",),

@@ -78,6 +78,21 @@ def promote(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     )
 
 
+def canary(client: ModelStorageClient, options: argparse.Namespace) -> Any:
+    """Start a canary, end it, or return what the one under way has shown."""
+    if options.end:
+        client.end_canary(options.model)
+        return {"model": options.model, "says": "ended by hand"}
+    if options.version is not None:
+        rules = (
+            {} if options.expected_disagreement is None else {"expected_disagreement": options.expected_disagreement}
+        )
+        client.start_canary(
+            options.model, options.version, rules, reason=options.reason, on_behalf_of=getpass.getuser()
+        )
+    return client.canary(options.model)
+
+
 def pin(client: ModelStorageClient, options: argparse.Namespace) -> Any:
     """Bring a version into production and keep it there."""
     return client.pin(options.model, options.version, reason=options.reason, on_behalf_of=getpass.getuser())
@@ -141,6 +156,19 @@ def _show_stages(answer: dict[str, Any]) -> None:
     console.print(f"pinned: {answer['pinned'] or 'none'}", markup=False)
 
 
+def _show_canary(answer: dict[str, Any]) -> None:
+    evidence = answer.pop("evidence", None)
+    _show_one(answer)
+    if evidence:
+        rows = [
+            {key: f"{side['bad']} of {side['count']}" for key, side in found.items() if isinstance(side, dict)}
+            | {key: value for key, value in found.items() if not isinstance(value, dict)}
+            for found in evidence["findings"]
+        ]
+        _show_table(rows, ("criterion", "canary", "champion", "excess", "excess_below", "e_value"))
+        console.print(evidence["says"], markup=False)
+
+
 def _show_history(answer: list[dict[str, Any]]) -> None:
     columns = ("promoted_at", "action", "version", "previous_version", "actor", "on_behalf_of", "reason", "run_id")
     _show_table(answer, (*columns, "snapshot_id"))
@@ -195,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("version")
     added.add_argument("--reason", default="by hand")
     added.add_argument("--force", action="store_true", help="although it has another interface or is not proved")
+    added = command("canary", canary, _show_canary, "start a canary, end it, or tell what the one under way has shown")
+    added.add_argument("model")
+    added.add_argument("version", nargs="?", help="start this one; left out: tell")
+    added.add_argument("--end", action="store_true", help="take it back")
+    added.add_argument("--expected_disagreement", type=float, help="what evaluation predicts, say 0.03")
+    added.add_argument("--reason", default="by hand")
     added = command("pin", pin, _show_one, "bring a version into production and keep it there")
     added.add_argument("model")
     added.add_argument("version")

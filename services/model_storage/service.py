@@ -10,7 +10,9 @@ from pathlib import Path
 
 from services.model_storage.errors import StorageError
 from services.model_storage.metrics import Metrics
+from services.model_storage.production.canaries import Canaries
 from services.model_storage.production.history import History
+from services.model_storage.production.last_known import LastKnown
 from services.model_storage.production.mlflow_aliases import Aliases
 from services.model_storage.production.picture_entries import PictureEntries
 from services.model_storage.production.promotions import Production
@@ -21,6 +23,7 @@ from services.model_storage.triton import Fleet, Triton
 
 logger = logging.getLogger(__name__)
 
+JUDGE_SECONDS = 5.0  # between looks at the canaries
 GLANCE_SECONDS = 0.5  # between looks at one model; one that is lost means that Triton was restarted
 
 
@@ -41,6 +44,8 @@ class Service:
         self.history = History(self.settings.database_url)
         entries = PictureEntries(self.catalog, self.fleet, self.settings.picture_entries == "on")
         self.production = Production(self.catalog, self.fleet, self.history, entries, self.settings.max_latency_ms)
+        self.canaries = Canaries(self.production)
+        self.known = LastKnown(self.history, self.settings.stale_seconds)
         self.aliases: Aliases | None = None
         if self.settings.mlflow_url:
             login = (self.settings.mlflow_username, self.settings.mlflow_password)
@@ -91,11 +96,24 @@ class Service:
 
     def _keep_watch(self) -> None:
         """Look after everything now and then, and at once where a Triton that was restarted serves nothing."""
-        looked = time.monotonic()
+        looked = judged = time.monotonic()
         while not self._stop.wait(min(GLANCE_SECONDS, self.settings.watch_seconds)):
             if time.monotonic() - looked >= self.settings.watch_seconds or self.production.has_lost_a_model():
                 self._look_after_everything()
                 looked = time.monotonic()
+            if time.monotonic() - judged >= min(JUDGE_SECONDS, self.settings.watch_seconds):
+                self._judge_canaries()
+                judged = time.monotonic()
+
+    def _judge_canaries(self) -> None:
+        try:
+            self._prepare_history()
+            self.known.refresh()
+            self.canaries.look()
+        except StorageError as error:
+            logger.warning("the canaries could not be judged yet: %s", error)
+        except Exception:
+            logger.exception("the judging of canaries failed; it goes on")
 
     def _look_after_everything(self) -> None:
         try:

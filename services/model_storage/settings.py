@@ -124,6 +124,11 @@ class Settings(BaseSettings):
         description="free space of a repository that is a folder below which the service is not ready: before the disk "
         "is full",
     )
+    stale_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="how long after PostgreSQL was last heard of clients are told what was in production then",
+    )
     watch_seconds: float = Field(
         15.0, gt=0, description="how often to see that Triton serves the champions: a restarted one serves nothing"
     )

@@ -108,6 +108,15 @@ class Triton:
         said = answer.get_response()
         return {output.name: answer.as_numpy(output.name) for output in said.outputs}, str(said.model_version)
 
+    def answered(self, model: str, number: int) -> tuple[int, int, int]:
+        """Return the requests that the version `number` has answered since it was loaded, those that failed, and the
+        nanoseconds that the answered ones took, their time in the queue included.
+        """
+        what, call = f"count the answers of {model}", self._client.get_inference_statistics
+        answer = self._ask(what, call, model, str(number), client_timeout=ASK_SECONDS)
+        stats = answer.model_stats[0].inference_stats
+        return int(stats.success.count), int(stats.fail.count), int(stats.success.ns)
+
     def has_lost(self, model: str, number: int) -> bool:
         """Whether the server answers and does not serve the version `number` of `model`."""
         try:

@@ -147,6 +147,22 @@ def test_a_rollback_can_be_pinned_and_unpinned(connected: Airflow, storage: Serv
     assert "pinned 0.0.2" not in page(connected)
 
 
+def test_a_canary_is_shown_with_its_numbers_while_it_is_under_way_and_when_it_has_ended(
+    connected: Airflow, storage: Serving, promoted: dict[str, str]
+) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=storage.url, headers=headers, timeout=60) as client:
+        client.post(f"/models/{MODEL}/versions/0.0.2/canary", json={"share": 0.2}).raise_for_status()
+        shown = page(connected)
+        assert "canary 0.0.2" in shown
+        assert "canary, answers 20 % of the requests: 0 of 100 answers at its last share" in shown
+        assert "the numbers" not in shown
+        client.delete(f"/models/{MODEL}/canary").raise_for_status()
+    shown = page(connected)
+    assert "end canary: ended by hand" in shown and "the numbers" in shown
+    assert "of the requests" not in shown
+
+
 def test_only_who_may_edit_the_dag_and_only_from_this_page(
     connected: Airflow, storage: Serving, promoted: dict[str, str], guest: httpx.Client
 ) -> None:

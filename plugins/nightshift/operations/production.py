@@ -29,6 +29,8 @@ class Model:
     stages: dict[str, str] = field(default_factory=dict)
     """champion, previous, canary, candidate: versions"""
     pinned: str | None = None
+    canary: dict[str, Any] | None = None
+    """the canary under way and what it has shown, as the storage tells it"""
     then: str | None = None
     """the version in production at the time that was asked for"""
 
@@ -96,7 +98,18 @@ def _model(storage: ModelStorageClient, name: str, at: str) -> Model:
             raise
         return found  # nothing was published yet
     found.stages, found.pinned = stages["stages"]["all"], stages["pinned"]
+    if "canary" in found.stages:
+        found.canary = _canary(storage, name)
     if at:
         then = storage.history(name, at)
         found.then = (then[0]["version"] if then else None) or "none"
     return found
+
+
+def _canary(storage: ModelStorageClient, name: str) -> dict[str, Any] | None:
+    try:
+        return storage.canary(name)
+    except StorageRefused as error:
+        if error.status != 404:
+            raise
+        return None  # it ended meanwhile

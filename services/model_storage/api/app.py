@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,12 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from services.model_storage.api import legacy_calls
+from services.model_storage.api import canaries, legacy_calls
 from services.model_storage.api.access import Access, Actor
+from services.model_storage.api.changes import Change, Staged
 from services.model_storage.api.download import stream_zip
 from services.model_storage.errors import NotFound, Refused, StorageError
 from services.model_storage.metrics import Measured
@@ -25,7 +25,7 @@ from services.model_storage.production.promotions import Tried
 from services.model_storage.production.proof import Proof
 from services.model_storage.production.retention import Cleaned
 from services.model_storage.production.stages import Stage, stages
-from services.model_storage.repository.record import CANARY, CANDIDATE, Record, check_model_name
+from services.model_storage.repository.record import CANDIDATE, Record, check_model_name
 from services.model_storage.service import Service
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -60,6 +60,9 @@ class Champion(BaseModel):
     run_id: str | None
     snapshot_id: str | None
     promoted_at: datetime
+    stale_seconds: float | None = Field(
+        None, description="how long ago this was known, where PostgreSQL does not answer; null: it is so now"
+    )
 
 
 class Switched(BaseModel):
@@ -77,44 +80,11 @@ class Promoted(Switched):
     proof: Proof | None
 
 
-class Route(BaseModel):
-    """The name in Triton to send a request to, and the version that answers there."""
-
-    model: str
-    version: str
-
-
 class Stages(BaseModel):
     """The versions in a stage, by target; under `all` whatever their target. And the version that is pinned."""
 
     stages: dict[str, dict[Stage, str]]
     pinned: str | None
-
-
-class Change(BaseModel):
-    """Why something is changed, and for whom. Who changes it is told by the token alone."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: Text | None = None
-    run_id: Text | None = None
-    snapshot_id: Text | None = None
-    on_behalf_of: Text | None = Field(
-        None,
-        validation_alias=AliasChoices("on_behalf_of", "actor"),
-        description="whom the caller acts for; the history shows it as the caller's word. `actor`, which earlier "
-        "clients send, is taken as the same",
-    )
-
-    def note(self, actor: str | None) -> Note:
-        """Return what the history is told of a change that the holder of a token makes."""
-        return Note(
-            reason=self.reason,
-            run_id=self.run_id,
-            snapshot_id=self.snapshot_id,
-            actor=actor,
-            on_behalf_of=self.on_behalf_of,
-        )
 
 
 class PromotionChange(Change):
@@ -132,23 +102,10 @@ class PinChange(Change):
     force: bool = Field(False, description="promote it although it has another interface or is not proved")
 
 
-class CanaryChange(Change):
-    """Which share of the requests the canary gets, and why."""
-
-    share: float = Field(ge=1e-6, le=0.5, description="of the requests; less than a millionth gets none")
-
-
 class RollbackChange(Change):
     """Why to go back, and from which version: another one in production is left alone."""
 
     from_version: Text | None = None
-
-
-class Staged(BaseModel):
-    """Under which name and version Triton serves the candidate."""
-
-    model: str
-    triton_version: str
 
 
 KeepDays = Annotated[
@@ -173,8 +130,11 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(StorageError, _answer)
     access = Access(service.settings)
     app.include_router(_health(service))
-    app.include_router(_reading(service, access.router("read")), tags=["models"])
-    app.include_router(_promoting(service, access.router("promote")), tags=["production"])
+    reading, promoting = access.router("read"), access.router("promote")
+    canaries.include(service, {"read": reading, "promote": promoting})
+    app.include_router(_reading(service, reading), tags=["models"])
+    app.include_router(_promoting(service, promoting), tags=["production"])
+    app.include_router(canaries.reporting(service, access.router("report")), tags=["production"])
     app.include_router(_retaining(service, access.router("delete")), tags=["production"])
     app.include_router(_trying(service, access.router("promote", max_body=MAX_PICTURE)), tags=["production"])
     app.include_router(legacy_calls.router(service, access))
@@ -251,10 +211,11 @@ def _reading(service: Service, router: APIRouter) -> APIRouter:
 
     @router.get("/models/{model}/champion")
     def champion(model: str) -> Champion:
-        """The version in production; 404 where nothing is."""
+        """The version in production; 404 where nothing is. As last known where PostgreSQL does not answer."""
         check_model_name(model)
-        if row := history.champion(model):
-            return Champion.model_validate(row.model_dump())
+        found = service.known.of(model)
+        if row := found.champion:
+            return Champion.model_validate({**row.model_dump(), "stale_seconds": found.stale_seconds})
         raise NotFound(f"no version of {model!r} is in production")
 
     @router.get("/models/{model}/stages")
@@ -263,20 +224,6 @@ def _reading(service: Service, router: APIRouter) -> APIRouter:
         records = versions(model)
         pin = history.pin(model)
         return Stages(stages=stages(records, history.rows(model)[::-1]), pinned=pin.version if pin else None)
-
-    @router.get("/models/{model}/route")
-    def route(
-        model: str,
-        key: Annotated[str, Query(min_length=1, description="who asks, say a user's id: always answered alike")],
-    ) -> Route:
-        """Where to send a request: to the version in production, or to the canary for its share of the keys."""
-        check_model_name(model)
-        champion, canary = history.champion(model), history.canary(model)
-        if champion is None:
-            raise NotFound(f"no version of {model!r} is in production")
-        if canary is not None and canary.share is not None and share_of(model, key) < canary.share:
-            return Route(model=model + CANARY, version=str(canary.version))
-        return Route(model=model, version=str(champion.version))
 
     @router.get("/history/{model}")
     def changes(
@@ -311,11 +258,6 @@ def _retaining(service: Service, router: APIRouter) -> APIRouter:
     return router
 
 
-def share_of(model: str, key: str) -> float:
-    """Return a number in 0 to 1 that is as good as random, and always the same for one key of a model."""
-    return int.from_bytes(hashlib.sha256(f"{model}\0{key}".encode(errors="replace")).digest()[:8], "big") / 2**64
-
-
 def _in_utc(moment: datetime) -> datetime:
     """Return a time in UTC; one without a zone is in the service's."""
     try:
@@ -346,17 +288,6 @@ def _promoting(service: Service, router: APIRouter) -> APIRouter:
     def unstage(model: str) -> dict[str, bool]:
         """Take the candidate out of Triton and remove it."""
         return {"removed": production.unstage(model)}
-
-    @router.post("/models/{model}/versions/{version}/canary")
-    def canary(model: str, version: str, change: CanaryChange, actor: Actor) -> Staged:
-        """Serve a version as `<model>__canary` for a share of the requests; ask `route` which name to use."""
-        row = production.start_canary(model, version, change.share, change.note(actor))
-        return Staged(model=model + CANARY, triton_version=str(row.triton_version))
-
-    @router.delete("/models/{model}/canary")
-    def end_canary(model: str, actor: Actor) -> dict[str, bool]:
-        """Take the canary out of Triton: it has shown that it is no better."""
-        return {"removed": production.end_canary(model, Note(reason="ended by hand", actor=actor))}
 
     @router.post("/models/{model}/versions/{version}/promote")
     def promote(model: str, version: str, actor: Actor, change: PromotionChange | None = None) -> Promoted:

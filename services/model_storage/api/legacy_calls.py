@@ -196,7 +196,7 @@ def _zipped(upload: Upload) -> Path:
 def _active(service: Service, model: str) -> Record:
     """Return the version in production, or before there was one the version that `config.pbtxt` names."""
     check_model_name(model)
-    champion = service.history.champion(model)
+    champion = service.known.of(model).champion
     if champion is not None and champion.version is not None:
         return service.catalog.version(model, champion.version)
     if not service.catalog.has_versions(model):

@@ -1,5 +1,7 @@
 """Which version was in production when: the table `model_storage.promotions`, to which rows are only added.
 
+The table `model_storage.canaries` has what was counted so far of a canary that judges itself: a row a model.
+
 The last row of a model about production says what is in production: the truth that Triton is brought to. A canary is
 under way where no change of what is in production has followed its row, and a version is pinned where the last row
 about pins pins one.
@@ -16,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2.extras import RealDictCursor
+from psycopg2.extras import Json, RealDictCursor
 from pydantic import BaseModel, Field
 
 from services.model_storage.errors import Conflict, Unavailable
@@ -60,8 +62,10 @@ DO $$ BEGIN
     END IF;
 END $$;
 ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS signed_by text;
+ALTER TABLE model_storage.promotions ADD COLUMN IF NOT EXISTS evidence jsonb;
 ALTER TABLE model_storage.promotions DROP CONSTRAINT IF EXISTS promotions_action_check;
 CREATE INDEX IF NOT EXISTS promotions_of_a_model ON model_storage.promotions (model, id DESC);
+CREATE TABLE IF NOT EXISTS model_storage.canaries (model text PRIMARY KEY, judging jsonb NOT NULL);
 """
 
 
@@ -99,6 +103,8 @@ class Promotion(BaseModel):
     on_behalf_of: str | None = None
     signed_by: str | None = None
     """Fingerprint of the key that had signed the version; None where it was not signed, and of earlier releases."""
+    evidence: dict[str, Any] | None = None
+    """What a canary that judges itself had shown then: `canary_judge.Evidence`."""
 
     @property
     def by(self) -> str:
@@ -150,6 +156,11 @@ class History:
         )
         among = None if actions is None else list(actions)
         return self._read(query, [model, among, among, at, at, limit])
+
+    def judging(self, model: str) -> dict[str, Any] | None:
+        """Return what was counted of the last canary of `model` that judges itself; None where there was none."""
+        with self._transaction() as cursor:
+            return _judging(cursor, model)
 
     def changed_since(self, number: int) -> tuple[set[str], int]:
         """Return the models with changes after the row `number`, and the number of the last of them."""
@@ -255,20 +266,41 @@ class Change:
         note: Note,
         share: float | None = None,
         signed_by: str | None = None,
+        evidence: dict[str, Any] | None = None,
     ) -> Promotion:
         """Write the row of this change, commit it, and return it."""
         previous = self.champion.version if self.champion else None
-        values: list[str | float | None] = [self._model, action, version, number, target, previous]
+        values: list[Any] = [self._model, action, version, number, target, previous]
         values += [note.run_id, note.snapshot_id, note.reason, note.actor, share, note.on_behalf_of, signed_by]
+        values.append(None if evidence is None else Json(evidence))
         self._cursor.execute(
             "INSERT INTO model_storage.promotions (model, action, version, triton_version, target, previous_version, "
-            "run_id, snapshot_id, reason, actor, share, on_behalf_of, signed_by) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+            "run_id, snapshot_id, reason, actor, share, on_behalf_of, signed_by, evidence) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
             values,
         )
         row = Promotion.model_validate(dict(self._cursor.fetchone() or {}))
         self._cursor.connection.commit()
         return row
+
+    def judging(self) -> dict[str, Any] | None:
+        """Return what was counted of the last canary that judges itself; None where there was none."""
+        return _judging(self._cursor, self._model)
+
+    def keep(self, judging: dict[str, Any] | None) -> None:
+        """Keep what was counted of a canary, None: it does not judge itself; in force with the row that is added next.
+
+        Without one it is in force at the end of the change.
+        """
+        self._cursor.execute("DELETE FROM model_storage.canaries WHERE model = %s", [self._model])
+        if judging is not None:
+            self._cursor.execute("INSERT INTO model_storage.canaries VALUES (%s, %s)", [self._model, Json(judging)])
+
+
+def _judging(cursor: RealDictCursor, model: str) -> dict[str, Any] | None:
+    cursor.execute("SELECT judging FROM model_storage.canaries WHERE model = %s", [model])
+    row = cursor.fetchone()
+    return None if row is None else dict(row["judging"])
 
 
 def _under_way(latest: list[Promotion]) -> Promotion | None:

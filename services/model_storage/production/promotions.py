@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -61,8 +61,8 @@ class Production:
         self._glanced_at: Promotion | None = None
         self._foreign: set[str] = set()  # what Triton served in the last round and has no version here
         self._entries = entries
-        self._beside = Beside(catalog, fleet, entries)
-        self._prover = Prover(catalog, fleet, self._beside, max_latency_ms)
+        self.beside = Beside(catalog, fleet, entries)
+        self._prover = Prover(catalog, fleet, self.beside, max_latency_ms)
         self._locks = ModelLocks()  # not those of the catalog: an upload need not wait for a load
 
     def promote(self, model: str, version: str, note: Note, force: bool = False) -> Promotion:
@@ -86,13 +86,16 @@ class Production:
             Unavailable: Triton or PostgreSQL does not answer; nothing was changed.
         """
         record = self.catalog.version(model, version)
+        return self.change(model, lambda change: self.promote_in(change, record, note, force, max_latency_ms))
 
-        def promote(change: Change) -> tuple[Promotion, Proof | None]:
-            _refuse_if_pinned(change, record.version)
-            proof = self._prove(change, record, force, max_latency_ms)
-            return self._switch(change, record, note, "promote"), proof
-
-        return self._change(model, promote)
+    def promote_in(
+        self, change: Change, record: Record, note: Note, force: bool = False, max_latency_ms: float | None = None,
+        evidence: dict[str, Any] | None = None,
+    ) -> tuple[Promotion, Proof | None]:  # fmt: skip
+        """Do what `promote_with_proof` does, within a change; `evidence` is what it has shown as a canary."""
+        _refuse_if_pinned(change, record.version)
+        proof = self._prove(change, record, force, max_latency_ms)
+        return self._switch(change, record, note, "promote", evidence), proof
 
     def pin(self, model: str, version: str, note: Note, force: bool = False) -> Promotion:
         """Bring `version` into production where it is not, by proof as `promote` does, and keep it until `unpin`.
@@ -109,7 +112,7 @@ class Production:
             self._switch(change, record, note, "promote")
             return change.pin or change.add("pin", record.version, record.triton_version, record.target, note)
 
-        return self._change(model, pin)
+        return self.change(model, pin)
 
     def unpin(self, model: str, note: Note) -> bool:
         """Let other versions come into production again; return whether one was pinned."""
@@ -121,7 +124,7 @@ class Production:
                 change.add("unpin", pin.version, pin.triton_version, pin.target, note)
             return pin is not None
 
-        return self._change(model, unpin)
+        return self.change(model, unpin)
 
     def rollback(self, model: str, note: Note, from_version: str | None = None) -> Promotion:
         """Serve the version that was in production before the present one; again for the one before that.
@@ -141,7 +144,7 @@ class Production:
                 raise Conflict(f"not version {from_version} of {model!r} is in production, but {present or 'none'}")
             return self._roll_back(change, model, note)
 
-        return self._change(model, roll_back)
+        return self.change(model, roll_back)
 
     def load(self, model: str, note: Note) -> Promotion:
         """Load what is in production, or was before it was unloaded.
@@ -158,7 +161,7 @@ class Production:
             record = self.catalog.version(model, earlier[-1]) if earlier else left or records[-1]
             return self._switch(change, record, _data_of(change, record.version, note), "load")
 
-        return self._change(model, load)
+        return self.change(model, load)
 
     def unload(self, model: str, note: Note) -> None:
         """Take the model out of Triton and write down that nothing is in production."""
@@ -171,63 +174,21 @@ class Production:
             if change.champion is not None:
                 change.add("unload", None, None, None, note)
 
-        self._change(model, unload)
+        self.change(model, unload)
 
     def stage(self, model: str, version: str) -> Record:
         """Serve `version` under the name `<model>__candidate`, beside the version in production."""
         record = self.catalog.version(model, version)
         with self._locks.of(model):
-            self._check(record, self.history.rows(model, actions=PRODUCTION))
-            self._beside.serve(record, model + CANDIDATE)
+            self.check(record, self.history.rows(model, actions=PRODUCTION))
+            self.beside.serve(record, model + CANDIDATE)
         return record
 
     def unstage(self, model: str) -> bool:
         """Take the candidate out of Triton and remove its folder; return whether there was one."""
         check_model_name(model)
         with self._locks.of(model):
-            return self._beside.remove(model + CANDIDATE)
-
-    def start_canary(self, model: str, version: str, share: float, note: Note) -> Promotion:
-        """Serve `version` as `<model>__canary` for a share of the requests, 0 to 1; again to change the share.
-
-        It is over with the next change of what is in production, be it the promotion of this version or a rollback.
-
-        Raises:
-            Conflict: nothing is in production, or this very version, or another canary is under way.
-        """
-        record = self.catalog.version(model, version)
-
-        def start(change: Change) -> Promotion:
-            if change.champion is None or change.champion.version == version:
-                what = "this version is" if change.champion else "nothing is"
-                raise Conflict(f"a canary of {model!r} runs beside another version in production, and {what}")
-            if change.canary is None:
-                self._check(record, change.rows)
-                self._beside.serve(record, model + CANARY)
-            elif change.canary.version != version:
-                raise Conflict(f"version {change.canary.version} is the canary of {model!r}: end it first")
-            try:
-                return change.add(
-                    "canary", version, record.triton_version, record.target, note, share, signed_by=record.signed_by
-                )
-            except Exception:
-                if change.canary is None:
-                    self._beside.remove(model + CANARY)
-                raise
-
-        return self._change(model, start)
-
-    def end_canary(self, model: str, note: Note) -> bool:
-        """Take the canary out of Triton; return whether there was one."""
-        check_model_name(model)
-
-        def end(change: Change) -> bool:
-            canary = change.canary
-            if canary is not None:
-                change.add("end_canary", canary.version, canary.triton_version, canary.target, note)
-            return self._beside.remove(model + CANARY) or canary is not None
-
-        return self._change(model, end)
+            return self.beside.remove(model + CANDIDATE)
 
     def delete(self, model: str, version: str, older_than_days: float) -> Cleaned:
         """Delete a version for good.
@@ -242,7 +203,7 @@ class Production:
                 raise Conflict(f"version {version} of {model!r} is not deleted: {why}")
             return self._deleted(model, [record])
 
-        return self._change(model, delete)
+        return self.change(model, delete)
 
     def clean(self, model: str, older_than_days: float, dry_run: bool = False) -> Cleaned:
         """Delete each version that nothing needs (`retention.needed`) and that is older than that.
@@ -260,7 +221,7 @@ class Production:
             done = cleaned(model, unneeded) if dry_run else self._deleted(model, unneeded)
             return done.model_copy(update={"kept": kept, "dry_run": dry_run})
 
-        return self._change(model, clean)
+        return self.change(model, clean)
 
     def _needed(self, change: Change, records: Sequence[Record], older_than_days: float) -> dict[str, str]:
         model = records[0].model
@@ -292,13 +253,13 @@ class Production:
                 name = model + PREVIOUS
                 try:
                     record = self.catalog.version(model, back[-1])
-                    self._check(record, rows)
-                    self._beside.serve(record, name)
+                    self.check(record, rows)
+                    self.beside.serve(record, name)
                     found.append(self._tried("previous", name, back[-1], picture))
                 except (ServingFailed, NotFound, NotTrusted) as error:
                     found.append(Tried(stage="previous", version=back[-1], problem=str(error)))
                 finally:
-                    self._beside.remove(name)
+                    self.beside.remove(name)
             return found
 
     def _tried(self, stage: Literal["champion", "previous"], name: str, version: str, picture: bytes) -> Tried:
@@ -324,7 +285,7 @@ class Production:
         for model, canary in canaries.items():
             if not self._is_right(served, model, canary, model + CANARY):
                 failed += self._attempt(model, lambda change, model=model: self._ensure_canary(change, model))  # type: ignore[misc]
-        for name, model in self._beside.names():
+        for name, model in self.beside.names():
             unwanted = name.endswith((PREVIOUS, PROOF)) or (name.endswith(CANARY) and model not in canaries)
             if unwanted or name not in served.models():
                 failed += self._attempt(model, lambda change, name=name: self._remove_stray(change, name))  # type: ignore[misc]
@@ -358,7 +319,7 @@ class Production:
 
     def _attempt(self, model: str, action: Callable[[Change], None]) -> list[str]:
         try:
-            self._change(model, action)
+            self.change(model, action)
         except StorageError as error:
             return [f"{model}: {error}"]
         return []
@@ -366,16 +327,17 @@ class Production:
     def _ensure_canary(self, change: Change, model: str) -> None:
         if change.canary is not None and change.canary.version is not None:
             record = self.catalog.version(model, change.canary.version)
-            self._check(record, change.rows)
-            self._beside.serve(record, model + CANARY)
+            self.check(record, change.rows)
+            self.beside.serve(record, model + CANARY)
 
     def _remove_stray(self, change: Change, name: str) -> None:
         """Remove what is served beside a model and should not be, and what is not served: its maker was interrupted."""
         is_canary = name.endswith(CANARY) and change.canary is not None
         if not is_canary and (name.endswith((CANARY, PREVIOUS, PROOF)) or name not in self.fleet.served().models()):
-            self._beside.remove(name)
+            self.beside.remove(name)
 
-    def _change(self, model: str, action: Callable[[Change], T]) -> T:
+    def change(self, model: str, action: Callable[[Change], T]) -> T:
+        """Return what `action` does, which nobody else's change of the model comes between."""
         with self._locks.of(model):
             self._take_over(model)
             with self.history.change(model) as change:
@@ -415,27 +377,30 @@ class Production:
         others = reversed(self.catalog.versions(record.model))
         return [other for other in others if graph and other.meta.get("onnx_sha256") == graph and other != record]
 
-    def _switch(self, change: Change, record: Record, note: Note, action: Action) -> Promotion:
+    def _switch(
+        self, change: Change, record: Record, note: Note, action: Action, evidence: dict[str, Any] | None = None
+    ) -> Promotion:
         champion = change.champion
         if champion is not None and champion.version == record.version:
             if not self.fleet.served().exactly(record.model, record.triton_version):
-                self._check(record, change.rows)
+                self.check(record, change.rows)
                 self._serve(record)
             return champion
-        self._check(record, change.rows)
+        self.check(record, change.rows)
         present = self._record_of(champion)
         before = self.catalog.store.read(f"{record.model}/{CONFIG_FILE}")
         try:
             self._serve(record, present)
             row = change.add(
-                action, record.version, record.triton_version, record.target, note, signed_by=record.signed_by
-            )
+                action, record.version, record.triton_version, record.target, note, signed_by=record.signed_by,
+                evidence=evidence,
+            )  # fmt: skip
         except Exception as error:
             logger.warning("%s %s did not come into production: %s", record.model, record.version, error)
             self._restore(change, record.model, before, error)
             raise
         try:
-            self._beside.remove(record.model + CANARY)  # what it was compared with is gone
+            self.beside.remove(record.model + CANARY)  # what it was compared with is gone
         except StorageError as error:
             logger.warning("the canary of %s is over, but not yet out of Triton: %s", record.model, error)
         return row
@@ -444,10 +409,10 @@ class Production:
         """Let a version show that it can take the place of the one in production; None where it has that already."""
         if change.champion is not None and change.champion.version == record.version:
             return None
-        self._check(record, change.rows)
+        self.check(record, change.rows)
         return self._prover.prove(self._record_of(change.champion), record, force, max_latency_ms)
 
-    def _check(self, record: Record, rows: list[Promotion]) -> None:
+    def check(self, record: Record, rows: list[Promotion]) -> None:
         """Check before `record` is loaded that it is what was signed, as far as it must be; `rows`: its history."""
         self.catalog.check(record, [row.signed_by for row in rows if row.version == record.version])
 
@@ -475,7 +440,7 @@ class Production:
             self.fleet.unload(model)
             return
         record = self.catalog.version(model, champion.version)
-        self._check(record, change.rows)
+        self.check(record, change.rows)
         if served.exactly(model, record.triton_version):
             self._entries.follow(record, model)
             return
@@ -497,7 +462,7 @@ class Production:
                 self.fleet.unload(model)
                 return
             record = self.catalog.version(model, champion.version)
-            self._check(record, change.rows)
+            self.check(record, change.rows)
             for server in self.fleet.servers:
                 if isinstance(cause, ServingFailed) and server.served().get(model) == [champion.triton_version]:
                     continue  # a refused load leaves the old version as it was

@@ -166,7 +166,7 @@ def settings_for(triton: TritonServer, database_url: str, **more: object) -> Set
         "triton_grpc": triton.grpc,
         "triton_key_file": str(triton.key_file),
         "tokens": {
-            "everything": {"token": TOKEN, "scopes": ["read", "publish", "promote", "delete"]},
+            "everything": {"token": TOKEN, "scopes": ["read", "publish", "promote", "delete", "report"]},
             "reader": {"token": READ_TOKEN, "scopes": ["read"]},
             "publisher": {"token": PUBLISH_TOKEN, "scopes": ["read", "publish"]},
         },

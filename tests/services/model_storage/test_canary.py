@@ -4,6 +4,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from local.triton import TritonServer
+from services.model_storage.production.canary_judge import Rules
 from services.model_storage.production.history import Change, Note
 from tests.services.model_storage.support import Storage, model_zip, new_triton, serving, settings_for
 
@@ -90,7 +91,7 @@ def test_a_canary_whose_row_is_not_written_is_undone(
     with monkeypatch.context() as patch:
         patch.setattr(Change, "add", fail)
         with pytest.raises(ArithmeticError):
-            storage.service.production.start_canary(named, "0.0.2", 0.25, Note())
+            storage.service.canaries.start(named, "0.0.2", Rules(), Note())
     assert not (storage.repository / f"{named}__canary").exists()
     assert f"{named}__canary" not in storage.service.fleet.served().models()
     assert start(storage, named, "0.0.2").status_code == 200

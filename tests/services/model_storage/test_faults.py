@@ -7,7 +7,8 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from local.triton import TritonServer
-from services.model_storage.errors import Conflict, ServingFailed
+from services.model_storage.errors import Conflict, ServingFailed, Unavailable
+from services.model_storage.production.last_known import LastKnown
 from services.model_storage.service import Service
 from tests.services.model_storage.support import (
     Database,
@@ -80,6 +81,41 @@ def test_promoting_again_brings_a_restarted_triton_back(database_url: str, trito
         assert storage.promote("digits", "0.0.1").status_code == 200
         assert storage.scale_served("digits") == 2.0
         assert len(storage.client.get("/history/digits").json()) == 1
+
+
+def test_clients_are_told_what_was_last_known_while_postgresql_is_away(
+    database: Database, triton: TritonServer
+) -> None:
+    settings = settings_for(triton, database.new(), watch_seconds=0.1)
+    with serving(triton, settings) as storage:
+        with_champion(storage)
+        storage.client.post("/models/digits/versions/0.0.2/canary", json={"share": 0.5, "judged": False})
+        storage.promote("nobody_asked", storage.published("nobody_asked", 5.0))
+        keys = [{"key": f"user {number}"} for number in range(20)]
+        before = [storage.client.get("/models/digits/route", params=key).json() for key in keys]
+        assert {answer["version"] for answer in before} == {"0.0.1", "0.0.2"}
+        assert all(answer["stale_seconds"] is None for answer in before)
+        looked = storage.service.known
+        wait_for(lambda: "nobody_asked" in looked._found)
+        database.stop()
+        try:
+            after = [storage.client.get("/models/digits/route", params=key).json() for key in keys]
+            assert [answer["model"] for answer in after] == [answer["model"] for answer in before]
+            assert all(0 <= answer["stale_seconds"] < 120 for answer in after)
+            champion = storage.client.get("/models/nobody_asked/champion").json()
+            assert (champion["version"], champion["stale_seconds"] >= 0) == ("0.0.1", True)
+            assert storage.client.get("/get_version/digits").status_code == 200
+            unknown = storage.client.get("/models/strange/route", params={"key": "x"})
+            assert unknown.status_code == 503, "nobody knows whether there is one"
+            assert storage.client.get("/models/digits/canary").status_code == 503
+            old = LastKnown(storage.service.history, 1.0, now=iter([0.0, 10.0]).__next__)
+            old._found = dict(looked._found) | {"digits": (0.0, looked.of("digits"))}
+            assert old.of("digits").champion is not None
+            with pytest.raises(Unavailable):
+                old.of("digits")
+        finally:
+            database.start()
+        wait_for(lambda: storage.client.get("/models/digits/route", params=keys[0]).json()["stale_seconds"] is None)
 
 
 def test_without_triton_uploads_go_on_and_a_promotion_is_a_503_that_changes_nothing(

@@ -21,6 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.model_storage.errors import Conflict, NotFound, Refused, ServingFailed, StorageError, Unavailable
+from services.model_storage.production.canaries import Canaries
+from services.model_storage.production.canary_judge import Rules
 from services.model_storage.production.history import Change, History, Note
 from services.model_storage.production.picture_entries import PictureEntries
 from services.model_storage.production.promotions import Production
@@ -41,6 +43,8 @@ class Crash(BaseException):
 
 class TritonDouble:
     """Serves what the configuration on the disk names; `is_away` and `crash` are set by the test."""
+
+    address = "double"
 
     def __init__(self, repository: Path) -> None:
         self.repository = repository
@@ -64,6 +68,14 @@ class TritonDouble:
     def served(self) -> dict[str, list[int]]:
         self._answer()
         return {model: [number] for model, number in self.loaded.items()}
+
+    def config(self, model: str) -> object:
+        self._answer()
+        raise ServingFailed(f"the double does not complete the configuration of {model}")
+
+    def answered(self, model: str, number: int) -> tuple[int, int, int]:
+        self._answer()
+        return 0, 0, 0
 
     def serve(self, model: str, number: int) -> None:
         self.load(model)
@@ -106,6 +118,7 @@ class ModelStorage(RuleBasedStateMachine):
         self.production = Production(
             self.catalog, fleet, self.history, PictureEntries(self.catalog, fleet, wanted=True)
         )
+        self.canary = Canaries(self.production)
         if not self.triton.is_away:
             assert self.production.reconcile() == []
 
@@ -217,7 +230,7 @@ class ModelStorage(RuleBasedStateMachine):
         content = self.versions[model].get(version)
 
         def start() -> None:
-            self.production.start_canary(model, version, 0.1, Note())
+            self.canary.start(model, version, Rules(steps=(0.1,)), Note())
 
         if content is None:
             with pytest.raises(NotFound):
@@ -235,7 +248,7 @@ class ModelStorage(RuleBasedStateMachine):
     @rule(model=MODELS)
     def end_canary(self, model: str) -> None:
         if not self.triton.is_away:
-            assert self.production.end_canary(model, Note()) == (self.canaries[model] is not None)
+            assert self.canary.end(model, Note()) == (self.canaries[model] is not None)
             self.canaries[model] = None
 
     @rule()
