@@ -16,6 +16,7 @@ from training_jobs.report_kit.pictures import shown
 from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
 from training_jobs.scoring.detection import DetectorEvaluation, DetectorScores, Drawn, WorstPicture
 from training_jobs.scoring.evaluation import Evaluation, Scores
+from training_jobs.scoring.golden import golden_section
 
 THUMBNAIL, LARGE_THUMBNAIL = 160, 480  # pixels
 LARGEST_MATRIX = 60  # classes; with more, nobody reads it
@@ -45,6 +46,7 @@ def evaluation_page(bottle: Bottle, evaluation: Evaluation) -> str:
         sections.append(Section("Surest mistakes", _mistakes(bottle, evaluation.mistakes)))
         flips = evaluation.negative_flips
         sections.append(Section(FLIPS, _mistakes(bottle, flips) if flips else []))
+    sections.append(golden_section(evaluation.golden))
     made = {name: getattr(evaluation, name) for name in ("kind", "group", "snapshot_id", "experiment", "model_name")}
     sections.append(Section("What was evaluated", [Table.of_pairs(made)]))
     return page(f"Evaluation of {evaluation.candidate.version}", verdict(evaluation), sections)
