@@ -110,7 +110,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         pictures=len(judged.samples), reviewed=len(known), agreement=agreement,
     )  # fmt: skip
     logger.info(
-        "%d of %d labels are probably wrong, %d of them golden; %d pictures were reviewed before; queue: %s/%s, page: "
+        "%d of %d labels may be wrong, %d of them golden; %d pictures were reviewed before; queue: %s/%s, page: "
         "%s/%s", len(rows), len(judged.samples), golden, len(known), bottle, result.queue, bottle, result.report,
     )  # fmt: skip
     if context.is_tracked:
@@ -203,6 +203,7 @@ class Row:
     sample: Sample
     suggested: list[str]
     margin: float
+    sure: bool
 
 
 def _suspects(snapshot: Snapshot, judged: Judged) -> tuple[Suspects, float]:
@@ -224,9 +225,9 @@ def _suspects(snapshot: Snapshot, judged: Judged) -> tuple[Suspects, float]:
 def _rows(snapshot: Snapshot, judged: Judged, found: Suspects) -> list[Row]:
     """Return the queue: golden pictures first, of each part the surest first."""
     names, rows = snapshot.summary.labels, []
-    for place, suggested, margin in zip(*found, strict=True):
+    for place, suggested, margin, sure in zip(*found, strict=True):
         chosen = [n for n, yes in zip(names, suggested, strict=True) if yes] if suggested.ndim else [names[suggested]]
-        rows.append(Row(judged.samples[place], chosen, float(margin)))
+        rows.append(Row(judged.samples[place], chosen, float(margin), bool(sure)))
     return sorted(rows, key=lambda row: row.sample.split != "golden")
 
 
@@ -234,11 +235,11 @@ def table(rows: Sequence[Row]) -> str:
     """Return the queue as the table that `review_labels` takes once a person has filled in the verdicts."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, "labels", "margin", "split", "source"])
+    writer.writerow([*COLUMNS, "labels", "margin", "sure", "split", "source"])
     for row in rows:
         sample = row.sample
-        labels = SEPARATOR.join(sample.labels), f"{row.margin:.4f}", sample.split, sample.source
-        writer.writerow([sample.path, "", SEPARATOR.join(row.suggested), *labels])
+        said = SEPARATOR.join(sample.labels), f"{row.margin:.4f}", "yes" if row.sure else "no"
+        writer.writerow([sample.path, "", SEPARATOR.join(row.suggested), *said, sample.split, sample.source])
     return text.getvalue()
 
 
@@ -251,7 +252,8 @@ def _page(bottle: Bottle, snapshot: Snapshot, rows: Sequence[Row], judged: int, 
         shown = [
             Picture(
                 read_thumbnail(bottle, row.sample.path, THUMBNAIL)[0],
-                f"{', '.join(row.sample.labels) or '-'} → {', '.join(row.suggested) or '-'}? ({row.margin:+.2f})",
+                f"{', '.join(row.sample.labels) or '-'} → {', '.join(row.suggested) or '-'}? "
+                f"({row.margin:+.2f}{'' if row.sure else ', unsure'})",
                 Path(row.sample.source).name[-40:],
             )
             for row in some[:SHOWN]
@@ -268,7 +270,11 @@ def _page(bottle: Bottle, snapshot: Snapshot, rows: Sequence[Row], judged: int, 
         f"training_jobs.review_labels --group {summary.group} --snapshot_id {summary.snapshot_id} --by <you> "
         f"--decisions <the table>. The next pull applies it."
     )
-    verdict = f"{len(rows)} of {judged} labels are probably wrong, {len(golden)} of them golden."
+    sure = sum(row.sure for row in rows)
+    verdict = (
+        f"{sure} of {judged} labels are probably wrong, {len(rows) - sure} more are doubtful; "
+        f"{len(golden)} of all these are golden."
+    )
     sections = [
         Section("How to review", [Text(how)]), section("Golden pictures", golden),
         section("Training and validation pictures", others),

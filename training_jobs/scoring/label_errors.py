@@ -3,8 +3,9 @@
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70 (2021). A class is
 believed of a picture where its probability is at least the mean that the class has on pictures with its label; a
 picture that is believed to be of another class than its label is probably mislabeled (the off-diagonal of the confident
-joint). They are ranked by the normalized margin. As in the authors' own library, which a test compares with, a picture
-whose label is also the likeliest class is none of them.
+joint). As in the authors' own library, which a test compares with, a picture whose label is also the likeliest class is
+none of them. Where models are seldom sure that leaves out many errors, so that all pictures follow of which another
+class is likelier than the label; both parts are ranked by the normalized margin.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ _TOLERANCE = 1e-6  # so that a class whose pictures all have the same probabilit
 
 
 class Suspects(NamedTuple):
-    """Pictures whose labels are probably wrong, the surest first: all [M].
+    """Pictures whose labels may be wrong, the surest first: all [M].
 
-    `suggested` is the class that is believed, int [M]; of several labels what they would be, 0 or 1 [M, K]. `margin` is
-    the probability of the label less that of the likeliest other class, -1 to 1: the less, the surer.
+    `sure` are those of confident learning. `suggested` is the class that is believed, int [M]; of several labels what
+    they would be, 0 or 1 [M, K]. `margin` is the probability of the label less that of the likeliest other class, -1 to
+    1: the less, the surer.
     """
 
     picture: NDArray[np.int64]
     suggested: NDArray[np.int64]
     margin: NDArray[np.float64]
+    sure: NDArray[np.bool_]
 
 
 def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Suspects:
@@ -41,9 +44,10 @@ def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> S
 
     believed = _believed(labels, probabilities)
     margins = normalized_margins(labels, probabilities)
-    wrong = np.flatnonzero((believed >= 0) & (believed != labels) & (margins < 0))
-    order = wrong[np.argsort(margins[wrong], kind="stable")]
-    return Suspects(order, believed[order], margins[order])
+    sure = (believed >= 0) & (believed != labels)
+    suggested = np.where(sure, believed, probabilities.argmax(1))
+    order = _ranked(np.flatnonzero(margins < 0), margins, sure)
+    return Suspects(order, suggested[order], margins[order], sure[order])
 
 
 def several_suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Suspects:
@@ -55,15 +59,22 @@ def several_suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float6
     """
     import numpy as np
 
-    suggested, margins = labels.copy(), np.ones(len(labels))
+    suggested, margins, sure = labels.copy(), np.ones(len(labels)), np.zeros(len(labels), bool)
     for column in range(labels.shape[1]):
         yes = probabilities[:, column]
         found = suspects(labels[:, column], np.stack([1 - yes, yes], axis=1))
         suggested[found.picture, column] = found.suggested
         margins[found.picture] = np.minimum(margins[found.picture], found.margin)
-    wrong = np.flatnonzero((suggested != labels).any(1))
-    order = wrong[np.argsort(margins[wrong], kind="stable")]
-    return Suspects(order, suggested[order], margins[order])
+        sure[found.picture] |= found.sure
+    order = _ranked(np.flatnonzero((suggested != labels).any(1)), margins, sure)
+    return Suspects(order, suggested[order], margins[order], sure[order])
+
+
+def _ranked(chosen: NDArray[np.int64], margins: NDArray[np.float64], sure: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the chosen pictures, the sure ones first, each part by its margin."""
+    import numpy as np
+
+    return chosen[np.lexsort((margins[chosen], ~sure[chosen]))]
 
 
 def normalized_margins(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
