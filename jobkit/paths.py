@@ -70,6 +70,11 @@ def last_snapshot_key(group: str) -> str:
     return f"snapshots/{checked_name(group, 'group')}/last.json"
 
 
+def label_reviews(group: str) -> str:
+    """Return the folder of what people decided about a group's labels, a file for each time."""
+    return f"reviews/{checked_name(group, 'group')}"
+
+
 def experiments(group: str) -> str:
     """Return the folder of a group's experiments."""
     return f"models/{checked_name(group, 'group')}"

@@ -58,6 +58,9 @@ class Sample(BaseModel):
     several: tuple[str, ...] | None = Field(
         None, description="its classes in a set that is multi-label, sorted; empty: it shows none; None: it has a label"
     )
+    listed_as: tuple[str, ...] | None = Field(
+        None, description="its classes at the source, where a person's review has given it others; None: those it has"
+    )
 
     @property
     def labels(self) -> list[str]:
@@ -78,7 +81,7 @@ class Refused(BaseModel):
     reason: Literal[
         "corrupt", "unsupported", "too_small", "too_large", "duplicate", "near_duplicate", "conflicting_labels",
         "missing", "duplicate_id", "unknown_category", "unknown_picture", "malformed", "zero_area",
-        "other_size", "no_usable_object",
+        "other_size", "no_usable_object", "dropped_in_review",
     ]  # fmt: skip
     detail: str
     sha256: str | None = None

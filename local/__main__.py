@@ -95,6 +95,7 @@ def _show_new_pipeline(files: list[Path]) -> None:
     console.print(
         f'The DAG retrain_{name} is in Airflow within seconds; to run it here: make run ARGS="--pipeline {name}"'
     )
+    console.print(new_pipeline.golden_plan(), markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_status(settings: Settings) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +81,30 @@ class NewPipeline:
             ROOT / "configs" / "classifier" / f"{self.name}.yaml": TRAINING.format(**values),
             folder / f"{self.name}.yaml": PIPELINE.format(**values),  # last: Airflow takes it up at once
         }
+
+
+def golden_plan() -> str:
+    """Return in sentences how many golden pictures the gate of a new pipeline needs; the job's own words.
+
+    Where the jobs' environment is not installed yet it is the command that tells.
+    """
+    python = ROOT / ".venv" / "jobs" / "bin" / "python"
+    command = [str(python), "-m", "training_jobs.gate", "plan", "--margin", "0.01"]
+    ask = "what the gate can show: .venv/jobs/bin/python -m training_jobs.gate plan --margin 0.01 --classes <yours>"
+    if not python.exists():
+        return ask
+    with tempfile.TemporaryDirectory(prefix="nightshift-plan-") as folder:
+        environment = {**os.environ, "NIGHTSHIFT_JOB_DIR": folder}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+        if done.returncode:
+            return ask
+        result = json.loads((Path(folder) / "result.json").read_text())["result"]
+    rows = sorted([result["needed"], *result["others"]], key=lambda row: row["margin"])
+    said = ", ".join(f"{row['pictures']:,} for {100 * row['margin']:g} points" for row in rows)
+    return (
+        f"Golden pictures (15 % of all) that let an equal model pass in 80 % of the nights, by min_gain, "
+        f"with 10 classes: {said}.\nWith yours: {ask.partition(': ')[2]}"
+    )
 
 
 def create(answers: dict[str, str | None]) -> list[Path]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobkit import job
 from jobkit.answers import Answers
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
 from jobkit.model_spec import ModelSpec
-from jobkit.snapshot import Snapshot, read_snapshot
+from jobkit.snapshot import Sample, Snapshot, read_snapshot
 from nightshift_common.picture_preparation import SHOWN
 from training_jobs.scoring import metrics, multi_label
 from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
@@ -24,6 +24,7 @@ from training_jobs.scoring.evaluation_job import (
     finish,
     golden_pictures,
 )
+from training_jobs.scoring.golden import ARRIVED, GoldenSet, describe, newcomers
 from training_jobs.scoring.metrics import ClassifierScores
 from training_jobs.scoring.multi_label import MultiLabelScores
 from training_jobs.scoring.paired import group_numbers
@@ -105,16 +106,56 @@ def _evaluate(
                 )
             )
     found_mistakes = _several_mistakes if several else _mistakes
+    golden_set = describe(bottle, arguments.group, golden)
+    if comparison is not None:
+        golden_set, is_new = _arrived(bottle, arguments, golden_set, golden, models)
+        if is_new is not None and is_new.any():
+            comparison, scores, rival_scores = _with_part(
+                several, truth, is_new, groups, comparison, (scores, probabilities), (rival_scores, rival)
+            )
     values = {
         "kind": "classification",
         "group": arguments.group, "snapshot_id": arguments.snapshot_id, "experiment": arguments.experiment,
         "model_name": arguments.model_name, "labels": labels, "pictures": len(golden), "candidate": scores,
-        "champion": rival_scores, "comparison": comparison, "references": references,
+        "champion": rival_scores, "comparison": comparison, "references": references, "golden": golden_set,
         "mistakes": found_mistakes(snapshot, truth, probabilities, rival),
         "negative_flips": found_mistakes(snapshot, truth, probabilities, rival, flips=True),
     }  # fmt: skip
     evaluation = MultiLabelEvaluation(**values) if several else ClassifierEvaluation(**values)
     return evaluation, Answers.of(candidate.spec, golden, given["the candidate"])
+
+
+def _arrived(
+    bottle: Bottle, arguments: Arguments, found: GoldenSet, golden: list[Sample], models: Contenders[ModelSpec]
+) -> tuple[GoldenSet, NDArray[np.bool_] | None]:
+    """Return the golden set with what has arrived since the models were trained, and which pictures that is, [N]."""
+    named = {"the candidate": models.candidate, "the champion": models.champion}
+    snapshots = {name: model.spec.snapshot_id for name, model in named.items() if model is not None}
+    is_new, note = newcomers(bottle, arguments.group, golden, snapshots, arguments.snapshot_id)
+    update = {"arrived": None if is_new is None else int(is_new.sum()), "notes": [*found.notes, note] if note else []}
+    return found.model_copy(update=update), is_new
+
+
+Scored = tuple[Any, Any]
+
+
+def _with_part(
+    several: bool, truth: NDArray[np.int64], chosen: NDArray[np.bool_], groups: NDArray[np.int64],
+    comparison: Comparison, ours: Scored, theirs: Scored,
+) -> tuple[Comparison, Any, Any]:  # fmt: skip
+    """Return the comparison and both models' scores with the chosen pictures, bool [N], as one more slice."""
+    import numpy as np
+
+    truth = truth[chosen]
+    answers = [answered[chosen] if several else answered[chosen].argmax(1) for _, answered in (ours, theirs)]
+    kind: Any = multi_label if several else metrics
+    numbers = np.unique(groups[chosen], return_inverse=True)[1]
+    sides = [
+        scores.model_copy(update={"slices": {**scores.slices, ARRIVED: kind.part(truth, answered)}})
+        for (scores, _), answered in zip((ours, theirs), answers, strict=True)
+    ]
+    gain = kind.part_gain(truth, *answers, numbers)
+    return comparison.model_copy(update={"slices": {**comparison.slices, ARRIVED: gain}}), *sides
 
 
 def _pictures(several: bool) -> str:

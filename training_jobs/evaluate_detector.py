@@ -21,6 +21,7 @@ from training_jobs.scoring.evaluation_job import (
     finish,
     golden_pictures,
 )
+from training_jobs.scoring.golden import describe
 from training_jobs.scoring.models import Model
 from training_jobs.scoring.paired import group_numbers
 from training_jobs.scoring.predict import differences
@@ -65,6 +66,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         champion=rival[1] if rival else None, comparison=compare(ours, rival[0], labels, groups) if rival else None,
         references=references, iou_threshold=options.iou_threshold, worst=worst_pictures(golden, ours, labels),
         negative_flips=worst_pictures(golden, ours, labels, rival[0].right) if rival else [],
+        golden=describe(context.bottle, arguments.group, golden),
     )  # fmt: skip
     report = counted(arguments, context, report, golden)
     result = finish(arguments, context, report)

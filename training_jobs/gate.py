@@ -305,6 +305,8 @@ def run(arguments: Arguments, context: job.Context) -> Result:
         evidence=decision.evidence,
     )  # fmt: skip
     logger.info(decision.sentence)
+    if evaluation.golden is not None:
+        logger.info(evaluation.golden.sentence)
     if (best := best_now(evaluation, rules)) is not None:
         write_best(context.bottle, evaluation.group, evaluation.model_name, best)
     against = {*decision.failed, *decision.undecided}

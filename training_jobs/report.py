@@ -147,6 +147,7 @@ def markdown(row: database.PipelineRun, line: str, states: dict[str, str | None]
         lines += ["|---" * (len(rivals) + 1) + "|"]
         for name in evaluation.candidate.metrics:
             lines.append(f"| {name} | " + " | ".join(f"{s.metrics[name]:.4f}" for s in rivals) + " |")
+        lines += ["", evaluation.golden.sentence] if evaluation.golden else []
         lines += ["", *(note for scores in rivals for note in scores.notes)]
     if states:
         lines += [

@@ -105,7 +105,7 @@ def check(arguments: Arguments, context: job.Context) -> Estimate:
     """Try the training for a few batches."""
     from training_jobs.classifier import rehearsal
 
-    task = _task(arguments, context)
+    task = asked_for(arguments, context)
     return rehearsal.check(task.config, task.examples(), task.bottle, arguments.gpus)
 
 
@@ -116,7 +116,7 @@ def find_learning_rate(arguments: Arguments, context: job.Context) -> RateResult
     from training_jobs.report_kit.blocks import Section
     from training_jobs.report_kit.page import page
 
-    task = _task(arguments, context)
+    task = asked_for(arguments, context)
     found = rehearsal.find_rate(task.config, task.examples(), task.bottle)
     table, chart = context.directory / "learning_rates.csv", context.directory / "learning_rates.html"
     rows = zip(found.rates, found.losses, found.smoothed, strict=True)
@@ -141,7 +141,8 @@ def find_learning_rate(arguments: Arguments, context: job.Context) -> RateResult
     return RateResult(suggestion=suggested, table=table, chart=chart)
 
 
-def _task(arguments: Arguments, context: job.Context) -> Task:
+def asked_for(arguments: Arguments, context: job.Context) -> Task:
+    """Return what a command line asks for."""
     from training_jobs.classifier.config import inferring, read_config
 
     config = read_config(_config_file(arguments), arguments.epochs, arguments.batch)
@@ -169,7 +170,7 @@ def run(arguments: Arguments, context: job.Context) -> Result:
     """Train, unless this task instance has done so already."""
     from training_jobs.classifier import experiment as experiments
 
-    task = _task(arguments, context)
+    task = asked_for(arguments, context)
     config, group, snapshot_id, bottle = task.config, task.group, task.snapshot_id, task.bottle
     mark = experiments.training_digest(config, group, snapshot_id)
     if arguments.resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def test_both_files_are_written_with_what_was_said(root: Path) -> None:
     assert (pipeline["data"]["group"], pipeline["publish"]["model_name"]) == ("footwear", "shoes")
     assert pipeline["train"]["config"] == "configs/classifier/shoes.yaml"
     assert yaml.safe_load(written[0].read_text())["experiment_name"] == "shoes"
+
+
+def test_a_new_pipeline_is_told_how_many_golden_pictures_its_margin_needs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "training_jobs.gate plan --margin 0.01 --classes <yours>" in new_pipeline.golden_plan(), "no environment yet"
+    monkeypatch.setattr(new_pipeline, "ROOT", Path(__file__).resolve().parents[2])
+    said = new_pipeline.golden_plan()
+    found = [
+        (float(margin), int(count.replace(",", ""))) for count, margin in re.findall(r"([\d,]+) for ([\d.]+)", said)
+    ]
+    assert [margin for margin, _ in found] == [0.5, 1, 2, 5]
+    assert sorted((count for _, count in found), reverse=True) == [count for _, count in found]
+    assert found[0][1] > 10_000 > found[-1][1]
 
 
 def test_without_a_schedule_it_runs_by_hand_only(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from jobkit import job
+from jobkit.answers import read_answers
 from jobkit.bottle import FolderBottle
 from jobkit.errors import ConfigurationError, DataValidationError, TransientError
 from jobkit.experiment import Experiment
@@ -27,6 +29,7 @@ from training_jobs.data.listing import Listed
 from training_jobs.data.picture_inspection import inspect
 from training_jobs.data.selection import Rules, select
 from training_jobs.scoring.classification import ClassifierEvaluation
+from training_jobs.scoring.golden import ARRIVED
 from training_jobs.scoring.history import count_look, write_best
 from training_jobs.scoring.models import load_candidate
 
@@ -219,6 +222,63 @@ def test_each_candidate_is_counted_once_on_a_golden_set(
     assert look("fourth", fresh) == 1
     assert look("second", golden) == 2
     assert count_look(bottle, "forms", "another", "s2", "models/forms/second", golden) == 1
+
+
+def test_a_golden_set_that_grew_a_hundredfold_in_one_batch_keeps_its_budget(bottle: FolderBottle) -> None:
+    def golden(count: int) -> list[Sample]:
+        digests = (hashlib.sha256(str(n).encode()).hexdigest() for n in range(count))
+        return [
+            Sample(sha256=d, path=d, label="a", split="golden", width=1, height=1, split_group=d, source=d)
+            for d in digests
+        ]
+
+    assert count_look(bottle, "forms", "forms", "small", "models/forms/first", golden(70)) == 1
+    large = golden(30_000)
+    sketches = [set(sorted(s.sha256 for s in some)[:64]) for some in (golden(70), large)]
+    assert not sketches[0] & sketches[1], "samples of both would not know each other"
+    assert count_look(bottle, "forms", "forms", "large", "models/forms/second", large) == 2
+
+
+def test_what_arrived_since_the_champion_was_trained_is_a_slice_of_both(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    earlier = [s for n, s in enumerate(snapshot.samples) if n % 2]
+    known = write_snapshot(bottle, "forms", earlier, [])
+    champion = SmallClassifier(bottle, read_snapshot(bottle, "forms", known.snapshot_id))
+    SmallClassifier(bottle, snapshot).write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion, storage.archive = "0.0.1", champion.archive()
+    result, evaluation = run(context, snapshot)
+    golden = snapshot.split("golden")
+    fresh = {s.path for s in golden} - {s.path for s in earlier}
+    assert evaluation.golden is not None and evaluation.golden.arrived == len(fresh) > 20
+    assert evaluation.pictures == len(golden), "both were scored anew on all of them"
+    answers = read_answers(bottle, result.answers or "")
+    said = {p: champion.spec.labels[i] for p, i in zip(answers.pictures, answers.probabilities.argmax(1), strict=True)}
+    right = [said[s.path] == s.label for s in golden if s.path in fresh]
+    assert result.candidate.slices[ARRIVED].score == pytest.approx(sum(right) / len(right))
+    assert result.candidate.slices[ARRIVED].support == len(fresh)
+    assert evaluation.champion is not None and evaluation.comparison is not None
+    gain = evaluation.comparison.slices[ARRIVED]
+    assert gain.value == pytest.approx(
+        result.candidate.slices[ARRIVED].score - evaluation.champion.slices[ARRIVED].score
+    )
+    page = text_of(bottle.read(result.report.replace(".json", ".html")).decode())
+    assert evaluation.golden.id in page and f"{len(fresh)} arrived since the champion was trained" in page
+
+
+def test_where_the_champions_data_are_not_known_the_evaluation_says_so(
+    context: job.Context, bottle: FolderBottle, snapshot: Snapshot, storage: Storage
+) -> None:
+    model = SmallClassifier(bottle, snapshot)
+    model.write_experiment(bottle, Path(EXPERIMENT).name)
+    storage.champion = "0.0.1"
+    for identifier, says in ((None, "does not say which snapshot"), ("0" * 16, "cannot be read")):
+        model.spec = model.spec.model_copy(update={"snapshot_id": identifier})
+        storage.archive = model.archive()
+        _, evaluation = run(context, snapshot)
+        assert evaluation.golden is not None and evaluation.golden.arrived is None
+        assert says in evaluation.golden.sentence and "what arrived since is not known" in evaluation.golden.sentence
+        assert evaluation.comparison is not None and ARRIVED not in evaluation.comparison.slices
 
 
 def test_a_champion_that_knows_other_classes_is_matched_by_name_and_said_so(

@@ -13,6 +13,7 @@ from jobkit import paths
 from jobkit.errors import DataValidationError
 from jobkit.snapshot import SPLITS, Refused, Sample, Split
 from nightshift_common.options.data import NearCopyRule
+from training_jobs.data.label_review import LabelReview
 from training_jobs.data.listing import Listed
 from training_jobs.data.near_duplicates import Groups, NearCopies
 from training_jobs.data.picture_inspection import Inspected
@@ -49,6 +50,8 @@ class Selection:
     samples: list[Sample]
     unlabeled: list[Inspected]
     refused: list[Refused]
+    outdated_reviews: list[str]
+    """Sentences about reviews that were not applied: the source has changed the label since."""
     split_groups: dict[str, str]
     """The name whose hash is the side, by picset or, for a single picture, by SHA-256; of the samples."""
 
@@ -56,6 +59,11 @@ class Selection:
     def near_copies(self) -> list[Refused]:
         """The pictures that were left out since another one is nearly the same."""
         return [r for r in self.refused if r.reason == "near_duplicate"]
+
+    @property
+    def relabeled(self) -> list[Sample]:
+        """The pictures whose labels are those of a review."""
+        return [s for s in self.samples if s.listed_as is not None]
 
     @property
     def bad(self) -> list[Refused]:
@@ -75,6 +83,8 @@ class _Candidate:
     """Whether its unit stood in an earlier snapshot."""
     split: Split
     split_group: str
+    listed_as: tuple[str, ...] | None = None
+    """Its classes at the source, where a review has given it others."""
 
     @property
     def preference(self) -> tuple[int, str, str]:
@@ -90,6 +100,7 @@ def select(
     near_copies: NearCopyRule = "group",
     earlier: Mapping[str, str] = MappingProxyType({}),
     multi_label: bool = False,
+    reviews: Mapping[str, LabelReview] = MappingProxyType({}),
 ) -> Selection:
     """Choose pictures. The outcome does not depend on the order of `listed`.
 
@@ -100,6 +111,7 @@ def select(
         near_copies: what becomes of pictures of one label (of the same labels) that are nearly the same.
         earlier: the `split_groups` of earlier selections; what is in there stays on its side.
         multi_label: whether a picture has all labels that it is listed under, also none.
+        reviews: what people decided, by SHA-256; it counts before what the source says.
     """
     refused: list[Refused] = []
     candidates: list[_Candidate] = []
@@ -115,6 +127,7 @@ def select(
     candidates.sort(key=lambda c: c.preference)
     if multi_label:
         candidates = _with_all_labels(candidates)
+    candidates, outdated = _reviewed(candidates, reviews, refused)
     candidates = _without_conflicts(candidates, refused)
     divided: set[str] = set()
     if near_copies == "group":
@@ -127,6 +140,7 @@ def select(
         samples=[_sample(c, multi_label) for c in candidates if c.labels or multi_label],
         unlabeled=[c.picture for c in candidates if not (c.labels or multi_label)],
         refused=sorted(refused, key=lambda r: (r.source, r.reason)),
+        outdated_reviews=outdated,
         split_groups={c.unit: c.split_group for c in candidates if c.labels or multi_label},
     )
 
@@ -185,6 +199,28 @@ def _with_all_labels(candidates: list[_Candidate]) -> list[_Candidate]:
         changed = replace(candidate, labels=tuple(sorted(labels)))
         kept.setdefault((candidate.listed.source, bool(labels)), changed)
     return list(kept.values())
+
+
+def _reviewed(
+    candidates: list[_Candidate], reviews: Mapping[str, LabelReview], refused: list[Refused]
+) -> tuple[list[_Candidate], list[str]]:
+    """Apply what people decided; return also what was not applied, since the source says something else by now."""
+    kept, outdated = [], []
+    for candidate in candidates:
+        review = reviews.get(candidate.picture.sha256)
+        if review is None:
+            kept.append(candidate)
+        elif not review.holds_for(candidate.labels):
+            kept.append(candidate)
+            before, now = (", ".join(labels) or "none of the classes" for labels in (review.listed, candidate.labels))
+            outdated.append(f"{candidate.listed.source}: {review.by} saw {before}, and the source says {now} since")
+        elif review.verdict == "drop":
+            refused.append(_refused(candidate, "dropped_in_review", f"by {review.by} on {review.at:%Y-%m-%d}"))
+        elif candidate.labels == review.labels:
+            kept.append(candidate)
+        else:
+            kept.append(replace(candidate, labels=review.labels, listed_as=candidate.labels))
+    return kept, outdated
 
 
 def _without_conflicts(candidates: list[_Candidate], refused: list[Refused]) -> list[_Candidate]:
@@ -360,4 +396,5 @@ def _sample(candidate: _Candidate, multi_label: bool) -> Sample:
         height=picture.height,
         split_group=candidate.split_group,
         source=candidate.listed.source,
+        listed_as=candidate.listed_as,
     )

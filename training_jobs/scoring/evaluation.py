@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jobkit.bottle import Bottle
 from jobkit.errors import DataValidationError
+from training_jobs.scoring.golden import GoldenSet
 
 
 class Slice(BaseModel):
@@ -101,6 +102,7 @@ class Evaluation(BaseModel):
     champion: Scores | None
     comparison: Comparison | None
     references: list[Reference] = []
+    golden: GoldenSet | None = Field(None, description="what it was evaluated on; none in earlier evaluations")
     look: int = Field(1, ge=1, description="the how manieth candidate it is that this golden set has scored")
 
 

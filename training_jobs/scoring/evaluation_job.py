@@ -137,6 +137,8 @@ def finish(
         logger.info("%s on %d golden pictures: %s", scores.version, evaluation.pictures, shown)
         for note in scores.notes:
             logger.warning(note)
+    if evaluation.golden is not None:
+        logger.info(evaluation.golden.sentence)
     logger.info("report: %s/%s", context.bottle, page_key)
     if context.is_tracked:
         track(context, evaluation, page)

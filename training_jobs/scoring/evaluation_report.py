@@ -16,6 +16,7 @@ from training_jobs.report_kit.pictures import shown
 from training_jobs.scoring.classification import ClassifierEvaluation, Mistake, MultiLabelEvaluation
 from training_jobs.scoring.detection import DetectorEvaluation, DetectorScores, Drawn, WorstPicture
 from training_jobs.scoring.evaluation import Evaluation, Scores
+from training_jobs.scoring.golden import golden_section
 
 THUMBNAIL, LARGE_THUMBNAIL = 160, 480  # pixels
 LARGEST_MATRIX = 60  # classes; with more, nobody reads it
@@ -45,6 +46,7 @@ def evaluation_page(bottle: Bottle, evaluation: Evaluation) -> str:
         sections.append(Section("Surest mistakes", _mistakes(bottle, evaluation.mistakes)))
         flips = evaluation.negative_flips
         sections.append(Section(FLIPS, _mistakes(bottle, flips) if flips else []))
+    sections.append(golden_section(evaluation.golden))
     made = {name: getattr(evaluation, name) for name in ("kind", "group", "snapshot_id", "experiment", "model_name")}
     sections.append(Section("What was evaluated", [Table.of_pairs(made)]))
     return page(f"Evaluation of {evaluation.candidate.version}", verdict(evaluation), sections)
@@ -152,7 +154,9 @@ def _mistakes(bottle: Bottle, mistakes: Sequence[Mistake]) -> list[Block]:
     for mistake in mistakes:
         said = f"{mistake.label or '-'} → {mistake.predicted or '-'} ({mistake.probability:.0%})"
         said += "" if mistake.champion is None else f"; champion: {mistake.champion or '-'}"
-        found.append(Picture(_read(bottle, mistake.picture, THUMBNAIL)[0], said, Path(mistake.source).name[-40:]))
+        found.append(
+            Picture(read_thumbnail(bottle, mistake.picture, THUMBNAIL)[0], said, Path(mistake.source).name[-40:])
+        )
     return [Pictures(found)] if found else [Text("No mistakes.")]
 
 
@@ -160,7 +164,7 @@ def _worst(bottle: Bottle, worst: Sequence[WorstPicture]) -> list[Block]:
     """Return pictures with what is right dotted in green, objects that were missed in yellow, wrong predictions red."""
     found = []
     for picture in worst:
-        source, size = _read(bottle, picture.picture, LARGE_THUMBNAIL)
+        source, size = read_thumbnail(bottle, picture.picture, LARGE_THUMBNAIL)
         boxes = [_box(drawn) for drawn in (*picture.objects, *picture.predictions)]
         said = f"{picture.false_negatives} missed, {picture.false_positives} wrong"
         found.append(Picture(source, said, Path(picture.source).name[-40:], size, boxes))
@@ -180,7 +184,7 @@ def _box(drawn: Drawn) -> Box:
     return Box("good" if drawn.is_right else "bad", x, y, *size, said)
 
 
-def _read(bottle: Bottle, key: str, side: int) -> tuple[str, tuple[int, int]]:
+def read_thumbnail(bottle: Bottle, key: str, side: int) -> tuple[str, tuple[int, int]]:
     """Return a picture of the bottle, as people see it, as a thumbnail, and its size before."""
     with Image.open(bottle.local(key)) as image:
         turned = ImageOps.exif_transpose(image).convert("RGB")

@@ -9,6 +9,7 @@ from training_jobs.report_kit import charts
 from training_jobs.report_kit.blocks import Block, Section, Table, Tone
 from training_jobs.report_kit.page import page
 from training_jobs.scoring.evaluation import Evaluation
+from training_jobs.scoring.golden import golden_section
 
 if TYPE_CHECKING:
     from training_jobs.gate import Decision
@@ -26,6 +27,7 @@ def gate_page(evaluation: Evaluation, rules: GateOptions, decision: Decision) ->
     sections = [
         Section("Rules", [Table((), reasons)]),
         Section("Against the champion", compared),
+        golden_section(evaluation.golden),
         Section("What the rules ask for", [Table.of_pairs(rules.model_dump())]),
     ]
     tone: Tone = "good" if decision.promote else "bad" if decision.decided == "reject" else "plain"

@@ -42,7 +42,8 @@ def count_look(
 ) -> int:
     """Write down that `experiment` is scored on these golden pictures; return the how manieth it is on this golden set.
 
-    Golden pictures that are added leave it the same set; one without any of its pictures starts from 1 again.
+    Golden pictures that are added, taken out or labeled anew leave it the same set; one without any of
+    its pictures starts from 1 again.
     """
     folder = _folder(group, model_name)
     name = f"{folder}/{checked_name(snapshot_id, 'snapshot')}__{Path(experiment).name}.json"
@@ -53,7 +54,7 @@ def count_look(
     keys = list(bottle.keys(folder))
     with ThreadPoolExecutor(_READERS) as pool:  # a bucket answers slowly, and many at once
         looks = zip(keys, pool.map(lambda key: _read(bottle, key), keys), strict=True)
-    alike = set(mine.sketch)
+    alike = {sample.sha256 for sample in golden}  # all of them: of a large set a small one's sketch is no sample
     return sum((look.at, key) <= (mine.at, name) and bool(alike & set(look.sketch)) for key, look in looks)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import Field
 
 from nightshift_common.options.gate import SingleLabelMetric
-from training_jobs.scoring.evaluation import Comparison, Scores, Slice
+from training_jobs.scoring.evaluation import Comparison, Gain, Scores, Slice
 from training_jobs.scoring.paired import Entries, f1_gains, mean_gain
 
 if TYPE_CHECKING:
@@ -78,6 +78,21 @@ def score(
         },
         confusion=confusion_matrix(truth, predicted, labels=all_classes)[: len(labels)].tolist(),
     )
+
+
+def part(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> ClassSlice:
+    """Return the micro-averaged scores of some pictures together, int [N] each: of one label each all are accuracy."""
+    accuracy = float((predicted == truth).mean())
+    return ClassSlice(support=len(truth), score=accuracy, precision=accuracy, recall=accuracy, f1=accuracy)
+
+
+def part_gain(
+    truth: NDArray[np.int64], candidate: NDArray[np.int64], champion: NDArray[np.int64], groups: NDArray[np.int64]
+) -> Gain:
+    """Return the gain in what `part` scores; `groups` are numbered from 0."""
+    import numpy as np
+
+    return mean_gain((candidate == truth).astype(np.float64) - (champion == truth), groups)
 
 
 def calibration_error(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:

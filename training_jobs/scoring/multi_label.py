@@ -66,6 +66,36 @@ def score(
     )  # fmt: skip
 
 
+def part(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> LabelSlice:
+    """Return the micro-averaged scores of some pictures together, and the mean of their average precisions.
+
+    Args:
+        truth: 0 or 1, int [N, K].
+        probabilities: float [N, K + 1].
+    """
+    shown, ranked = probabilities[:, :-1] >= SHOWN, average_precisions(truth, probabilities[:, :-1])
+    hits, answered, support = int((truth * shown).sum()), int(shown.sum()), int(truth.sum())
+    f1 = 2 * hits / max(answered + support, 1)
+    known = truth.any(0)
+    return LabelSlice(
+        support=len(truth), score=f1, precision=hits / max(answered, 1), recall=hits / max(support, 1), f1=f1,
+        average_precision=float(ranked[known].mean()) if known.any() else 0.0,
+    )  # fmt: skip
+
+
+def part_gain(
+    truth: NDArray[np.int64], candidate: NDArray[np.float64], champion: NDArray[np.float64], groups: NDArray[np.int64]
+) -> Gain:
+    """Return the gain in what `part` scores; `groups` are numbered from 0."""
+    import numpy as np
+
+    ours, theirs = (
+        entries._replace(column=np.zeros_like(entries.column))
+        for entries in (_entries(truth, found) for found in (candidate, champion))
+    )
+    return f1_gains([""], ours, theirs, np.array([max(int(truth.sum()), 1)]), groups)[0]
+
+
 def all_right(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return for each picture whether all its labels are shown and no other class is, bool [N]."""
     shown = probabilities >= SHOWN

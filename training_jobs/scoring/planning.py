@@ -8,12 +8,16 @@ import math
 from pydantic import BaseModel, Field
 
 from jobkit import job
+from jobkit.snapshot import last_snapshot, read_snapshot
+from nightshift_common.names import GroupName
 from training_jobs.scoring.evaluation import Gain
 from training_jobs.scoring.evidence import HALF_SPENT, quantile, spent_at, variance_if
+from training_jobs.scoring.golden import GoldenSet, describe
 
 logger = logging.getLogger("training_jobs.gate")
 
 RIVALS = 3  # the champion, the founding champion, the best so far
+DEFAULT_CLASSES = 10
 MARGINS = (0.005, 0.01, 0.02, 0.05)
 
 
@@ -21,7 +25,12 @@ class PlanArguments(job.Arguments):
     """Say how many golden pictures are needed for a candidate that is as good as the champion to be promoted."""
 
     margin: float = Field(0.01, gt=0, lt=1, description="how much worse a candidate may be: -gate.min_gain")
-    classes: int = Field(10, ge=1, description="slices that are judged, with as many pictures each")
+    classes: int | None = Field(
+        None, ge=1, description="slices that are judged, with as many pictures each; default: those of --group, else 10"
+    )
+    group: GroupName | None = Field(
+        None, description="also say how many golden pictures its last snapshot has, and how many of them are reviewed"
+    )
     max_slice_loss: float = Field(0.05, gt=0, le=1, description="as in gate")
     min_support: int = Field(20, ge=1, description="as in gate")
     error_budget: float = Field(0.05, gt=0, lt=0.5, description="as in gate")
@@ -49,6 +58,7 @@ class PlanResult(job.Result):
 
     needed: Needed
     others: list[Needed]
+    golden: GoldenSet | None = Field(None, description="what --group has")
 
 
 def needed(arguments: PlanArguments, margin: float) -> Needed:
@@ -64,17 +74,23 @@ def needed(arguments: PlanArguments, margin: float) -> Needed:
     asked = quantile(spent_at(arguments.candidates, arguments.error_budget), None)
     root = asked * variance_if(equal, -margin) ** 0.5 + quantile(each, None) * arguments.disagreement**0.5
     for_margin = root * root / margin**2
-    reach = quantile(each / arguments.classes, None) / arguments.max_slice_loss
+    classes = arguments.classes or DEFAULT_CLASSES
+    reach = quantile(each / classes, None) / arguments.max_slice_loss
     a_class = max(reach * reach * arguments.disagreement / 2, arguments.min_support)
-    pictures = arguments.pictures_a_group * max(for_margin, a_class * arguments.classes)
+    pictures = arguments.pictures_a_group * max(for_margin, a_class * classes)
     return Needed(
-        margin=margin, pictures=math.ceil(pictures), pictures_a_class=math.ceil(pictures / arguments.classes),
-        decided_by="the margin" if for_margin >= a_class * arguments.classes else "the classes",
+        margin=margin, pictures=math.ceil(pictures), pictures_a_class=math.ceil(pictures / classes),
+        decided_by="the margin" if for_margin >= a_class * classes else "the classes",
     )  # fmt: skip
 
 
-def plan(arguments: PlanArguments, _context: job.Context) -> PlanResult:
+def plan(arguments: PlanArguments, context: job.Context) -> PlanResult:
     """Say it in sentences."""
+    golden = None
+    if arguments.group is not None:
+        snapshot = read_snapshot(context.bottle, arguments.group, last_snapshot(context.bottle, arguments.group))
+        golden = describe(context.bottle, arguments.group, snapshot.split("golden"))
+        arguments = arguments.model_copy(update={"classes": arguments.classes or len(snapshot.summary.labels)})
     found = needed(arguments, arguments.margin)
     logger.info(
         "%s golden pictures, %s a class: then one as good as the champion is promoted with a chance of "
@@ -91,4 +107,8 @@ def plan(arguments: PlanArguments, _context: job.Context) -> PlanResult:
         "says what yours are: only_candidate_right and only_champion_right over pictures",
         arguments.disagreement, arguments.pictures_a_group,
     )  # fmt: skip
-    return PlanResult(needed=found, others=others)
+    if golden is not None:
+        lacking = max(found.pictures - golden.pictures, 0)
+        missing = f"{lacking:,} pictures are missing" if lacking else "it is large enough"
+        logger.info("group %s has %s; %s", arguments.group, golden.sentence, missing)
+    return PlanResult(needed=found, others=others, golden=golden)

@@ -29,6 +29,13 @@ def track(context: job.Context, evaluation: Evaluation, page: str) -> None:
             metric = scores.slice_metric.lower()
             values |= {f"{role}/{name}": value for name, value in scores.metrics.items()}
             values |= {f"{role}/{_name(name)}/{metric}": part.score for name, part in scores.slices.items()}
+    if (golden := evaluation.golden) is not None:
+        run.params({"golden_set": golden.id})
+        run.tags({"nightshift.golden_set": golden.sentence})
+        if golden.reviewed is not None:
+            values["golden_reviewed_share"] = golden.reviewed / golden.pictures
+        if golden.arrived is not None:
+            values["golden_arrived"] = golden.arrived
     if evaluation.comparison:
         values |= {f"gain/{name}": gain.value for name, gain in evaluation.comparison.gains.items()}
         run.tags({"nightshift.champion": evaluation.champion.version if evaluation.champion else ""})
