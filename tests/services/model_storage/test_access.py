@@ -57,7 +57,7 @@ def test_a_token_may_do_only_what_its_scopes_say(storage: Storage, model: str, t
         ({"tokens": {"evaluate": {"token": "short", "scopes": ["read"]}}}, "less than 16"),
         (
             {"tokens": {"evaluate": {"token": LONG, "scopes": ["everything"]}}},
-            "'read', 'publish', 'promote' or 'delete'",
+            "'read', 'publish', 'promote', 'delete' or 'report'",
         ),
         ({"tokens": {"evaluate": {"token": LONG, "scopes": []}}}, "at least 1 item"),
         ({"tokens": {"evaluate": {"scopes": ["read"]}}}, "sha256"),
