@@ -279,7 +279,7 @@ def test_a_picture_is_tried_on_the_champion_and_the_version_before_which_goes_ag
 def test_what_an_interrupted_trial_left_is_taken_away(storage: Storage, model: str) -> None:
     storage.promote(model, published(storage, model))
     record = storage.service.catalog.version(model, "0.0.1")
-    storage.service.production._beside.serve(record, f"{model}__previous")
+    storage.service.production.beside.serve(record, f"{model}__previous")
     assert f"{model}__previous_jpeg" in served(storage)
     assert storage.service.production.reconcile() == []
     assert not [name for name in served(storage) if f"{model}__previous" in name]
